@@ -1,0 +1,1 @@
+"""`datasets` builders; they import as `qwen_term_retrieval.builders`."""

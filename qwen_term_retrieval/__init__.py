@@ -1,0 +1,1 @@
+"""Hear a term in speech and find it in a glossary."""
