@@ -1,0 +1,77 @@
+"""Rows of every rank, with gradients: what a contrastive loss needs so that N ranks equal one.
+
+Each rank computes the loss of *its* rows against the rows of all ranks. The backward pass of `gather_rows` sums, over
+ranks, the gradient that each rank's loss sends to a row, and returns it to the rank the row came from. With DDP's mean
+over ranks this gives the gradient of the loss on the whole global batch; no world-size factor is needed.
+
+Only public collectives are used; `torch.distributed.nn` carries a deprecation warning since torch 2.9.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _GatherEqualRows(torch.autograd.Function):
+    """(B, …) on each rank -> (world_size, B, …) on every rank; the same B everywhere."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        gathered = rows.new_empty((world_size(), *rows.shape))
+        dist.all_gather(list(gathered.unbind(0)), rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad):
+        # all_reduce and a slice, not reduce_scatter: gloo has no reduce_scatter.
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank()]
+
+
+def row_counts(rows: torch.Tensor) -> list[int]:
+    """How many rows each rank holds, in rank order."""
+    if world_size() == 1:
+        return [len(rows)]
+    counts = torch.zeros(world_size(), dtype=torch.long, device=rows.device)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts)
+    return counts.tolist()
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Concatenate the rows of all ranks, in rank order, differentiably; row counts may differ between ranks.
+
+    Args:
+        rows: (B_local, …); trailing sizes must agree on every rank.
+
+    Returns:
+        (B_global, …).
+    """
+    if world_size() == 1:
+        return rows
+    counts = row_counts(rows)
+    padding = max(counts) - len(rows)
+    padded = F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, padding))
+    gathered = _GatherEqualRows.apply(padded)
+    return torch.cat([part[:count] for part, count in zip(gathered.unbind(0), counts, strict=True)])
+
+
+def pad_to_widest(rows: torch.Tensor, value: int | float) -> torch.Tensor:
+    """Pad dimension 1 with `value` to the widest of all ranks, so that `gather_rows` can follow."""
+    if world_size() == 1:
+        return rows
+    width = torch.tensor(rows.shape[1], device=rows.device)
+    dist.all_reduce(width, op=dist.ReduceOp.MAX)
+    padding = int(width) - rows.shape[1]
+    return F.pad(rows, (0, 0) * (rows.dim() - 2) + (0, padding), value=value)
