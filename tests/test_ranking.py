@@ -10,6 +10,7 @@ from qwen_term_retrieval.evaluation.ranking import (
     mean_reciprocal_rank,
     rank_of_each_gold,
     rank_of_gold,
+    rank_of_gold_in_scores,
     recall_at_k,
 )
 
@@ -50,6 +51,7 @@ def test_ranks_follow_the_definition_whatever_the_blocks(num_queries, num_terms,
         best = rank_of_gold(query_QWD, bank_ND, gold, window_mask=mask_QW)
     assert each.tolist() == [rank for ranks in expected for rank in ranks]
     assert best.tolist() == [min(ranks) for ranks in expected]
+    assert rank_of_gold_in_scores(scores_QWN.amax(dim=1), gold).tolist() == best.tolist()
 
 
 def test_a_model_that_scores_every_term_alike_is_last_not_first():
@@ -102,6 +104,11 @@ def test_bad_rankings_are_refused_with_the_row(queries, bank, gold, message):
 def test_a_clip_without_a_window_is_refused():
     with pytest.raises(ValueError, match="query 1 has no window"):
         rank_of_gold(unit(2, 2, 4), unit(5, 4), [[0], [1]], window_mask=torch.tensor([[True, True], [False, False]]))
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="without NaN"):
+        rank_of_gold_in_scores([[0.1, float("nan")]], [[0]])
 
 
 def test_recall_and_mean_reciprocal_rank_count_from_one():

@@ -74,6 +74,24 @@ def rank_of_each_gold(
     return np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
 
 
+def rank_of_gold_in_scores(scores_QN: ArrayLike | torch.Tensor, gold: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Rank of the best-placed right term where the scores are at hand, higher being better (a string matcher's, say).
+
+    Same rules as `rank_of_gold`; ties are read on the scores' own scale, so bring them to about [0, 1] first.
+    """
+    scores_QN = torch.as_tensor(scores_QN, dtype=torch.float32)
+    if scores_QN.ndim != 2 or bool(scores_QN.isnan().any()):
+        raise ValueError(f"expected scores (Q, N) without NaN, got shape {tuple(scores_QN.shape)}")
+    _check_gold(gold, *scores_QN.shape)
+    ranks = np.empty(len(gold), np.int64)
+    for query, rows in enumerate(gold):
+        bar = scores_QN[query, list(rows)].max() - TIE_TOLERANCE
+        ahead_N = scores_QN[query] >= bar
+        ahead_N[list(rows)] = False
+        ranks[query] = 1 + int(ahead_N.sum())
+    return ranks
+
+
 @torch.inference_mode()
 def _rank_block(
     query_QWD: torch.Tensor,
@@ -118,13 +136,7 @@ def _check_inputs(
             f"query vectors {tuple(query_QWD.shape)} do not fit bank vectors {tuple(bank_ND.shape)}: "
             "expected (Q, D) or (Q, W, D) against (N, D)"
         )
-    if len(gold) != len(query_QWD):
-        raise ValueError(f"{len(query_QWD)} queries but {len(gold)} lists of right terms")
-    for query, rows in enumerate(gold):
-        if not len(rows):
-            raise ValueError(f"query {query} has no right term; leave no-term clips out of the ranking")
-        if min(rows) < 0 or max(rows) >= len(bank_ND):
-            raise ValueError(f"query {query}: right terms {list(rows)} lie outside the bank of {len(bank_ND)}")
+    _check_gold(gold, len(query_QWD), len(bank_ND))
     if mask_QW is not None:
         if mask_QW.shape != query_QWD.shape[:2]:
             raise ValueError(f"window mask {tuple(mask_QW.shape)} does not fit queries {tuple(query_QWD.shape)}")
@@ -135,6 +147,16 @@ def _check_inputs(
         # A sum over the last axis is finite only if every element is; it spares a bank-sized mask.
         if not bool(vectors.sum(dim=-1, dtype=torch.float32).isfinite().all()):
             raise ValueError(f"a {name} vector is not finite; ranks would be meaningless")
+
+
+def _check_gold(gold: Sequence[Sequence[int]], num_queries: int, num_terms: int) -> None:
+    if len(gold) != num_queries:
+        raise ValueError(f"{num_queries} queries but {len(gold)} lists of right terms")
+    for query, rows in enumerate(gold):
+        if not len(rows):
+            raise ValueError(f"query {query} has no right term; leave no-term clips out of the ranking")
+        if min(rows) < 0 or max(rows) >= num_terms:
+            raise ValueError(f"query {query}: right terms {list(rows)} lie outside the bank of {num_terms}")
 
 
 def recall_at_k(ranks: ArrayLike, k: int) -> float:
