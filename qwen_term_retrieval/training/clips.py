@@ -1,0 +1,112 @@
+"""The rows of a dataset as the losses see them: clips, queries into them, and ids of what was said.
+
+`annotate_terms` adds three columns to a dataset of the row schema, once, cached by `datasets` on disk:
+
+- `text_id`: identity of the chunk text (-1 where unknown);
+- `term_ids`: identity of each term of the clip, aliases sharing one;
+- `spoken_ids`: every training term that stands in the chunk text as whole words, labelled or not. None of them is
+  ever a negative for the clip: "fibrillation" was said where "atrial fibrillation" was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from qwen_term_retrieval.text.glossary import Glossary, normalize_term, term_id
+from qwen_term_retrieval.training.sampling import Visit
+
+NO_ID = -1
+LONGEST_TERM_WORDS = 8
+
+
+def training_glossary(rows: datasets.Dataset, glossary: Glossary | None = None) -> Glossary:
+    """All terms of the rows, under the ids (and aliases) of `glossary` where it knows them, each once."""
+    entries: list[Any] = [{"term": term.text, "aliases": term.aliases} for term in glossary or ()]
+    entries += sorted({term for terms in rows.with_format("arrow")["terms"].to_pylist() for term in terms})
+    return Glossary(entries, source="the terms of the training rows")
+
+
+def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Dataset:
+    """Add `text_id`, `term_ids` and `spoken_ids` to rows that follow the row schema."""
+    missing = {"audio", "key", "text", "terms", "duration"} - set(rows.column_names)
+    if missing:
+        raise ValueError(
+            f"the dataset has no column {sorted(missing)}; it has {rows.column_names}. Pack the corpus with `qtr pack` "
+            "or rename its columns to the row schema (audio, key, text, terms, duration)."
+        )
+    features = datasets.Features(
+        {
+            **rows.features,
+            "text_id": datasets.Value("int64"),
+            "term_ids": datasets.List(datasets.Value("int64")),
+            "spoken_ids": datasets.List(datasets.Value("int64")),
+        }
+    )
+    ids_by_spelling = {
+        normalize_term(spelling): term.term_id for term in glossary for spelling in term.spellings
+    }
+    return rows.map(
+        _annotate_batch,
+        batched=True,
+        input_columns=["text", "terms"],
+        fn_kwargs={"ids_by_spelling": ids_by_spelling},
+        features=features,
+        desc="matching terms",
+    )
+
+
+def _annotate_batch(
+    texts: list[str], terms: list[list[str]], ids_by_spelling: dict[str, int]
+) -> dict[str, list[Any]]:
+    def identity(spelling: str) -> int:
+        return ids_by_spelling.get(normalize_term(spelling)) or term_id(spelling)
+
+    return {
+        "text_id": [term_id(text) if text else NO_ID for text in texts],
+        "term_ids": [[identity(term) for term in clip_terms] for clip_terms in terms],
+        "spoken_ids": [_spoken_ids(text, ids_by_spelling) for text in texts],
+    }
+
+
+def _spoken_ids(text: str, ids_by_spelling: dict[str, int]) -> list[int]:
+    words = normalize_term(text).split() if text else []
+    spans = (
+        " ".join(words[first:last])
+        for first in range(len(words))
+        for last in range(first + 1, min(first + LONGEST_TERM_WORDS, len(words)) + 1)
+    )
+    return sorted({ids_by_spelling[span] for span in spans if span in ids_by_spelling})
+
+
+class TrainingClips(torch.utils.data.Dataset):
+    """Annotated rows for a DataLoader: takes batches of visits, returns rows with the visit's draw.
+
+    Args:
+        rows: the output of `annotate_terms`.
+        feature_cache: cached frames of a frozen audio tower, in row order; then no audio is read.
+    """
+
+    def __init__(self, rows: datasets.Dataset, feature_cache: Any = None):
+        self.rows = rows
+        self.feature_cache = feature_cache
+        self._columns = rows if feature_cache is None else rows.remove_columns("audio")
+        self.durations = np.asarray(rows.with_format("arrow")["duration"].to_numpy())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, visits: Sequence[Visit | int]) -> list[dict[str, Any]]:
+        visits = [visit if isinstance(visit, Visit) else Visit(int(visit), 0) for visit in visits]
+        indices = [visit.index for visit in visits]
+        batch = self._columns.__getitems__(indices)
+        for visit, row in zip(visits, batch, strict=True):
+            row["index"], row["draw"] = visit
+        return batch
+
+    def __getitem__(self, visit: Visit | int) -> dict[str, Any]:
+        return self.__getitems__([visit])[0]

@@ -1,0 +1,151 @@
+"""A list of rows to one batch: audio, queries into it, and candidate texts, all as tensors.
+
+A *query* is what is pooled to be compared: a span of a clip whose times are known, or all windows of a clip whose
+term times are not. A *string* is a text to embed; a batch embeds each distinct chunk text and term once, however many
+clips hold it. The two losses then pick their rows by index, so that one forward pass serves both.
+
+Shapes: B clips, P pooled spans, Q queries, W windows, N strings; ids are int64 padded with -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from qwen_term_retrieval.losses.contrastive import NO_ID
+
+
+@dataclass
+class TermCollator:
+    """Builds the inputs of one training step.
+
+    Args:
+        load_audio: rows -> the model's audio inputs on the CPU and the number of encoder frames of each clip.
+        window_spans: frames of each clip (B,) -> the window grid (clip_index_P, start_P, end_P), in frames.
+        tokenize: strings -> the text tower's inputs.
+        frame_rate: encoder frames a second.
+        span_jitter: each end of a known span moves by up to this share of its length, as far as the clip allows;
+            windows at search time never fit a term exactly either.
+    """
+
+    load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]]
+    window_spans: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    tokenize: Callable[[list[str]], dict[str, torch.Tensor]]
+    frame_rate: float
+    span_jitter: float = 0.1
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        audio_inputs, num_frames_B = self.load_audio(rows)
+        spans = _Spans()
+        strings = _Strings()
+        texts, terms = _QueryList(), _QueryList()
+        for clip, row in enumerate(rows):
+            frames = float(num_frames_B[clip])
+            whole_clip = spans.add(clip, 0.0, frames)
+            if row["text_id"] != NO_ID:
+                texts.add([whole_clip], positive=[row["text_id"]], neutral=[])
+                strings.add(row["text_id"], row["text"], "text")
+            for term, identity in zip(row["terms"], row["term_ids"], strict=True):
+                strings.add(identity, term, "term")
+            self._add_term_queries(clip, row, frames, num_frames_B, spans, terms)
+        return {
+            "model_inputs": {**audio_inputs, **spans.tensors(), "text_inputs": self.tokenize(strings.texts)},
+            "text_queries": texts.tensors(),
+            "term_queries": terms.tensors(),
+            "text_candidates": strings.tensors("text"),
+            "term_candidates": strings.tensors("term"),
+        }
+
+    def _add_term_queries(self, clip, row, frames, num_frames_B, spans, queries) -> None:
+        """One query for each term whose span is known, one over all windows for the terms whose span is not."""
+        generator = np.random.default_rng(row["draw"])
+        neutral = sorted({*row["term_ids"], *row["spoken_ids"]})
+        unplaced = []
+        for identity, start, end in zip(row["term_ids"], row["term_starts"], row["term_ends"], strict=True):
+            if start is None or end is None:
+                unplaced.append(identity)
+                continue
+            start, end = self._jitter(start * self.frame_rate, end * self.frame_rate, frames, generator)
+            queries.add([spans.add(clip, start, end)], positive=[identity], neutral=neutral)
+        if unplaced:
+            _, start_P, end_P = self.window_spans(num_frames_B[clip : clip + 1])
+            windows = [spans.add(clip, start, end) for start, end in zip(start_P.tolist(), end_P.tolist(), strict=True)]
+            queries.add(windows, positive=unplaced, neutral=neutral)
+
+    def _jitter(self, start, end, frames, generator) -> tuple[float, float]:
+        reach = self.span_jitter * (end - start)
+        low, high = generator.uniform(-reach, reach, size=2)
+        return max(0.0, start + low), min(frames, end + high)
+
+
+@dataclass
+class _Spans:
+    """Pooled spans of the batch; the same span of the same clip is pooled once."""
+
+    rows: dict[tuple[int, float, float], int] = field(default_factory=dict)
+
+    def add(self, clip: int, start: float, end: float) -> int:
+        return self.rows.setdefault((clip, start, end), len(self.rows))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        clips, starts, ends = zip(*self.rows, strict=True)
+        return {
+            "clip_index_P": torch.tensor(clips),
+            "start_P": torch.tensor(starts, dtype=torch.float32),
+            "end_P": torch.tensor(ends, dtype=torch.float32),
+        }
+
+
+@dataclass
+class _Strings:
+    """Distinct texts of the batch. A chunk text that is also a term is embedded once and used by both losses."""
+
+    texts: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    candidates: dict[str, dict[int, int]] = field(default_factory=lambda: {"text": {}, "term": {}})
+
+    def add(self, identity: int, text: str, kind: str) -> None:
+        if identity in self.candidates[kind]:
+            return
+        if text not in self.rows:
+            self.rows[text] = len(self.texts)
+            self.texts.append(text)
+        self.candidates[kind][identity] = self.rows[text]
+
+    def tensors(self, kind: str) -> dict[str, torch.Tensor]:
+        ids = self.candidates[kind]
+        return {
+            "ids_N": torch.tensor(list(ids), dtype=torch.long),
+            "rows_N": torch.tensor(list(ids.values()), dtype=torch.long),
+        }
+
+
+@dataclass
+class _QueryList:
+    windows: list[list[int]] = field(default_factory=list)
+    positive: list[list[int]] = field(default_factory=list)
+    neutral: list[list[int]] = field(default_factory=list)
+
+    def add(self, windows: list[int], positive: list[int], neutral: list[int]) -> None:
+        self.windows.append(windows)
+        self.positive.append(positive)
+        self.neutral.append(neutral)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "windows_QW": pad_lists(self.windows),
+            "positive_ids_QP": pad_lists(self.positive),
+            "neutral_ids_QM": pad_lists(self.neutral),
+        }
+
+
+def pad_lists(lists: list[list[int]]) -> torch.Tensor:
+    """Ragged lists to int64 (len, longest), padded with -1; at least one column."""
+    padded = torch.full((len(lists), max([1, *map(len, lists)])), NO_ID, dtype=torch.long)
+    for row, values in enumerate(lists):
+        padded[row, : len(values)] = torch.tensor(values, dtype=torch.long)
+    return padded

@@ -1,0 +1,104 @@
+"""From rows to queries and candidates: what is said where, and what must never be a negative."""
+
+import pytest
+import torch
+
+from qwen_term_retrieval.training.collator import TermCollator, pad_lists
+
+FRAME_RATE = 50.0
+
+
+def load_audio(rows):
+    frames = torch.tensor([int(row["duration"] * FRAME_RATE) for row in rows])
+    return {"features_BTH": torch.zeros(len(rows), int(frames.max()), 4), "num_frames_B": frames}, frames
+
+
+def window_spans(num_frames_B):
+    starts = torch.arange(0, int(num_frames_B[0]) - 20, 10, dtype=torch.float32)
+    return torch.zeros(len(starts), dtype=torch.long), starts, starts + 20
+
+
+def tokenize(texts):
+    return {"input_ids": pad_lists([[ord(letter) for letter in text] for text in texts])}
+
+
+def collate(*rows, span_jitter=0.0):
+    return TermCollator(load_audio, window_spans, tokenize, FRAME_RATE, span_jitter)(rows)
+
+
+def row(text, terms=(), spans=None, *, duration=2.0, text_id=100, term_ids=None, spoken_ids=(), draw=0):
+    spans = [(None, None)] * len(terms) if spans is None else spans
+    return {
+        "text": text,
+        "terms": list(terms),
+        "term_starts": [start for start, _ in spans],
+        "term_ends": [end for _, end in spans],
+        "duration": duration,
+        "text_id": text_id,
+        "term_ids": list(range(1, len(terms) + 1)) if term_ids is None else term_ids,
+        "spoken_ids": list(spoken_ids),
+        "draw": draw,
+    }
+
+
+def test_a_known_span_is_one_query_at_its_frames():
+    batch = collate(row("give the drug now", ["drug"], [(0.5, 1.0)]))
+    query = batch["term_queries"]["windows_QW"]
+    assert query.shape == (1, 1)
+    spans = batch["model_inputs"]
+    assert (spans["start_P"][query[0, 0]], spans["end_P"][query[0, 0]]) == (25.0, 50.0)
+
+
+def test_unknown_spans_share_one_query_over_all_windows():
+    batch = collate(row("two terms here", ["two", "terms"]))
+    assert batch["term_queries"]["windows_QW"].shape == (1, len(window_spans(torch.tensor([100]))[1]))
+    assert batch["term_queries"]["positive_ids_QP"].tolist() == [[1, 2]]
+
+
+def test_every_term_of_the_clip_and_every_spoken_term_is_no_negative():
+    batch = collate(row("atrial fibrillation", ["atrial fibrillation"], [(0, 2.0)], term_ids=[5], spoken_ids=[5, 9]))
+    assert batch["term_queries"]["neutral_ids_QM"].tolist() == [[5, 9]]
+
+
+def test_a_text_that_is_a_term_is_embedded_once_for_both_losses():
+    batch = collate(row("aspirin", ["aspirin"], [(0, 2.0)], text_id=7, term_ids=[7]))
+    assert len(batch["model_inputs"]["text_inputs"]["input_ids"]) == 1
+    assert batch["text_candidates"]["rows_N"].tolist() == batch["term_candidates"]["rows_N"].tolist() == [0]
+
+
+def test_a_repeated_term_is_one_candidate():
+    batch = collate(
+        row("aspirin", ["aspirin"], [(0, 2.0)], text_id=7, term_ids=[7]),
+        row("Aspirin!", ["Aspirin"], [(0, 2.0)], text_id=7, term_ids=[7]),
+    )
+    assert batch["term_candidates"]["ids_N"].tolist() == [7]
+    assert len(batch["term_queries"]["windows_QW"]) == 2
+
+
+def test_a_no_term_clip_has_a_text_query_and_no_term_query():
+    batch = collate(row("nothing of note"), row("aspirin", ["aspirin"], [(0, 2.0)], text_id=7, term_ids=[7]))
+    assert len(batch["text_queries"]["windows_QW"]) == 2
+    assert len(batch["term_queries"]["windows_QW"]) == 1
+
+
+def test_an_unknown_text_has_no_text_query():
+    batch = collate(row("", ["aspirin"], [(0.2, 0.8)], text_id=-1))
+    assert len(batch["text_queries"]["windows_QW"]) == 0
+    assert batch["text_queries"]["windows_QW"].shape == (0, 1)
+
+
+@pytest.mark.parametrize("draw", range(20))
+def test_jitter_stays_inside_the_clip_and_within_its_share(draw):
+    batch = collate(row("drug", ["drug"], [(0.0, 1.0)], duration=1.0, draw=draw), span_jitter=0.2)
+    query = batch["term_queries"]["windows_QW"][0, 0]
+    start, end = batch["model_inputs"]["start_P"][query], batch["model_inputs"]["end_P"][query]
+    assert 0 <= start <= 10
+    assert 40 <= end <= 50
+
+
+def test_jitter_is_a_function_of_the_draw():
+    spans = [
+        collate(row("a drug", ["drug"], [(0.3, 1.0)], draw=draw), span_jitter=0.2)["model_inputs"]["start_P"].tolist()
+        for draw in (1, 1, 2)
+    ]
+    assert spans[0] == spans[1] != spans[2]
