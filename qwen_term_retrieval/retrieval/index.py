@@ -1,0 +1,387 @@
+"""The vectors of a glossary, searched exactly.
+
+`TermIndex` holds one unit vector per spelling. A clip's score for a term is the best over its windows and over the
+term's spellings; the search visits the vectors in blocks, so that memory follows the block and not the glossary.
+It costs one matrix product: 100 windows against 100,000 terms of 384 dimensions are 8 GFLOP.
+
+On disk an index is a folder: `vectors.npy` (float32, opened by memory map), `terms.parquet` (a row per vector) and
+`meta.json`, which names the model. The folder is written beside its place and renamed, so it is there whole or not
+at all.
+
+Shapes: B queries, W windows, N spellings (vectors), K results, D embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+from qwen_term_retrieval.text.glossary import Term, normalize_term
+
+FORMAT = "qwen_term_retrieval.term_index"
+FORMAT_VERSION = 1
+_BLOCK_SCORES = 1 << 24  # 64 MiB of float32
+
+
+class TermIndexError(ValueError):
+    """A folder is no readable index, or the index belongs to another model."""
+
+
+@dataclass(frozen=True)
+class IndexHits:
+    """The K best terms of each query, best first; K is the number of terms where that is less than asked for.
+
+    scores: float32 (B, K). terms: int64 (B, K), positions in `TermIndex.terms`. windows: int64 (B, K), the window
+    that scored. All on the CPU.
+    """
+
+    scores: torch.Tensor
+    terms: torch.Tensor
+    windows: torch.Tensor
+
+
+class TermIndex:
+    """Unit vectors of terms and their spellings.
+
+    Args:
+        dim: D.
+        fingerprint: identity of the model that makes the vectors, see `model_fingerprint`.
+        language: for deciding which spellings are the same.
+
+    Example:
+        >>> index = TermIndex(dim=2, fingerprint="made by hand")
+        >>> index.add([Term("east", term_id=1), Term("north", term_id=2)], torch.eye(2))
+        2
+        >>> hits = index.search(torch.tensor([[[0.6, 0.8]]]), top_k=1)
+        >>> index.terms[hits.terms[0, 0]].text
+        'north'
+    """
+
+    def __init__(self, dim: int, *, fingerprint: str, language: str = "en"):
+        self.dim = dim
+        self.fingerprint = fingerprint
+        self.language = language
+        self.vectors_ND = torch.zeros(0, dim)
+        self._terms: list[Term] = []
+        self._term_of_row_N = torch.zeros(0, dtype=torch.int64)
+        self._position_of_spelling: dict[str, int] | None = {}
+
+    @property
+    def terms(self) -> Sequence[Term]:
+        return self._terms
+
+    @property
+    def device(self) -> torch.device:
+        return self.vectors_ND.device
+
+    @property
+    def _most_spellings(self) -> int:
+        return max(len(term.spellings) for term in self._terms)
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+    def __contains__(self, spelling: str) -> bool:
+        return normalize_term(spelling, self.language) in self._positions()
+
+    def to(self, device: torch.device | str) -> TermIndex:
+        """Move the vectors; the search runs where they are."""
+        self.vectors_ND = self.vectors_ND.to(device)
+        self._term_of_row_N = self._term_of_row_N.to(device)
+        return self
+
+    # ---- changing it ------------------------------------------------------------------------------------------
+
+    def missing(self, terms: Iterable[Term]) -> list[Term]:
+        """The terms of which no spelling is in the index, each once: what `add` would take."""
+        taken = set(self._positions())
+        new = []
+        for term in terms:
+            spellings = self._normalized(term)
+            if taken.isdisjoint(spellings):
+                new.append(term)
+                taken.update(spellings)
+        return new
+
+    def add(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> int:
+        """Add terms with one vector for each of their `spellings`, in order.
+
+        Terms that are already there are left as they are.
+
+        Returns:
+            How many terms were added.
+
+        Raises:
+            ValueError: the number or size of the vectors does not fit, or one is not finite.
+        """
+        rows_per_term = [len(term.spellings) for term in terms]
+        if vectors_ND.shape != (sum(rows_per_term), self.dim):
+            raise ValueError(
+                f"{len(terms)} terms with {sum(rows_per_term)} spellings need vectors "
+                f"({sum(rows_per_term)}, {self.dim}), not {tuple(vectors_ND.shape)}"
+            )
+        if not bool(vectors_ND.isfinite().all()):
+            raise ValueError("a term vector is not finite; was the model trained to NaN?")
+        new = set(map(id, self.missing(terms)))
+        keep_N = torch.tensor(
+            [id(term) in new for term in terms for _ in term.spellings], dtype=torch.bool, device=vectors_ND.device
+        )
+        first = len(self._terms)
+        added = [term for term in terms if id(term) in new]
+        positions = self._positions()
+        for position, term in enumerate(added, start=first):
+            positions.update(dict.fromkeys(self._normalized(term), position))
+        rows = [position for position, term in enumerate(added, start=first) for _ in term.spellings]
+        self._terms += added
+        self.vectors_ND = torch.cat([self.vectors_ND, vectors_ND[keep_N].to(self.device, torch.float32)])
+        self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
+        return len(added)
+
+    def remove(self, spellings: Iterable[str]) -> int:
+        """Remove the terms that these spellings (or aliases) belong to; all of a term's spellings go.
+
+        Returns:
+            How many terms were removed.
+
+        Raises:
+            KeyError: a spelling is not in the index; nothing is removed then.
+        """
+        positions = self._positions()
+        doomed = set()
+        for spelling in spellings:
+            position = positions.get(normalize_term(spelling, self.language))
+            if position is None:
+                raise KeyError(f"{spelling!r} is not in the index of {len(self)} terms")
+            doomed.add(position)
+        keep_T = torch.ones(len(self._terms), dtype=torch.bool)
+        keep_T[list(doomed)] = False
+        keep_N = keep_T.to(self.device)[self._term_of_row_N]
+        new_position_T = (torch.cumsum(keep_T, dim=0) - 1).to(self.device)
+        self.vectors_ND = self.vectors_ND[keep_N]
+        self._term_of_row_N = new_position_T[self._term_of_row_N[keep_N]]
+        self._terms = [term for position, term in enumerate(self._terms) if position not in doomed]
+        self._position_of_spelling = None
+        return len(doomed)
+
+    def _positions(self) -> dict[str, int]:
+        """Normalised spelling → position of its term; made when first needed, since a million terms take seconds."""
+        if self._position_of_spelling is None:
+            self._position_of_spelling = {
+                spelling: position for position, term in enumerate(self._terms) for spelling in self._normalized(term)
+            }
+        return self._position_of_spelling
+
+    def _normalized(self, term: Term) -> list[str]:
+        return [normalize_term(spelling, self.language) for spelling in term.spellings]
+
+    # ---- searching --------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def search(self, query_BWD: torch.Tensor, top_k: int = 10, *, mask_BW: torch.Tensor | None = None) -> IndexHits:
+        """The `top_k` best terms of each query: exact, equal scores in the order of the index.
+
+        Args:
+            query_BWD: unit vectors (B, W, D).
+            top_k: at least 1.
+            mask_BW: bool, True where a window is real; a query without a window scores -inf everywhere.
+
+        Raises:
+            ValueError: an empty index, shapes that do not fit, a query that is not finite.
+        """
+        self._check_query(query_BWD, top_k, mask_BW)
+        num_queries, num_windows, _ = query_BWD.shape
+        if mask_BW is None:
+            mask_BW = torch.ones(num_queries, num_windows, dtype=torch.bool)
+        step = max(1, _BLOCK_SCORES // max(1, num_queries * num_windows))
+        query_BWD, mask_BW = query_BWD.to(self.device, torch.float32), mask_BW.to(self.device)
+        # Of the best `keep` spellings, at least `top_k` belong to different terms.
+        keep = top_k * self._most_spellings
+        best = _Best.empty(num_queries, self.device, aliases=keep > top_k)
+        for first in range(0, len(self.vectors_ND), step):
+            rows = slice(first, first + step)
+            scores_BWN = query_BWD @ self.vectors_ND[rows].T
+            scores_BN, window_BN = scores_BWN.masked_fill_(~mask_BW[:, :, None], -torch.inf).max(dim=1)
+            term_BN = self._term_of_row_N[rows].expand(num_queries, -1)
+            best = best.merge(scores_BN, term_BN, window_BN, keep)
+        top_k = min(top_k, len(self))
+        return IndexHits(best.scores[:, :top_k].cpu(), best.terms[:, :top_k].cpu(), best.windows[:, :top_k].cpu())
+
+    def _check_query(self, query_BWD: torch.Tensor, top_k: int, mask_BW: torch.Tensor | None) -> None:
+        if not len(self):
+            raise ValueError("the index holds no term; add terms before searching")
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        if query_BWD.ndim != 3 or query_BWD.shape[1] < 1 or query_BWD.shape[2] != self.dim:
+            raise ValueError(f"expected query vectors (B, W, {self.dim}), not {tuple(query_BWD.shape)}")
+        if mask_BW is not None and mask_BW.shape != query_BWD.shape[:2]:
+            raise ValueError(f"mask {tuple(mask_BW.shape)} does not fit queries {tuple(query_BWD.shape)}")
+        if not bool(query_BWD.isfinite().all()):
+            raise ValueError("a query vector is not finite; was the model trained to NaN?")
+
+    # ---- on disk ----------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the index to `folder`, whole or not at all.
+
+        Raises:
+            FileExistsError: the folder exists and `overwrite` is off, or it is something other than an index.
+        """
+        folder = Path(folder)
+        _check_target(folder, overwrite)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that the final rename stays on one file system.
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            new = Path(scratch) / "new"
+            new.mkdir(mode=0o755)
+            self._write(new)
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            new.rename(folder)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        np.save(folder / "vectors.npy", self.vectors_ND.cpu().numpy())
+        owners = self._term_of_row_N.tolist()
+        spellings = [spelling for term in self._terms for spelling in term.spellings]
+        columns = {
+            "spelling": spellings,
+            "term": pa.array(owners, pa.int64()),
+            "term_id": pa.array([self._terms[owner].term_id for owner in owners], pa.int64()),
+        }
+        parquet.write_table(pa.table(columns), folder / "terms.parquet")
+        meta = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "model_fingerprint": self.fingerprint,
+            "language": self.language,
+            "dim": self.dim,
+            "num_terms": len(self._terms),
+            "num_vectors": len(owners),
+            "bytes": {name: (folder / name).stat().st_size for name in ("vectors.npy", "terms.parquet")},
+        }
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, folder: str | Path, *, fingerprint: str | None = None) -> TermIndex:
+        """Open an index; the vectors stay on disk until they are searched.
+
+        Args:
+            folder: written by `save`.
+            fingerprint: of the model that will search; None opens any index.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            TermIndexError: not an index, incomplete, of a later version, or made with another model.
+        """
+        folder = Path(folder)
+        meta = _read_meta(folder)
+        if fingerprint is not None and meta["model_fingerprint"] != fingerprint:
+            raise TermIndexError(
+                f"{folder} was made with another model (fingerprint {meta['model_fingerprint'][:12]}, this model has "
+                f"{fingerprint[:12]}): scores would be meaningless. Index the glossary again with this model."
+            )
+        index = cls(meta["dim"], fingerprint=meta["model_fingerprint"], language=meta["language"])
+        # Copy-on-write: torch wants writable memory, and nothing may reach the file.
+        index.vectors_ND = torch.from_numpy(np.load(folder / "vectors.npy", mmap_mode="c"))
+        columns = parquet.read_table(folder / "terms.parquet").to_pydict()
+        index._term_of_row_N = torch.tensor(columns["term"], dtype=torch.int64)
+        index._terms = _group_terms(columns)
+        if (len(index._terms), *index.vectors_ND.shape) != (meta["num_terms"], meta["num_vectors"], meta["dim"]):
+            raise TermIndexError(f"{folder}: its files disagree about how many terms there are. Index again.")
+        index._position_of_spelling = None
+        return index
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best terms so far, (B, K) each, best first. A repeat of a term stands last, with the score -inf."""
+
+    scores: torch.Tensor
+    terms: torch.Tensor
+    windows: torch.Tensor
+    aliases: bool
+
+    @classmethod
+    def empty(cls, num_queries: int, device: torch.device, *, aliases: bool) -> _Best:
+        nothing = torch.zeros(num_queries, 0, dtype=torch.int64, device=device)
+        return cls(nothing.float(), nothing, nothing, aliases)
+
+    def merge(
+        self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, windows_BN: torch.Tensor, *, keep: int, aliases: bool
+    ) -> _Best:
+        top_BK = scores_BN.topk(min(keep, scores_BN.shape[1]), dim=1).indices.sort(dim=1).values
+        best = _Best(
+            torch.cat([self.scores, scores_BN.gather(1, top_BK)], dim=1),
+            torch.cat([self.terms, terms_BN.gather(1, top_BK)], dim=1),
+            torch.cat([self.windows, windows_BN.gather(1, top_BK)], dim=1),
+            self.aliases,
+        )._sorted()
+        if self.aliases:
+            same_BKK = best.terms[:, :, None] == best.terms[:, None, :]
+            best.scores.masked_fill_(same_BKK.tril(diagonal=-1).any(dim=2), -torch.inf)
+        return best._sorted(keep)
+
+    def _sorted(self, keep: int | None = None) -> _Best:
+        """Stable, so that equal scores stay in the order of the index."""
+        order_BK = self.scores.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        return _Best(
+            self.scores.gather(1, order_BK),
+            self.terms.gather(1, order_BK),
+            self.windows.gather(1, order_BK),
+            self.aliases,
+        )
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not (folder / "meta.json").is_file():
+        raise FileExistsError(f"{folder} exists and is not a term index; it is left alone. Choose another folder.")
+    _read_meta(folder, complete=False)
+    if not overwrite:
+        raise FileExistsError(f"{folder} already holds an index; pass overwrite=True to replace it")
+
+
+def _read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"index folder {folder} does not exist")
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise TermIndexError(f"{folder} is not a complete term index: meta.json: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise TermIndexError(f"{folder} is not a term index: its meta.json says nothing of {FORMAT!r}")
+    if meta["version"] > FORMAT_VERSION:
+        raise TermIndexError(f"{folder} is an index of version {meta['version']}; this release reads {FORMAT_VERSION}")
+    for name, size in meta["bytes"].items() if complete else ():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise TermIndexError(f"{path} is missing or cut short (expected {size} bytes). Index the glossary again.")
+    return meta
+
+
+def _group_terms(columns: dict[str, list[Any]]) -> list[Term]:
+    """Rows of `terms.parquet` to terms; a term's first row is the spelling to show, the others its aliases."""
+    spellings: list[list[str]] = []
+    identities: list[int] = []
+    for spelling, owner, identity in zip(columns["spelling"], columns["term"], columns["term_id"], strict=True):
+        if owner == len(spellings):
+            spellings.append([])
+            identities.append(identity)
+        spellings[owner].append(spelling)
+    return [
+        Term(text, identity, tuple(aliases)) for (text, *aliases), identity in zip(spellings, identities, strict=True)
+    ]

@@ -1,0 +1,204 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_term_retrieval.retrieval import index as index_module
+from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
+from qwen_term_retrieval.text.glossary import Glossary, Term
+
+
+def unit_vectors(*shape, seed=0):
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def make_index(entries, dim=8, seed=0):
+    terms = list(Glossary(entries))
+    index = TermIndex(dim, fingerprint="a model")
+    index.add(terms, unit_vectors(sum(len(term.spellings) for term in terms), dim, seed=seed))
+    return index
+
+
+def names(index, hits):
+    return [[index.terms[position].text for position in row] for row in hits.terms.tolist()]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_terms=st.integers(1, 40),
+    num_aliases=st.integers(0, 3),
+    num_queries=st.integers(1, 4),
+    num_windows=st.integers(1, 5),
+    top_k=st.integers(1, 50),
+    block=st.integers(1, 64),
+    seed=st.integers(0, 1000),
+)
+def test_blocked_search_equals_scoring_everything_at_once(
+    num_terms, num_aliases, num_queries, num_windows, top_k, block, seed
+):
+    entries = [
+        {"term": f"term w{'x' * i}", "aliases": [f"w{'x' * i} a{'y' * j}" for j in range(num_aliases)]}
+        for i in range(num_terms)
+    ]
+    index = make_index(entries, seed=seed)
+    query_BWD = unit_vectors(num_queries, num_windows, 8, seed=seed + 1)
+    mask_BW = torch.rand(num_queries, num_windows, generator=torch.Generator().manual_seed(seed)) < 0.7
+    mask_BW[:, 0] = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_BLOCK_SCORES", block)
+        hits = index.search(query_BWD, top_k, mask_BW=mask_BW)
+
+    scores_BWN = (query_BWD @ index.vectors_ND.T).masked_fill(~mask_BW[:, :, None], -torch.inf)
+    scores_BWT = scores_BWN.unflatten(2, (num_terms, num_aliases + 1)).amax(dim=3)
+    expected_BT = scores_BWT.amax(dim=1)
+    k = min(top_k, num_terms)
+    assert hits.scores.shape == (num_queries, k)
+    torch.testing.assert_close(hits.scores, expected_BT.topk(k, dim=1).values)
+    torch.testing.assert_close(expected_BT.gather(1, hits.terms), hits.scores)
+    for query, (terms, windows) in enumerate(zip(hits.terms, hits.windows, strict=True)):
+        torch.testing.assert_close(scores_BWT[query, windows, terms], hits.scores[query])
+        assert len(set(terms.tolist())) == k
+
+
+def test_aliases_are_collapsed_into_their_term():
+    index = TermIndex(2, fingerprint="m")
+    index.add(
+        [Term("heart attack", 1, ("myocardial infarction", "MI")), Term("stroke", 2)],
+        torch.tensor([[1.0, 0.0], [0.99, 0.14], [0.98, 0.2], [0.0, 1.0]]),
+    )
+    hits = index.search(torch.tensor([[[1.0, 0.0]]]), top_k=3)
+    assert names(index, hits) == [["heart attack", "stroke"]]
+
+
+def test_equal_scores_come_in_the_order_of_the_index():
+    index = TermIndex(2, fingerprint="m")
+    index.add(list(Glossary([f"t{'x' * i}" for i in range(6)])), torch.tensor([[1.0, 0.0]]).expand(6, 2))
+    hits = index.search(torch.tensor([[[1.0, 0.0]]]), top_k=6)
+    assert hits.terms.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_terms_can_be_added_and_removed_while_in_use():
+    index = make_index(["aorta", "vein", {"term": "capillary", "aliases": ["tiny vessel"]}])
+    query = index.vectors_ND[0][None, None]
+    assert index.add(list(Glossary(["Artery", "aorta"])), unit_vectors(2, 8, seed=5)) == 1  # aorta was there
+    assert len(index) == 4
+    assert "tiny  VESSEL" in index
+
+    assert index.remove(["AORTA", "tiny vessel"]) == 2
+    assert [term.text for term in index.terms] == ["vein", "Artery"]
+    assert "capillary" not in index
+    assert index.search(query, 5).terms.shape == (1, 2)
+    assert index.add([Term("aorta", 7)], query[0]) == 1
+    assert names(index, index.search(query, 1)) == [["aorta"]]
+
+
+def test_removing_an_unknown_term_names_it_and_removes_nothing():
+    index = make_index(["aorta", "vein"])
+    with pytest.raises(KeyError, match="'spleen' is not in the index"):
+        index.remove(["aorta", "spleen"])
+    assert len(index) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "top_k", "message"),
+    [
+        (torch.zeros(1, 1, 7), 1, r"expected query vectors \(B, W, 8\)"),
+        (torch.zeros(1, 8), 1, "expected query vectors"),
+        (torch.full((1, 1, 8), torch.nan), 1, "not finite"),
+        (torch.zeros(1, 1, 8), 0, "top_k must be at least 1"),
+    ],
+)
+def test_a_query_that_does_not_fit_is_refused(query, top_k, message):
+    with pytest.raises(ValueError, match=message):
+        make_index(["aorta"]).search(query, top_k)
+
+
+def test_vectors_that_do_not_fit_are_refused():
+    index = TermIndex(8, fingerprint="m")
+    with pytest.raises(ValueError, match="2 spellings need vectors"):
+        index.add([Term("a", 1, ("b",))], unit_vectors(1, 8))
+    with pytest.raises(ValueError, match="not finite"):
+        index.add([Term("a", 1)], torch.full((1, 8), torch.inf))
+    with pytest.raises(ValueError, match="holds no term"):
+        index.search(unit_vectors(1, 1, 8))
+
+
+def test_a_saved_index_finds_the_same_terms(tmp_path):
+    index = make_index(["aorta", {"term": "vein", "aliases": ["vena"]}, "naïve café"])
+    query = unit_vectors(3, 2, 8, seed=9)
+    loaded = TermIndex.load(index.save(tmp_path / "deep" / "index"), fingerprint="a model")
+    assert loaded.terms == index.terms
+    expected, found = index.search(query, 2), loaded.search(query, 2)
+    assert torch.equal(expected.scores, found.scores)
+    assert torch.equal(expected.terms, found.terms)
+    loaded.remove(["vena"])
+    loaded.add([Term("new", 99)], unit_vectors(1, 8))
+    assert TermIndex.load(tmp_path / "deep" / "index").terms == index.terms  # the file is never written through
+
+
+def test_an_index_of_another_model_is_refused(tmp_path):
+    folder = make_index(["aorta"]).save(tmp_path / "index")
+    with pytest.raises(TermIndexError, match="another model"):
+        TermIndex.load(folder, fingerprint="b model")
+
+
+def test_an_index_is_replaced_only_when_asked(tmp_path):
+    folder = make_index(["aorta"]).save(tmp_path / "index")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        make_index(["vein"]).save(folder)
+    make_index(["vein"]).save(folder, overwrite=True)
+    assert [term.text for term in TermIndex.load(folder).terms] == ["vein"]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_folder_that_is_no_index_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="not a term index"):
+        make_index(["aorta"]).save(tmp_path, overwrite=True)
+    (tmp_path / "meta.json").write_text(json.dumps({"format": "something else"}))
+    with pytest.raises(TermIndexError):
+        make_index(["aorta"]).save(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failed_save_leaves_the_old_index_and_nothing_else(tmp_path, monkeypatch):
+    folder = make_index(["aorta"]).save(tmp_path / "index")
+
+    def disk_full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(index_module.parquet, "write_table", disk_full)
+    with pytest.raises(OSError, match="no space left"):
+        make_index(["vein"]).save(folder, overwrite=True)
+    assert [term.text for term in TermIndex.load(folder).terms] == ["aorta"]
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "terms.parquet", "meta.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_index_never_opens(tmp_path, name, damage):
+    folder = make_index(["aorta", "vein"]).save(tmp_path / "index")
+    path = folder / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(TermIndexError, match=name.replace(".", r"\.")):
+        TermIndex.load(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are listed on Linux only")
+def test_vectors_of_a_loaded_index_stay_on_disk(tmp_path):
+    folder = make_index(["aorta"]).save(tmp_path / "index")
+    index = TermIndex.load(folder)
+    assert str(folder / "vectors.npy") in Path("/proc/self/maps").read_text()
+    assert len(index) == 1
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        TermIndex.load(tmp_path / "nowhere")
