@@ -319,9 +319,7 @@ class _Best:
         nothing = torch.zeros(num_queries, 0, dtype=torch.int64, device=device)
         return cls(nothing.float(), nothing, nothing, aliases)
 
-    def merge(
-        self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, windows_BN: torch.Tensor, *, keep: int, aliases: bool
-    ) -> _Best:
+    def merge(self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, windows_BN: torch.Tensor, keep: int) -> _Best:
         top_BK = scores_BN.topk(min(keep, scores_BN.shape[1]), dim=1).indices.sort(dim=1).values
         best = _Best(
             torch.cat([self.scores, scores_BN.gather(1, top_BK)], dim=1),
