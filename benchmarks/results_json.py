@@ -1,0 +1,50 @@
+"""Benchmark results as JSON: the numbers, with the day, the machine and the versions they were measured on.
+
+The machine is described by what explains a timing (processor, cores, memory) and by nothing that identifies it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def write_results(path: Path, results: Mapping[str, Any], *, packages: Sequence[str]) -> None:
+    """Write `results` with date, machine and the versions of `packages`; the file appears whole or not at all."""
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(packages),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(about | dict(results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
