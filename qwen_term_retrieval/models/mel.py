@@ -1,0 +1,74 @@
+"""Log-mel spectrogram on the device, from int16 samples, for clips of mixed length.
+
+Equals `transformers.WhisperFeatureExtractor` on a 30 s pad, frame by frame, without computing the 30 s: a clip is
+followed by a few frames of silence (guard frames) and no more. The log maximum that Whisper clamps by is taken
+clip by clip, so a clip's frames do not depend on its batch mates.
+
+Shapes: B clips, S samples, M mel bins, T mel frames (10 ms).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch.nn import functional as F
+from transformers.audio_utils import mel_filter_bank
+
+SAMPLING_RATE = 16_000
+HOP_SAMPLES = 160
+_FFT_SAMPLES = 400
+# The two convolutions of the towers look two frames to the right, and the frame before the silence needs the
+# silence: with four, outputs on valid frames equal those on a 30 s pad.
+GUARD_FRAMES = 4
+
+
+@functools.lru_cache(maxsize=16)
+def _window_and_filters(num_mel_bins: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept outside the modules: a non-persistent buffer is left empty by `from_pretrained` (transformers 5)."""
+    filters = mel_filter_bank(
+        num_frequency_bins=_FFT_SAMPLES // 2 + 1,
+        num_mel_filters=num_mel_bins,
+        min_frequency=0.0,
+        max_frequency=SAMPLING_RATE / 2,
+        sampling_rate=SAMPLING_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    filters_MF = torch.from_numpy(filters.T.copy()).to(device, torch.float32)
+    return torch.hann_window(_FFT_SAMPLES, device=device), filters_MF
+
+
+def num_mel_frames(num_samples_B: torch.Tensor) -> torch.Tensor:
+    """Frames that begin within the clip: one per started 10 ms."""
+    return (num_samples_B + HOP_SAMPLES - 1) // HOP_SAMPLES
+
+
+def log_mel(
+    pcm_BS: torch.Tensor, num_samples_B: torch.Tensor, *, num_mel_bins: int, max_frames: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-mel frames of a padded batch.
+
+    Args:
+        pcm_BS: int16, or floats in [-1, 1); 16 kHz. What lies behind a clip's end is ignored.
+        num_samples_B: samples of each clip.
+        num_mel_bins: 80 or 128, as the tower wants.
+        max_frames: frames that the tower takes at most; the guard frames stop there too.
+
+    Returns:
+        float32 mel_BMT, T a multiple of four (or `max_frames`), and the number of valid frames of each clip.
+    """
+    num_frames_B = num_mel_frames(num_samples_B)
+    num_frames = min(-(-(int(num_frames_B.max()) + GUARD_FRAMES) // 4) * 4, max_frames)
+    with torch.autocast(pcm_BS.device.type, enabled=False):
+        wave_BS = pcm_BS.float() / 32768 if pcm_BS.dtype == torch.int16 else pcm_BS.float()
+        missing = num_frames * HOP_SAMPLES - wave_BS.shape[1]
+        wave_BS = F.pad(wave_BS, (0, missing)) if missing > 0 else wave_BS[:, : num_frames * HOP_SAMPLES]
+        position_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
+        wave_BS = wave_BS.masked_fill(position_S >= num_samples_B.to(wave_BS.device)[:, None], 0.0)
+        window, filters_MF = _window_and_filters(num_mel_bins, wave_BS.device)
+        spectrum_BFT = torch.stft(wave_BS, _FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[..., :-1]
+        power_BFT = (spectrum_BFT.abs() ** 2).contiguous()
+        mel_BMT = (filters_MF @ power_BFT).clamp(min=1e-10).log10()
+        mel_BMT = torch.maximum(mel_BMT, mel_BMT.amax(dim=(1, 2), keepdim=True) - 8.0)
+        return (mel_BMT + 4.0) / 4.0, num_frames_B
