@@ -94,6 +94,11 @@ class TermIndex:
     def __contains__(self, spelling: str) -> bool:
         return normalize_term(spelling, self.language) in self._positions()
 
+    def id_of(self, spelling: str) -> int | None:
+        """The term id that a spelling or alias belongs to; None where the index does not know it."""
+        position = self._positions().get(normalize_term(spelling, self.language))
+        return None if position is None else self._terms[position].term_id
+
     def to(self, device: torch.device | str) -> TermIndex:
         """Move the vectors; the search runs where they are."""
         self.vectors_ND = self.vectors_ND.to(device)

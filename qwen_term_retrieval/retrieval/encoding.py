@@ -1,0 +1,236 @@
+"""Clips to the windows that a search scores.
+
+`ClipEncoder` takes audio of any kind, cuts what is longer than `CHUNK_SECONDS` into overlapping chunks, encodes chunks
+of like length together, and pools every window of the grid. Memory follows the batch, not the recording.
+
+Shapes: C chunks, W windows, P windows of all chunks, S samples, D embedding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from qwen_term_retrieval.audio.decoding import BadAudioError, pcm_blocks
+from qwen_term_retrieval.models.clips import pad_clips
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.models.windows import window_grid
+from qwen_term_retrieval.retrieval.stream import Chunk, Chunker
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_RATE = 16_000
+CHUNK_SECONDS = 8.0
+MARGIN_SECONDS = 0.2
+# For models trained on whole clips, which name no windows of their own: terms of one to four words last this long.
+DEFAULT_WINDOW_SECONDS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2)
+DEFAULT_STRIDE_SECONDS = 0.1
+# A resampler overshoots here and there; more than this means another scale.
+_CLIPPED_SHARE = 0.01
+
+Windows = Literal["auto", "clip"] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EncodedChunks:
+    """Windows of a batch of chunks.
+
+    clips: the position of each chunk's clip. vectors: (C, W, D), unit norm, on the model's device. spans: (C, W, 2),
+    start and end in seconds of the clip, and mask: (C, W), True where a window is real; both on the CPU.
+    """
+
+    clips: list[int]
+    vectors: torch.Tensor
+    spans: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ClipWindows:
+    """All windows of one clip: unit vectors (W, D), and spans (W, 2), start and end in seconds; on the CPU."""
+
+    vectors: torch.Tensor
+    spans: torch.Tensor
+
+
+class ClipEncoder:
+    """Audio to windows.
+
+    Args:
+        model: its towers encode.
+        windows: the grid. "auto" takes the model's own or, where it has none, sizes from 0.3 to 3.2 s every 0.1 s and
+            the whole of a short clip. "clip" takes each clip as one window: for clips that are a term and nothing
+            else. Or `{"sizes": […], "stride": …}` in encoder frames.
+    """
+
+    def __init__(self, model: TermRetrievalModel, windows: Windows = "auto"):
+        self.model = model
+        self.samples_per_frame = round(SAMPLING_RATE / model.frame_rate)
+        self.sizes, self.stride = _window_sizes(model, windows)
+
+    def chunker(self, hop_seconds: float) -> Chunker:
+        """Cuts a recording for this grid, a chunk every `hop_seconds`."""
+        if self.sizes is None or self.stride is None:
+            raise ValueError('a recording cannot be taken as one window: windows="clip" is for clips')
+        return Chunker(
+            samples_per_frame=self.samples_per_frame,
+            longest_window=max(self.sizes),
+            stride=self.stride,
+            hop=max(1, round(hop_seconds * self.model.frame_rate)),
+            margin=max(1, round(MARGIN_SECONDS * self.model.frame_rate)),
+        )
+
+    def cut(self, clips: Sequence[Any], sampling_rate: int | None = None, *, first: int = 0) -> list[tuple[int, Chunk]]:
+        """(position of the clip, chunk) of all clips. Silent chunks are left out, silent clips counted in the log.
+
+        Args:
+            clips: see `clip_pcm`.
+            sampling_rate: of arrays, in Hz.
+            first: number of the first clip, for messages.
+
+        Raises:
+            BadAudioError: naming the clip.
+        """
+        chunks: list[tuple[int, Chunk]] = []
+        num_silent = 0
+        for position, clip in enumerate(clips):
+            name = str(clip) if isinstance(clip, str | Path) else f"clip {first + position}"
+            pcm = clip_pcm(clip, sampling_rate, name=name)
+            if len(pcm) < 2 * self.samples_per_frame:
+                raise BadAudioError(f"{name}: {len(pcm)} samples are too short to hear a term in")
+            num_silent += not pcm.any()
+            chunks += [(position, chunk) for chunk in self._cut(pcm) if chunk.pcm.any()]
+        if num_silent:
+            logger.warning("%d of %d clips are silent: no term is heard in them", num_silent, len(clips))
+        return chunks
+
+    def _cut(self, pcm: np.ndarray) -> Iterator[Chunk]:
+        if self.sizes is None or len(pcm) <= CHUNK_SECONDS * SAMPLING_RATE:
+            yield Chunk(pcm, 0, 0.0, math.inf)
+            return
+        longest_seconds = max(self.sizes) / self.model.frame_rate
+        chunker = self.chunker(max(1.0, CHUNK_SECONDS - longest_seconds - 2 * MARGIN_SECONDS))
+        yield from chunker.feed(pcm)
+        yield from chunker.finish()
+
+    @torch.inference_mode()
+    def encode_chunks(self, chunks: Sequence[tuple[int, Chunk]], batch_size: int) -> Iterator[EncodedChunks]:
+        """Batches of chunks of like length, each with the windows that it owns."""
+        device = self.model.device
+        by_length = sorted(chunks, key=lambda item: len(item[1].pcm))
+        for first in range(0, len(by_length), batch_size):
+            batch = by_length[first : first + batch_size]
+            pcm_CS, num_samples_C = pad_clips([chunk.pcm for _, chunk in batch])
+            with evaluating(self.model):
+                features, num_frames_C = self.model.audio_features(pcm_CS.to(device), num_samples_C.to(device))
+                clip_P, start_P, end_P, spans_P2 = self._owned_windows([chunk for _, chunk in batch], num_frames_C)
+                vectors_PD = self.model.pool_spans(
+                    features, num_frames_C, clip_P.to(device), start_P.to(device), end_P.to(device)
+                )
+            yield _pad_windows([position for position, _ in batch], clip_P, vectors_PD, spans_P2)
+
+    def encode(
+        self, clips: Sequence[Any], *, sampling_rate: int | None = None, batch_size: int = 8
+    ) -> list[ClipWindows]:
+        """All windows of every clip; a silent clip has none. Raises as `cut`."""
+        vectors = [[torch.zeros(0, self.model.config.embedding_dim)] for _ in clips]
+        spans = [[torch.zeros(0, 2)] for _ in clips]
+        for batch in self.encode_chunks(self.cut(clips, sampling_rate), batch_size):
+            vectors_CWD = batch.vectors.float().cpu()
+            for row, position in enumerate(batch.clips):
+                vectors[position].append(vectors_CWD[row, batch.mask[row]])
+                spans[position].append(batch.spans[row, batch.mask[row]])
+        return [ClipWindows(torch.cat(v), torch.cat(s)) for v, s in zip(vectors, spans, strict=True)]
+
+    def _owned_windows(
+        self, chunks: Sequence[Chunk], num_frames_C: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """clip_P, start_P, end_P in frames of the chunk, and spans_P2 in seconds of the clip."""
+        clip_P, start_P, end_P = window_grid(num_frames_C.tolist(), self.sizes, self.stride)
+        first_C = torch.tensor([chunk.first_frame for chunk in chunks], dtype=torch.float32)
+        owned_C2 = torch.tensor([(chunk.owned_from, chunk.owned_to) for chunk in chunks])
+        ends_at_P = end_P + first_C[clip_P]
+        owned_P = (ends_at_P > owned_C2[clip_P, 0]) & (ends_at_P <= owned_C2[clip_P, 1])
+        clip_P, start_P, end_P = clip_P[owned_P], start_P[owned_P], end_P[owned_P]
+        spans_P2 = (torch.stack([start_P, end_P], dim=1) + first_C[clip_P, None]) / self.model.frame_rate
+        return clip_P, start_P, end_P, spans_P2
+
+
+def clip_pcm(clip: Any, sampling_rate: int | None = None, *, name: str = "the clip") -> np.ndarray:
+    """Any kind of clip as int16 (num_samples,), 16 kHz, mono.
+
+    Args:
+        clip: path, encoded bytes, a `Clip`, a row with the column `audio`, a mapping with `array` and `sampling_rate`,
+            (array, rate), or an array: int16, or floats in [-1, 1]; (num_samples,) or (num_samples, channels).
+        sampling_rate: of an array, in Hz.
+        name: of the clip, for messages.
+
+    Raises:
+        BadAudioError: it cannot be heard; the message starts with `name`.
+    """
+    if isinstance(clip, Mapping) and "audio" in clip:
+        clip = clip["audio"]
+    if isinstance(getattr(clip, "pcm", None), np.ndarray):
+        return clip.pcm
+    if isinstance(clip, Mapping) and "array" in clip:
+        clip, sampling_rate = clip["array"], clip.get("sampling_rate", sampling_rate)
+    if isinstance(clip, tuple) and len(clip) == 2:
+        clip, sampling_rate = clip
+    if not isinstance(clip, str | Path | bytes | np.ndarray):
+        raise BadAudioError(f"{name}: expected a path, an array or a Clip, not {type(clip).__name__}")
+    try:
+        blocks, clipped = zip(*pcm_blocks(clip, SAMPLING_RATE, array_rate=sampling_rate), strict=True)
+    except BadAudioError as error:
+        raise BadAudioError(f"{name}: {error}") from error
+    pcm = np.concatenate(blocks)
+    if sum(clipped) > _CLIPPED_SHARE * len(pcm):
+        raise BadAudioError(
+            f"{name}: {sum(clipped)} of {len(pcm)} samples lie outside [-1, 1]. Scale the floats "
+            "(those on the scale of int16 by 1/32768)."
+        )
+    return pcm
+
+
+def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int] | None, int | None]:
+    """Sizes and stride in frames; None and None where a clip is one window."""
+    if windows == "clip":
+        return None, None
+    chosen = model.config.windows if windows == "auto" else windows
+    if isinstance(chosen, Mapping):
+        return sorted(chosen["sizes"]), chosen["stride"]
+    if chosen is not None:
+        raise ValueError(f'windows must be "auto", "clip" or a mapping with sizes and stride, not {chosen!r}')
+    rate = model.frame_rate
+    return [round(seconds * rate) for seconds in DEFAULT_WINDOW_SECONDS], max(1, round(DEFAULT_STRIDE_SECONDS * rate))
+
+
+def _pad_windows(
+    clips: list[int], chunk_P: torch.Tensor, vectors_PD: torch.Tensor, spans_P2: torch.Tensor
+) -> EncodedChunks:
+    """Windows, chunk by chunk, to (C, W, …) and a mask; at least one column."""
+    counts_C = torch.bincount(chunk_P, minlength=len(clips))
+    mask_CW = torch.arange(max(1, int(counts_C.max()))) < counts_C[:, None]
+    vectors_CWD = vectors_PD.new_zeros(*mask_CW.shape, vectors_PD.shape[1])
+    vectors_CWD[mask_CW.to(vectors_PD.device)] = vectors_PD
+    spans_CW2 = spans_P2.new_zeros(*mask_CW.shape, 2)
+    spans_CW2[mask_CW] = spans_P2
+    return EncodedChunks(clips, vectors_CWD, spans_CW2, mask_CW)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, for as long as it takes."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,264 @@
+"""Terms of a glossary, found in speech.
+
+`TermRetriever` joins a `TermRetrievalModel` and a `TermIndex`: audio is cut into windows, each window is a vector, and
+a term's score is its best window's, whose span says where the term is. It costs the audio tower plus one matrix
+product, and a lecture needs no more memory than a sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.retrieval.encoding import SAMPLING_RATE, ClipEncoder, EncodedChunks, Windows, evaluating
+from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
+from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.matches import TermMatch
+from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
+from qwen_term_retrieval.text.glossary import Glossary
+
+logger = logging.getLogger(__name__)
+
+_CLIPS_AT_ONCE = 256
+
+
+class TermRetriever:
+    """Search speech for the terms of a glossary.
+
+    Args:
+        model: a trained model.
+        windows: the grid that clips are searched with, see `ClipEncoder`: "auto", "clip", or sizes and a stride.
+
+    Example:
+        >>> retriever = TermRetriever.from_pretrained("outputs/term_retrieval")       # doctest: +SKIP
+        >>> retriever.index(["atrial fibrillation", "myocardial infarction"])         # doctest: +SKIP
+        >>> retriever.search("clip.wav", top_k=1)                                     # doctest: +SKIP
+        [TermMatch(term='atrial fibrillation', score=0.83, start=0.4, end=1.6)]
+    """
+
+    def __init__(self, model: TermRetrievalModel, *, windows: Windows = "auto"):
+        self.model = model
+        self.encoder = ClipEncoder(model, windows)
+        self._index: TermIndex | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | TermRetrievalModel,
+        *,
+        windows: Windows = "auto",
+        device: str | torch.device | None = None,
+    ) -> TermRetriever:
+        """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any."""
+        if isinstance(model, TermRetrievalModel):
+            loaded = model
+        else:
+            loaded = TermRetrievalModel.from_pretrained(model)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device is not None:
+            loaded.to(torch.device(device))  # type: ignore[arg-type]
+        return cls(loaded, windows=windows)
+
+    @property
+    def threshold(self) -> float | None:
+        """The calibrated threshold, kept in the model's config; None before calibration."""
+        return getattr(self.model.config, "threshold", None)
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self.model.config.threshold = value
+
+    # ---- the glossary -----------------------------------------------------------------------------------------
+
+    @property
+    def term_index(self) -> TermIndex:
+        if self._index is None:
+            raise RuntimeError("no glossary is indexed: call `.index(terms)` or `.load_index(folder)` first")
+        return self._index
+
+    def index(
+        self, terms: Glossary | Iterable[str | Mapping[str, Any]] | str | Path, *, batch_size: int = 1024
+    ) -> TermIndex:
+        """Embed a glossary and make it the one that is searched; an earlier one is put aside.
+
+        Args:
+            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […]}`), or the path of a glossary file.
+            batch_size: spellings embedded at once.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the file, the entry and the remedy.
+        """
+        if isinstance(terms, str | Path):
+            glossary = Glossary.from_file(terms)
+        else:
+            glossary = terms if isinstance(terms, Glossary) else Glossary(terms)
+        logger.info("%s: %s", glossary.source, glossary.summary())
+        index = TermIndex(
+            self.model.config.embedding_dim, fingerprint=model_fingerprint(self.model), language=glossary.language
+        )
+        self._index = self._embed_into(index, glossary, batch_size).to(self.model.device)
+        return self._index
+
+    def add_terms(self, terms: Iterable[str | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
+        """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new."""
+        before = len(self.term_index)
+        self._embed_into(self.term_index, Glossary(terms, language=self.term_index.language), batch_size)
+        return len(self.term_index) - before
+
+    def remove_terms(self, terms: Iterable[str]) -> int:
+        """Remove terms by any of their spellings. Returns how many; raises KeyError where one is not there."""
+        return self.term_index.remove(terms)
+
+    def save_index(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the indexed glossary; see `TermIndex.save`."""
+        return self.term_index.save(folder, overwrite=overwrite)
+
+    def load_index(self, folder: str | Path) -> TermIndex:
+        """Search an index made by this model and saved; see `TermIndex.load`."""
+        self._index = TermIndex.load(folder, fingerprint=model_fingerprint(self.model)).to(self.model.device)
+        return self._index
+
+    def _embed_into(self, index: TermIndex, glossary: Glossary, batch_size: int) -> TermIndex:
+        terms = index.missing(glossary)
+        spellings = [spelling for term in terms for spelling in term.spellings]
+        with evaluating(self.model), tqdm(total=len(spellings), desc="indexing", unit="term", disable=None) as bar:
+            vectors = [torch.zeros(0, index.dim)]
+            for batch in _batches(spellings, batch_size):
+                vectors.append(self.model.encode_terms(batch, batch_size=batch_size))
+                bar.update(len(batch))
+        index.add(terms, torch.cat(vectors))
+        return index
+
+    # ---- searching --------------------------------------------------------------------------------------------
+
+    def search(
+        self, clip: Any, *, top_k: int = 10, threshold: float | None = None, sampling_rate: int | None = None
+    ) -> list[TermMatch]:
+        """The terms heard in a clip or recording, best first, each once, where it scored best.
+
+        Scores are cosines. Without a threshold, given or calibrated, the `top_k` nearest terms come back whether they
+        were said or not; with one, only terms that reach it, perhaps none. Silence holds no term.
+
+        Args:
+            clip: path, encoded bytes, `Clip`, row, or array of any rate and channels; see `encoding.clip_pcm`.
+            top_k: most matches to return.
+            threshold: lowest score; default the calibrated one. -1 accepts everything.
+            sampling_rate: of an array, in Hz.
+
+        Raises:
+            BadAudioError: no samples, NaN, an unreadable or missing file, an array without its rate.
+        """
+        return self.search_batch([clip], top_k=top_k, threshold=threshold, sampling_rate=sampling_rate)[0]
+
+    def search_batch(
+        self,
+        clips: Sequence[Any],
+        *,
+        top_k: int = 10,
+        threshold: float | None = None,
+        sampling_rate: int | None = None,
+        batch_size: int = 8,
+    ) -> list[list[TermMatch]]:
+        """`search` for many clips, `batch_size` chunks of like length at once, with a progress bar."""
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        index, threshold = self.term_index, self._threshold_or_default(threshold)
+        answers: list[list[TermMatch]] = []
+        with tqdm(total=len(clips), desc="searching", unit="clip", disable=None if len(clips) > 1 else True) as bar:
+            for group in _batches(clips, _CLIPS_AT_ONCE):
+                best: list[dict[int, TermMatch]] = [{} for _ in group]
+                chunks = self.encoder.cut(group, sampling_rate, first=len(answers))
+                for batch in self.encoder.encode_chunks(chunks, batch_size):
+                    for position, matches in zip(batch.clips, _matches(batch, index, top_k), strict=True):
+                        for match in matches:
+                            known = best[position].setdefault(match.term_id, match)
+                            if match.score > known.score:
+                                best[position][match.term_id] = match
+                answers += [_best_first(found.values(), top_k, threshold) for found in best]
+                bar.update(len(group))
+        return answers
+
+    def stream(
+        self,
+        chunks: Iterable[np.ndarray],
+        *,
+        sampling_rate: int = SAMPLING_RATE,
+        threshold: float | None = None,
+        top_k: int = 10,
+        hop_seconds: float = 1.0,
+    ) -> Iterator[TermMatch]:
+        """The terms of live audio as they are heard, each time they are said, with times from the start of the stream.
+
+        A match comes at most about `hop_seconds` + 0.7 s after the term ended. Smaller hops answer sooner and cost
+        more: every hop encodes the hop and the longest window.
+
+        Args:
+            chunks: blocks of samples of any length: int16, or floats in [-1, 1].
+            sampling_rate: of the blocks, in Hz.
+            threshold: lowest score; default the calibrated one.
+            top_k: most terms in one hop.
+
+        Raises:
+            ValueError: no threshold, given or calibrated: a stream has no best match to answer with.
+            BadAudioError: NaN, or an array of another type or shape.
+        """
+        threshold = self._threshold_or_default(threshold)
+        if threshold is None:
+            raise ValueError("a stream needs a threshold: pass threshold=…, or `calibrate` the model on dev clips")
+        return self._stream(live_pcm(chunks, sampling_rate, SAMPLING_RATE), threshold, top_k, hop_seconds)
+
+    def _stream(
+        self, blocks: Iterable[np.ndarray], threshold: float, top_k: int, hop_seconds: float
+    ) -> Iterator[TermMatch]:
+        chunker, merger = self.encoder.chunker(hop_seconds), RepeatMerger()
+        for pcm in blocks:
+            for chunk in chunker.feed(pcm):
+                yield from self._hear(chunk, threshold, top_k, merger)
+        for chunk in chunker.finish():
+            yield from self._hear(chunk, threshold, top_k, merger)
+        yield from merger.finish()
+
+    def _hear(self, chunk: Chunk, threshold: float, top_k: int, merger: RepeatMerger) -> list[TermMatch]:
+        frames = len(chunk.pcm) / self.encoder.samples_per_frame
+        heard_to = min(chunk.owned_to, chunk.first_frame + frames) / self.model.frame_rate
+        # Chunks at a stream's end may be too short for the tower, and nothing is heard in silence.
+        if frames < 2 or not chunk.pcm.any():
+            return merger.add([], heard_to)
+        (batch,) = self.encoder.encode_chunks([(0, chunk)], batch_size=1)
+        (found,) = _matches(batch, self.term_index, top_k)
+        return merger.add((match for match in found if match.score >= threshold), heard_to)
+
+    def _threshold_or_default(self, threshold: float | None) -> float | None:
+        return self.threshold if threshold is None else threshold
+
+
+def _matches(batch: EncodedChunks, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
+    """The best terms of each chunk, with their spans."""
+    hits = index.search(batch.vectors, top_k, mask_BW=batch.mask)
+    answers = []
+    for row, spans_W2 in enumerate(batch.spans.tolist()):
+        columns = (hits.scores[row].tolist(), hits.terms[row].tolist(), hits.windows[row].tolist())
+        found = []
+        for score, position, window in zip(*columns, strict=True):
+            if score > -math.inf:  # a chunk may own no window
+                term, (start, end) = index.terms[position], spans_W2[window]
+                found.append(TermMatch(term.text, score, start, end, term.term_id))
+        answers.append(found)
+    return answers
+
+
+def _best_first(matches: Iterable[TermMatch], top_k: int, threshold: float | None) -> list[TermMatch]:
+    heard = [match for match in matches if threshold is None or match.score >= threshold]
+    return sorted(heard, key=lambda match: (-match.score, match.start))[:top_k]
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
