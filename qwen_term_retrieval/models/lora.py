@@ -43,7 +43,7 @@ def merge_lora(encoder: nn.Module) -> None:
     del encoder.peft_config
 
 
-def without_lora(state: dict[str, torch.Tensor], *, keep_names: bool = False) -> dict[str, torch.Tensor]:
-    """The base weights of a state dict, under their original names unless `keep_names`."""
-    base = {name: values for name, values in state.items() if "lora_" not in name}
-    return base if keep_names else {name.replace(".base_layer.", "."): values for name, values in base.items()}
+def base_state(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The encoder's own weights under their original names, with or without adapters around them."""
+    state = encoder.state_dict()
+    return {name.replace(".base_layer.", "."): values for name, values in state.items() if "lora_" not in name}

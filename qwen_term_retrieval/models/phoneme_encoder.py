@@ -95,7 +95,7 @@ class PhonemeEncoder(nn.Module):
         self.phonemizer = self.config.bind()
         self._id_of = {symbol: index for index, symbol in enumerate(self.config.symbols, start=_UNKNOWN + 1)}
         self.num_unknown = 0
-        self.embedding = nn.Embedding(len(self._id_of) + 2, self.config.hidden_size, padding_idx=_PAD)
+        self.embedding = nn.Embedding(len(self.config.symbols) + 2, self.config.hidden_size, padding_idx=_PAD)
         self.blocks = nn.ModuleList(_ConvBlock(self.config) for _ in range(self.config.num_blocks))
         self.norm = nn.LayerNorm(self.config.hidden_size)
 

@@ -13,11 +13,11 @@ Shapes: B clips, S samples, T frames, L encoder layers, H hidden, P spans, W win
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,14 +26,13 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from qwen_term_retrieval.models.audio_tower import AUDIO_TOWERS, AudioTower
-from qwen_term_retrieval.models.checkpoints import CheckpointError, load_tensors, resolve_checkpoint, tower_sha256
+from qwen_term_retrieval.models.base_weights import build_audio_tower, checked_digest, is_trained, load_strictly
+from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.clips import length_buckets, pad_clips, to_pcm
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
-from qwen_term_retrieval.models.lora import inject_lora, merge_lora, without_lora
-from qwen_term_retrieval.models.phoneme_encoder import PhonemeEncoder
+from qwen_term_retrieval.models.lora import inject_lora, merge_lora
 from qwen_term_retrieval.models.pooling import pool_pyramid
-from qwen_term_retrieval.models.text_tower import build_text_tower
+from qwen_term_retrieval.models.text_tower import HFTextEncoder, build_text_tower
 from qwen_term_retrieval.models.windows import window_grid
 
 _MAX_LOGIT_SCALE = 100.0
@@ -71,11 +70,11 @@ class TermRetrievalModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules: ClassVar = ["WhisperEncoderLayer", "Qwen2AudioEncoderLayer"]
+    _no_split_modules = ["WhisperEncoderLayer", "Qwen2AudioEncoderLayer"]  # noqa: RUF012
 
     def __init__(self, config: TermRetrievalConfig):
         super().__init__(config)
-        self.audio_tower = _build_audio_tower(config)
+        self.audio_tower = build_audio_tower(config)
         self.text_tower = build_text_tower(config.text_tower, config.text_tower_config)
         config.text_tower_config = self.text_tower.settings()
         if config.audio_layers > self.audio_tower.num_layers:
@@ -92,51 +91,56 @@ class TermRetrievalModel(PreTrainedModel):
         self.post_init()
         # `from_pretrained` builds on the meta device and loads the base towers when it is done.
         if self.logit_scale.device.type != "meta":
-            self._load_base_towers()
+            self._load_base_weights()
 
     # Base towers and what is saved ----------------------------------------------------------------------------------
 
-    def _base_towers(self) -> list[Any]:
-        """The towers that have a pretrained checkpoint."""
-        audio = [self.audio_tower] if isinstance(self.config.audio_tower, str) else []
-        return audio + ([] if isinstance(self.text_tower, PhonemeEncoder) else [self.text_tower])
+    @property
+    def _base_encoders(self) -> dict[str, nn.Module]:
+        """The encoders that have a pretrained checkpoint, by the name of their tower."""
+        encoders: dict[str, nn.Module] = {}
+        if isinstance(self.config.audio_tower, str):
+            encoders["audio_tower"] = self.audio_tower.encoder
+        if isinstance(self.text_tower, HFTextEncoder):
+            encoders["text_tower"] = self.text_tower.encoder
+        return encoders
 
     def _freeze_base_weights(self) -> None:
-        frozen = {tower.encoder for tower in self._base_towers()}
+        frozen = list(self._base_encoders.values())
         if self.config.lora is not None:
-            frozen.add(self.audio_tower.encoder)
+            frozen.append(self.audio_tower.encoder)
         for encoder in frozen:
             for name, values in encoder.named_parameters():
                 values.requires_grad_("lora_" in name)
 
-    def _load_base_towers(self) -> None:
+    def _load_base_weights(self) -> None:
         config = self.config
-        for tower in self._base_towers():
-            if tower is self.audio_tower and not config.audio_tower_saved:
-                prefixes = tower.weight_prefixes
-                tensors = load_tensors(resolve_checkpoint(config.audio_tower, prefixes), prefixes)
-                _load_strictly(tower.encoder, tensors, config.audio_tower)
-                config.audio_tower_sha256 = _checked_digest(config.audio_tower, config.audio_tower_sha256, tensors)
-            elif tower is self.text_tower and not config.text_tower_saved:
+        for tower, encoder in self._base_encoders.items():
+            if getattr(config, f"{tower}_saved"):
+                continue
+            checkpoint = getattr(config, tower)
+            if isinstance(self.text_tower, HFTextEncoder) and tower == "text_tower":
                 tensors = self.text_tower.base_tensors()
-                _load_strictly(tower.encoder, tensors, config.text_tower)
-                config.text_tower_sha256 = _checked_digest(config.text_tower, config.text_tower_sha256, tensors)
+            else:
+                prefixes = self.audio_tower.weight_prefixes
+                tensors = load_tensors(resolve_checkpoint(checkpoint, prefixes), prefixes)
+            load_strictly(encoder, tensors, checkpoint)
+            digest = checked_digest(checkpoint, getattr(config, f"{tower}_sha256"), tensors)
+            setattr(config, f"{tower}_sha256", digest)
 
     def _choose_saved_keys(self) -> None:
         """Base weights are neither written nor missed, unless they were trained.
 
-        `Trainer` compares the missing keys of a checkpoint with this set: they must be the same, by name.
+        `Trainer` compares the missing keys of a checkpoint with `_keys_to_ignore_on_save`: they must be the same names.
         """
-        config, base = self.config, self._base_towers()
-        config.audio_tower_saved |= self.audio_tower not in base or _is_trained(self.audio_tower.encoder)
-        config.text_tower_saved |= self.text_tower not in base or _is_trained(self.text_tower.encoder)
         left_out: set[str] = set()
-        for name, saved in (("audio_tower", config.audio_tower_saved), ("text_tower", config.text_tower_saved)):
-            if not saved:
-                tensors = without_lora(getattr(self, name).encoder.state_dict(), keep_names=True)
-                left_out |= {f"{name}.encoder.{key}" for key in tensors}
+        for tower, encoder in self._base_encoders.items():
+            if is_trained(encoder):
+                setattr(self.config, f"{tower}_saved", True)
+            if not getattr(self.config, f"{tower}_saved"):
+                left_out |= {f"{tower}.encoder.{key}" for key in encoder.state_dict() if "lora_" not in key}
         self._keys_to_ignore_on_save = left_out
-        self._keys_to_ignore_on_load_missing = {f"^{key.replace('.', '[.]')}$" for key in left_out}
+        self._keys_to_ignore_on_load_missing = {f"^{re.escape(key)}$" for key in left_out}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,7 +154,7 @@ class TermRetrievalModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers makes new, trainable parameters of those that the checkpoint lacks.
         model._freeze_base_weights()
-        model._load_base_towers()
+        model._load_base_weights()
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -329,7 +333,7 @@ class TermRetrievalModel(PreTrainedModel):
                 for index, part in zip(batch, parts, strict=True):
                     rows[index] = part
                 bar.update(len(batch))
-        vectors, spans = zip(*rows, strict=True)
+        vectors, spans = [row[0] for row in rows], [row[1] for row in rows]
         counts_B = torch.tensor([len(row) for row in vectors])
         return AudioEmbeddings(
             vectors=nn.utils.rnn.pad_sequence(vectors, batch_first=True),
@@ -354,52 +358,6 @@ class TermRetrievalModel(PreTrainedModel):
                 vectors_ND[batch] = self.embed_texts(**inputs).cpu()
                 bar.update(len(batch))
         return vectors_ND
-
-
-def _build_audio_tower(config: TermRetrievalConfig) -> AudioTower:
-    """The tower without its weights; fills in the config of its encoder."""
-    checkpoint_config = config.audio_tower_config or config.audio_tower
-    if isinstance(checkpoint_config, str):
-        prefixes = tuple({prefix for tower in AUDIO_TOWERS.values() for prefix in tower.weight_prefixes})
-        folder = resolve_checkpoint(checkpoint_config, prefixes)
-        checkpoint_config = json.loads((folder / "config.json").read_text())
-    kind = config.audio_tower_type
-    if kind == "auto":
-        kind = checkpoint_config.get("model_type", "")
-    if kind not in AUDIO_TOWERS:
-        raise ValueError(
-            f"audio tower {config.audio_tower!r} is of type {kind!r}; there are {sorted(AUDIO_TOWERS)}. "
-            f"Set audio_tower_type where the checkpoint's config does not say."
-        )
-    config.audio_tower_config = AUDIO_TOWERS[kind].encoder_config_of(checkpoint_config)
-    return AUDIO_TOWERS[kind](config.audio_tower_config)
-
-
-def _load_strictly(encoder: nn.Module, tensors: dict[str, torch.Tensor], name: Any) -> None:
-    """Copy base weights in, whatever LoRA did to the names."""
-    own = without_lora(encoder.state_dict())
-    if set(own) != set(tensors):
-        missing, unexpected = sorted(set(own) - set(tensors))[:3], sorted(set(tensors) - set(own))[:3]
-        raise CheckpointError(f"{name!r} does not fit its config: missing {missing}, unexpected {unexpected}")
-    with torch.no_grad():
-        for key, values in tensors.items():
-            if own[key].shape != values.shape:
-                raise CheckpointError(f"{name!r}: {key} is {tuple(values.shape)}, expected {tuple(own[key].shape)}")
-            own[key].copy_(values)
-
-
-def _checked_digest(name: Any, expected: str | None, tensors: dict[str, torch.Tensor]) -> str:
-    digest = tower_sha256(tensors)
-    if expected not in (None, digest):
-        raise CheckpointError(
-            f"the base tower {name!r} found here has the digest {digest[:16]}…, but the model was trained on "
-            f"{str(expected)[:16]}…: its outputs would be wrong. Point the config's tower at the original weights."
-        )
-    return digest
-
-
-def _is_trained(encoder: nn.Module) -> bool:
-    return any(values.requires_grad for name, values in encoder.named_parameters() if "lora_" not in name)
 
 
 AutoModel.register(TermRetrievalConfig, TermRetrievalModel)
