@@ -1,1 +1,57 @@
-"""Hear a term in speech and find it in a glossary."""
+"""Hear a term in speech and find it in a glossary.
+
+Importing this package makes its feature and its builder known to `datasets`; models, training and retrieval load torch
+and transformers when one of their names is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from qwen_term_retrieval.registration import register
+
+_HOME = {
+    "AudioEmbeddings": "models",
+    "Clip": "audio.feature",
+    "CorpusError": "audio.corpus",
+    "Glossary": "text.glossary",
+    "MissingShardError": "audio.locations",
+    "MmapAudio": "audio.feature",
+    "Pack": "audio.pack",
+    "PackError": "audio.shards",
+    "RetrievalEvaluator": "evaluation",
+    "Term": "text.glossary",
+    "TermIndex": "retrieval",
+    "TermMatch": "retrieval",
+    "TermRetrievalArguments": "training",
+    "TermRetrievalConfig": "models",
+    "TermRetrievalModel": "models",
+    "TermRetrievalTrainer": "training",
+    "TermRetriever": "retrieval",
+    "Utterance": "audio.corpus",
+    "clip_views": "audio.collate",
+    "normalize_term": "text.glossary",
+    "pack_corpus": "audio.packing",
+    "pad_pcm": "audio.collate",
+    "read_corpus": "audio.corpus",
+    "register_pack": "audio.locations",
+    "resolve_checkpoint": "models",
+    "to_hf_audio": "audio.feature",
+}
+
+__all__ = sorted(_HOME)
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

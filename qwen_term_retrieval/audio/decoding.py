@@ -1,0 +1,109 @@
+"""One recording, whatever its format, rate and channels, to blocks of mono int16 at the pack's rate.
+
+Decoding is a stream, so a recording of an hour costs no more memory than one of a second. Samples of 16 bits at the
+pack's rate pass through bit for bit. Everything else becomes float32, the mean of its channels, resampled by soxr at
+high quality; what leaves [-1, 1] is clipped, and counted. NaN and infinity are refused: they have no right value.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+FRAMES_PER_BLOCK = 1 << 18
+MAX_CHANNELS = 64
+
+Audio = str | Path | bytes | np.ndarray
+
+
+class BadAudioError(ValueError):
+    """A recording that cannot be packed as it is; the message says why, and the caller adds which one."""
+
+
+def pcm_blocks(audio: Audio, rate: int, *, array_rate: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield `(pcm, num_clipped)`: int16 `(num_samples,)` mono at `rate` Hz, and how many samples were clipped.
+
+    Args:
+        audio: path, encoded bytes, or an array: int16 or float in [-1, 1], `(num_samples,)` or
+            `(num_samples, channels)`.
+        rate: sampling rate of the blocks, in Hz.
+        array_rate: sampling rate of `audio`, in Hz; needed for arrays only.
+
+    Raises:
+        BadAudioError: no samples, NaN or infinity, unreadable or missing file, array of the wrong type or shape.
+    """
+    source_rate, blocks = _array_blocks(audio, array_rate) if isinstance(audio, np.ndarray) else _file_blocks(audio)
+    num_samples = 0
+    for block in _resample(blocks, source_rate, rate):
+        num_samples += len(block)
+        yield _to_int16(block)
+    if num_samples == 0:
+        raise BadAudioError("holds 0 samples")
+
+
+def _file_blocks(audio: str | Path | bytes) -> tuple[int, Iterator[np.ndarray]]:
+    if isinstance(audio, bytes):
+        source: str | io.BytesIO = io.BytesIO(audio)
+    else:
+        if not Path(audio).is_file():
+            raise BadAudioError("the file does not exist")
+        source = str(audio)
+    try:
+        file = soundfile.SoundFile(source)
+    except (soundfile.LibsndfileError, TypeError) as error:
+        # TypeError: soundfile asks for rate and channels when the suffix says headerless PCM (.raw).
+        raise BadAudioError(f"soundfile cannot read it ({_reason(error)}); convert it to WAV, FLAC or Ogg") from error
+    return file.samplerate, _decode(file)
+
+
+def _decode(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    with file:
+        try:
+            while len(block := file.read(FRAMES_PER_BLOCK, dtype="float32", always_2d=True)):
+                yield block
+        except soundfile.LibsndfileError as error:
+            raise BadAudioError(f"corrupt near sample {file.tell()} ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rpartition(": ")[2].strip().rstrip(".")
+
+
+def _array_blocks(array: np.ndarray, rate: int | None) -> tuple[int, Iterator[np.ndarray]]:
+    if rate is None:
+        raise BadAudioError("an array without its sampling rate; give Utterance(sampling_rate=…)")
+    if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
+        raise BadAudioError(f"an array of {array.dtype}; give int16, or floats in [-1, 1]")
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > MAX_CHANNELS):
+        raise BadAudioError(f"an array of shape {array.shape}; give (num_samples,) or (num_samples, channels)")
+    frames = array[:, None] if array.ndim == 1 else array
+    scale = np.float32(1 / 32768) if array.dtype == np.int16 else np.float32(1)
+    starts = range(0, len(frames), FRAMES_PER_BLOCK)
+    return rate, (frames[start : start + FRAMES_PER_BLOCK].astype(np.float32) * scale for start in starts)
+
+
+def _resample(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
+    """Mono float32 blocks at `rate`; the stream gives the same samples as resampling the whole at once."""
+    resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
+    num_read = 0
+    for block in blocks:
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            raise BadAudioError(f"sample {num_read + int(np.argmin(finite))} is NaN or infinite")
+        num_read += len(block)
+        mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+        yield mono if source_rate == rate else resampler.resample_chunk(mono)
+    if source_rate != rate and num_read:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _to_int16(block: np.ndarray) -> tuple[np.ndarray, int]:
+    scaled = np.rint(block * np.float32(32768))
+    # Full scale itself, +1.0, is 32768 and saturates to 32767: a rounding, not a clipped sample.
+    num_clipped = int(np.count_nonzero(np.abs(scaled) > 32768))
+    return np.clip(scaled, -32768, 32767).astype("<i2"), num_clipped

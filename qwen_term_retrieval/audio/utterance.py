@@ -1,0 +1,78 @@
+"""One recording of a corpus and what is known of it; how its key and its split follow from its path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qwen_term_retrieval.audio.decoding import Audio
+
+TermSpan = tuple[float, float]
+_SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
+_SPLIT_ORDER = ("train", "validation", "test")
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read as given; the message names file, row and remedy."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording of a corpus.
+
+    `audio` is a path, encoded bytes, or an array with its `sampling_rate`. `term_spans` holds seconds within the clip,
+    one `(start, end)` (or None) a term; None as a whole where no span is known. `source` says where the row stands,
+    for messages. `extra` passes through to the dataset as columns.
+    """
+
+    key: str
+    audio: Audio
+    text: str = ""
+    terms: tuple[str, ...] = ()
+    term_spans: tuple[TermSpan | None, ...] | None = None
+    speaker: str | None = None
+    language: str | None = None
+    split: str = "train"
+    sampling_rate: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def where(self) -> str:
+        """Row, key and file, as error messages name an utterance."""
+        file = f", file {self.audio}" if isinstance(self.audio, str | Path) else ""
+        return f"{self.source or 'utterance'}: key {self.key!r}{file}"
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """Sorts train before validation before test before all others by name."""
+    return (_SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER), split)
+
+
+def split_of_path(relative: Path) -> str | None:
+    """The split that a path's folders, or else its stem, name; None where they name none."""
+    for part in (*relative.parts[:-1], relative.stem):
+        name = _SPLIT_NAMES.get(part.lower(), part.lower())
+        if name in _SPLIT_ORDER:
+            return name
+    return None
+
+
+def checked_split(name: str, where: str) -> str:
+    name = _SPLIT_NAMES.get(name, name)
+    if not re.fullmatch(r"\w+", name):
+        raise CorpusError(f"{where}: {name!r} cannot name a split; use letters, digits and underscores")
+    return name
+
+
+def default_key(audio: Path, root: Path) -> str:
+    """The path below `root` (or below a folder `term_chunks`, as term-level corpora have it) without its suffix."""
+    parts = audio.parts
+    if "term_chunks" in parts:
+        audio = Path(*parts[len(parts) - parts[::-1].index("term_chunks") :])
+    elif audio.is_relative_to(root):
+        audio = audio.relative_to(root)
+    return audio.with_suffix("").as_posix().lstrip("/")

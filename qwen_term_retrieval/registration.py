@@ -1,0 +1,64 @@
+"""Registers our feature and builder with `datasets`; the only file that touches its private names.
+
+`datasets` 5 has `register_feature`, and no way to add a builder. Its own builders stand in a handful of tables in
+`datasets.packaged_modules`; ours is entered into the same tables, nothing is replaced or wrapped:
+- by name: `load_dataset("term_audio", data_dir=… | data_files=…)`;
+- by suffix, for plain folders: `.termaudio` manifests, and `.dat`, the shards that the card of a pack names.
+The tests of this file fail when an upgrade moves a table.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import datasets
+from datasets import packaged_modules
+from datasets.features.features import register_feature
+
+BUILDER_NAME = "term_audio"
+BUILDER_MODULE = "qwen_term_retrieval.builders.term_audio.builder"
+# Part of the cache folder of `load_dataset("term_audio", …)`: to be changed when the same files give other rows.
+BUILDER_HASH = "v1"
+SUFFIXES = (".termaudio", ".dat")
+TABLES = (
+    "_PACKAGED_DATASETS_MODULES",
+    "_EXTENSION_TO_MODULE",
+    "_MODULE_TO_EXTENSIONS",
+    "_MODULE_TO_METADATA_FILE_NAMES",
+    "_MODULE_TO_METADATA_EXTENSIONS",
+    "_ALL_ALLOWED_EXTENSIONS",
+)
+
+
+class IncompatibleDatasetsError(ImportError):
+    """The installed `datasets` has moved what this library hooks into."""
+
+
+def register() -> None:
+    """Make `MmapAudio` and the `term_audio` builder known to `datasets`; doing it twice changes nothing.
+
+    Raises:
+        IncompatibleDatasetsError: naming the table that is gone and the version that was found.
+    """
+    from qwen_term_retrieval.audio.feature import MmapAudio
+
+    missing = [name for name in TABLES if not hasattr(packaged_modules, name)]
+    if missing:
+        raise IncompatibleDatasetsError(
+            f"datasets {datasets.__version__} has no {', '.join(missing)} in datasets.packaged_modules. Install a "
+            "version that this library was tested with (constraints.txt), or adapt qwen_term_retrieval/registration.py."
+        )
+    if datasets.features.features._FEATURE_TYPES.get(MmapAudio.__name__) is not MmapAudio:
+        with warnings.catch_warnings():
+            # "experimental", said to everybody who imports us; the tests watch it instead.
+            warnings.simplefilter("ignore", UserWarning)
+            register_feature(MmapAudio, MmapAudio.__name__)
+    packaged_modules._PACKAGED_DATASETS_MODULES[BUILDER_NAME] = (BUILDER_MODULE, BUILDER_HASH)
+    packaged_modules._MODULE_TO_EXTENSIONS[BUILDER_NAME] = list(SUFFIXES)
+    packaged_modules._MODULE_TO_METADATA_FILE_NAMES[BUILDER_NAME] = []
+    packaged_modules._MODULE_TO_METADATA_EXTENSIONS[BUILDER_NAME] = []
+    for suffix in SUFFIXES:
+        packaged_modules._EXTENSION_TO_MODULE[suffix] = (BUILDER_NAME, {})
+        # `datasets.load` imported this list by name: it must grow in place.
+        if suffix not in packaged_modules._ALL_ALLOWED_EXTENSIONS:
+            packaged_modules._ALL_ALLOWED_EXTENSIONS.append(suffix)
