@@ -6,17 +6,17 @@ import json
 
 import torch
 import xxhash
-from torch import nn
+from transformers import PreTrainedModel
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def model_fingerprint(model: PreTrainedModel) -> str:
     """Identity of a model's embedding space: a hash of every weight and of what turns terms into tokens.
 
     Weights are compared as bfloat16, so that a checkpoint opened in another precision keeps its fingerprint.
     """
     digest = xxhash.xxh3_128()
-    config = getattr(model, "config", None)
-    settings = {name: repr(getattr(config, name, None)) for name in ("segments", "audio_layers")}
+    config = model.config.to_dict()
+    settings = {name: config[name] for name in ("segments", "audio_layers", "text_tower_config")}
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -250,7 +250,7 @@ def _matches(batch: EncodedChunks, index: TermIndex, top_k: int) -> list[list[Te
         for score, position, window in zip(*columns, strict=True):
             if score > -math.inf:  # a chunk may own no window
                 term, (start, end) = index.terms[position], spans_W2[window]
-                found.append(TermMatch(term.text, score, start, end, term.term_id))
+                found.append(TermMatch(term.text, score, round(start, 3), round(end, 3), term.term_id))
         answers.append(found)
     return answers
 
