@@ -1,0 +1,53 @@
+"""The speech engines by name, one instance a process.
+
+An engine is a small class with a `name`, a `version`, its `voices`, and two methods that depend on nothing but their
+arguments: `say` speaks a text, `say_in_sentence` also tells when a term is spoken within running speech.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol, cast
+
+import numpy as np
+
+from qwen_term_retrieval.synthesis.espeak import EspeakEngine
+from qwen_term_retrieval.synthesis.flite import FliteEngine
+from qwen_term_retrieval.synthesis.kokoro import KokoroEngine
+from qwen_term_retrieval.synthesis.speech import Speech
+
+
+class SpeechEngine(Protocol):
+    """What every engine offers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def voices(self) -> tuple[str, ...]: ...
+
+    def say(self, text: str, voice: str, speed: float = 1.0) -> tuple[np.ndarray, int]:
+        """Speak `text`: float32 (num_samples,), and the sampling rate in Hz."""
+
+    def say_in_sentence(self, before: str, term: str, after: str, voice: str, speed: float = 1.0) -> Speech:
+        """Speak `before term after`; `start` and `end` of the result are those of the term."""
+
+
+_ENGINES = {"espeak": EspeakEngine, "flite": FliteEngine, "kokoro": KokoroEngine}
+ENGINE_NAMES = tuple(_ENGINES)
+
+
+@functools.cache
+def get_engine(name: str) -> SpeechEngine:
+    """The engine called `name`: "espeak", "flite" or "kokoro".
+
+    Raises:
+        ValueError: for another name.
+        PackageError: if a package it needs cannot be had.
+    """
+    if name not in _ENGINES:
+        raise ValueError(f"no speech engine {name!r}; there are {', '.join(ENGINE_NAMES)}")
+    return cast(SpeechEngine, _ENGINES[name]())
