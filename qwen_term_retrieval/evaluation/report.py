@@ -1,0 +1,94 @@
+"""Numbers for people: the recall table of an evaluation, and a picture of how recall grows with k."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+GROUPS = {"": "all", "_seen": "seen", "_unseen": "unseen"}
+_RECALL = re.compile(r"recall@(\d+)$")
+
+
+def recall_table(metrics: Mapping[str, float], prefix: str = "") -> str:
+    """Recall@k and MRR of all, seen and unseen terms as a Markdown table that also reads well on a terminal.
+
+    Args:
+        metrics: of `evaluate_vectors`, `RetrievalEvaluator` or the trainer.
+        prefix: what stands before the names there: "eval" for `eval_recall@10`.
+
+    >>> print(recall_table({"eval_recall@1": 0.5, "eval_mrr": 0.625, "eval_pairs": 8}, "eval"))
+    | terms  | pairs |   R@1 |   MRR |
+    |--------|-------|-------|-------|
+    | all    |     8 | 0.500 | 0.625 |
+    """
+    values = _without_prefix(metrics, prefix)
+    ks = sorted(int(found[1]) for name in values if (found := _RECALL.match(name)))
+    header = ["terms ", "pairs", *(f"R@{k}".rjust(5) for k in ks), "  MRR"]
+    rows = [header, ["-" * len(cell) for cell in header]]
+    for suffix, group in GROUPS.items():
+        if any(f"recall@{k}{suffix}" in values for k in ks):
+            recalls = [_number(values.get(f"recall@{k}{suffix}")) for k in ks]
+            pairs = f"{int(values.get(f'pairs{suffix}', 0))}".rjust(5)
+            rows.append([group.ljust(6), pairs, *recalls, _number(values.get(f"mrr{suffix}"))])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines[1] = lines[1].replace(" ", "-")
+    return "\n".join(lines)
+
+
+def threshold_line(metrics: Mapping[str, float], prefix: str = "") -> str:
+    """One line on what the threshold does; empty where none was evaluated."""
+    values = _without_prefix(metrics, prefix)
+    if "threshold" not in values:
+        return ""
+    names = {
+        "precision": "precision",
+        "recall": "recall",
+        "f1": "F1",
+        "false_alarms_per_minute": "false alarms a minute",
+    }
+    parts = [f"{label} {values[name]:.3f}" for name, label in names.items() if name in values]
+    return f"at threshold {values['threshold']:.3f}: " + ", ".join(parts)
+
+
+def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str = "", title: str = "") -> Path:
+    """Draw Recall@k over k, for all, seen and unseen terms, with 95 % intervals where there are any, as a PNG.
+
+    Raises:
+        ImportError: matplotlib is missing (extra `report`).
+        ValueError: no recall among the metrics.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    values = _without_prefix(metrics, prefix)
+    ks = sorted(int(found[1]) for name in values if (found := _RECALL.match(name)))
+    if not ks:
+        raise ValueError(f"no {prefix and prefix + '_'}recall@k among {sorted(metrics)}")
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for suffix, group in GROUPS.items():
+        points = [(k, values[f"recall@{k}{suffix}"]) for k in ks if f"recall@{k}{suffix}" in values]
+        if not points:
+            continue
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=group)
+        bounds = [(k, values.get(f"recall@{k}{suffix}_low"), values.get(f"recall@{k}{suffix}_high")) for k, _ in points]
+        if all(low is not None and high is not None for _, low, high in bounds):
+            axes.fill_between(*zip(*bounds, strict=True), alpha=0.15, color=line.get_color())
+    axes.set(xlabel="k", ylabel="Recall@k", xticks=ks, ylim=(0, 1.02), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    start = f"{prefix}_" if prefix else ""
+    return {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+
+
+def _number(value: float | None) -> str:
+    return "    –" if value is None else f"{value:.3f}"
