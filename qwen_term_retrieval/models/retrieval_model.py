@@ -237,8 +237,8 @@ class TermRetrievalModel(PreTrainedModel):
     ) -> torch.Tensor:
         """Unit vectors (P, D) of spans of frames; see `pool_pyramid` for the edges."""
         if features_BTH.dim() == 4:
-            weight_L = self.layer_mix.softmax(0).to(features_BTH.dtype)
-            features_BTH = torch.einsum("blth,l->bth", features_BTH, weight_L)
+            weight_L = self.layer_mix.float().softmax(0)
+            features_BTH = torch.einsum("blth,l->bth", features_BTH.float(), weight_L)
         pooled = pool_pyramid(features_BTH, num_frames_B, clip_index_P, start_P, end_P, self.config.segments)
         return F.normalize(self.audio_head(pooled.to(self.audio_head.weight.dtype)).float(), dim=-1)
 
