@@ -75,7 +75,8 @@ def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str =
         (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=group)
         bounds = [(k, values.get(f"recall@{k}{suffix}_low"), values.get(f"recall@{k}{suffix}_high")) for k, _ in points]
         if all(low is not None and high is not None for _, low, high in bounds):
-            axes.fill_between(*zip(*bounds, strict=True), alpha=0.15, color=line.get_color())
+            x, low, high = zip(*bounds, strict=True)
+            axes.fill_between(x, low, high, alpha=0.15, color=line.get_color())
     axes.set(xlabel="k", ylabel="Recall@k", xticks=ks, ylim=(0, 1.02), title=title)
     axes.grid(alpha=0.3)
     axes.legend()

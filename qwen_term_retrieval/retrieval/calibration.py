@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.matches import TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
+_LONGEST_TERM_WORDS = 8
+
 
 class CalibrationError(ValueError):
     """The dev set cannot give a threshold: it is empty, one-sided, or the wanted precision is out of reach."""
@@ -75,8 +77,9 @@ def judge_matches(
     for clip_matches, row in zip(matches, rows, strict=True):
         gold = gold_ids(row, index)
         num_gold += len(gold)
+        unlabelled = unlabelled_ids(row, index)
         for match in clip_matches:
-            if match.term_id in gold or not was_said(match.term, row, index.language):
+            if match.term_id not in unlabelled:
                 scores.append(match.score)
                 right.append(match.term_id in gold)
     return JudgedMatches(np.array(scores, np.float64), np.array(right, np.bool_), num_gold)
@@ -87,9 +90,15 @@ def gold_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
     return {identity for term in row["terms"] if (identity := index.id_of(term)) is not None}
 
 
-def was_said(term: str, row: Mapping[str, Any], language: str) -> bool:
-    """Whether the term's words stand in the row's text, one after the other."""
-    return f" {normalize_term(term, language)} " in f" {normalize_term(row.get('text') or '', language)} "
+def unlabelled_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
+    """Ids of the terms whose words stand in the row's text, one after the other, without being listed."""
+    words = normalize_term(row.get("text") or "", index.language).split()
+    spans = (
+        " ".join(words[first:end])
+        for first in range(len(words))
+        for end in range(first + 1, min(first + _LONGEST_TERM_WORDS, len(words)) + 1)
+    )
+    return {identity for span in spans if (identity := index.id_of(span)) is not None} - gold_ids(row, index)
 
 
 def precision_recall_curve(scores: ArrayLike, right: ArrayLike, num_gold: int) -> PrecisionRecallCurve:

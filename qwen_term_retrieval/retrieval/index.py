@@ -85,6 +85,11 @@ class TermIndex:
         return self.vectors_ND.device
 
     @property
+    def vector_term_ids(self) -> list[int]:
+        """The term id of every row of `vectors_ND`."""
+        return [self._terms[position].term_id for position in self._term_of_row_N.tolist()]
+
+    @property
     def _most_spellings(self) -> int:
         return max(len(term.spellings) for term in self._terms)
 

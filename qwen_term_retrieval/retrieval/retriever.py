@@ -177,7 +177,7 @@ class TermRetriever:
                 best: list[dict[int, TermMatch]] = [{} for _ in group]
                 chunks = self.encoder.cut(group, sampling_rate, first=len(answers))
                 for batch in self.encoder.encode_chunks(chunks, batch_size):
-                    for position, matches in zip(batch.clips, _matches(batch, index, top_k), strict=True):
+                    for position, matches in zip(batch.clips, best_matches(batch, index, top_k), strict=True):
                         for match in matches:
                             known = best[position].setdefault(match.term_id, match)
                             if match.score > known.score:
@@ -233,15 +233,15 @@ class TermRetriever:
         if frames < 2 or not chunk.pcm.any():
             return merger.add([], heard_to)
         (batch,) = self.encoder.encode_chunks([(0, chunk)], batch_size=1)
-        (found,) = _matches(batch, self.term_index, top_k)
+        (found,) = best_matches(batch, self.term_index, top_k)
         return merger.add((match for match in found if match.score >= threshold), heard_to)
 
     def _threshold_or_default(self, threshold: float | None) -> float | None:
         return self.threshold if threshold is None else threshold
 
 
-def _matches(batch: EncodedChunks, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
-    """The best terms of each chunk, with their spans."""
+def best_matches(batch: EncodedChunks, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
+    """The best terms of each chunk, best first, each with the span of its best window."""
     hits = index.search(batch.vectors, top_k, mask_BW=batch.mask)
     answers = []
     for row, spans_W2 in enumerate(batch.spans.tolist()):

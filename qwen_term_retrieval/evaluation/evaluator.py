@@ -1,0 +1,302 @@
+"""How well terms are found: ranks among a bank of terms, and what a threshold lets through.
+
+`evaluate_vectors` works on plain tensors: whoever has vectors of clips and terms, on however many ranks they were
+made, gathers them and gets the same numbers. `RetrievalEvaluator` runs a model over clips the way a user's search
+does, with no-term clips, distractors and spans.
+
+A pair is a (clip, term said in it). Its rank is one plus the number of *wrong* terms that score at least as high: the
+clip's other terms do not count, nor do terms whose words stand in its text unlabelled.
+
+Shapes: P clips, W windows, N spellings of the bank, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from qwen_term_retrieval.evaluation.ranking import (
+    bootstrap_interval,
+    mean_reciprocal_rank,
+    rank_of_each_gold,
+    recall_at_k,
+)
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.retrieval.calibration import gold_ids, judge_matches, unlabelled_ids
+from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
+from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.matches import TermMatch
+from qwen_term_retrieval.retrieval.retriever import TermRetriever, best_matches
+from qwen_term_retrieval.text.glossary import Glossary
+
+RECALL_AT = (1, 5, 10)
+_CLIPS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class RankedPairs:
+    """Ranks of (clip, term) pairs: `ranks` int64 from 1, and the term's id, of each pair."""
+
+    ranks: NDArray[np.int64]
+    term_ids: NDArray[np.int64]
+
+
+def rank_pairs(
+    audio_PD: torch.Tensor,
+    gold: Sequence[Sequence[int]],
+    bank_ND: torch.Tensor,
+    bank_ids: Sequence[int],
+    *,
+    neutral: Sequence[Sequence[int]] | None = None,
+    window_mask: torch.Tensor | None = None,
+) -> RankedPairs:
+    """Rank every term said in every clip; clips without one are left out.
+
+    Args:
+        audio_PD: (P, D), or (P, W, D) with `window_mask` (P, W).
+        gold: ids of the terms said in each clip.
+        bank_ND: vectors of the bank's spellings.
+        bank_ids: the term of each spelling; aliases share one. Each spelling of a wrong term counts.
+        neutral: ids that are neither right nor wrong for each clip.
+
+    Raises:
+        ValueError: a term said is not in the bank; shapes that do not fit; vectors that are not finite.
+    """
+    if len(bank_ids) != len(bank_ND) or len(gold) != len(audio_PD):
+        raise ValueError(
+            f"{len(bank_ND)} bank vectors have {len(bank_ids)} ids and {len(audio_PD)} clips have {len(gold)} lists of "
+            "terms: there must be one for each"
+        )
+    rows_of_id: dict[int, list[int]] = defaultdict(list)
+    for row, identity in enumerate(bank_ids):
+        rows_of_id[int(identity)].append(row)
+    _check_gold_in_bank(gold, rows_of_id)
+    clips = [clip for clip, ids in enumerate(gold) if len(ids)]
+    if not clips:
+        return RankedPairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    wanted = [list(dict.fromkeys(gold[clip])) for clip in clips]
+    excused = [
+        [identity for identity in neutral[clip] if identity in rows_of_id and identity not in gold[clip]]
+        if neutral is not None
+        else []
+        for clip in clips
+    ]
+    ids = [[*right, *dict.fromkeys(rest)] for right, rest in zip(wanted, excused, strict=True)]
+    rows = [[row for identity in clip_ids for row in rows_of_id[identity]] for clip_ids in ids]
+    ranks_of_rows = rank_of_each_gold(
+        audio_PD[clips], bank_ND, rows, window_mask=None if window_mask is None else window_mask[clips]
+    )
+    ranks, identities, first = [], [], 0
+    for clip_ids, right in zip(ids, wanted, strict=True):
+        for position, identity in enumerate(clip_ids):
+            count = len(rows_of_id[identity])
+            if position < len(right):
+                ranks.append(int(ranks_of_rows[first : first + count].min()))
+                identities.append(int(identity))
+            first += count
+    return RankedPairs(np.array(ranks, np.int64), np.array(identities, np.int64))
+
+
+def _check_gold_in_bank(gold: Sequence[Sequence[int]], rows_of_id: Mapping[int, Any]) -> None:
+    for clip, ids in enumerate(gold):
+        for identity in ids:
+            if int(identity) not in rows_of_id:
+                raise ValueError(f"clip {clip}: its term {identity} is not in the bank; add every term that is said")
+
+
+def ranking_metrics(
+    pairs: RankedPairs,
+    seen_ids: Collection[int] | None = None,
+    ks: Sequence[int] = RECALL_AT,
+    *,
+    intervals: bool = True,
+) -> dict[str, float]:
+    """`recall@k`, `mrr` and `pairs`; with `seen_ids` also of seen and unseen terms (`recall@10_unseen`).
+
+    With `intervals`, each recall has bootstrap 95 % bounds over pairs: `recall@10_low`, `recall@10_high`.
+    """
+    groups = {"": np.ones(len(pairs.ranks), np.bool_)}
+    if seen_ids is not None:
+        seen_P = np.isin(pairs.term_ids, np.fromiter(seen_ids, np.int64))
+        groups |= {"_seen": seen_P, "_unseen": ~seen_P}
+    metrics: dict[str, float] = {}
+    for suffix, chosen_P in groups.items():
+        ranks = pairs.ranks[chosen_P]
+        metrics[f"pairs{suffix}"] = len(ranks)
+        if not len(ranks):
+            continue
+        metrics[f"mrr{suffix}"] = mean_reciprocal_rank(ranks)
+        for k in ks:
+            metrics[f"recall@{k}{suffix}"] = recall_at_k(ranks, k)
+            if intervals:
+                low, high = bootstrap_interval(ranks <= k)
+                metrics |= {f"recall@{k}{suffix}_low": low, f"recall@{k}{suffix}_high": high}
+    return metrics
+
+
+def evaluate_vectors(
+    audio_PD: torch.Tensor,
+    gold: Sequence[Sequence[int]],
+    bank_ND: torch.Tensor,
+    bank_ids: Sequence[int],
+    seen_ids: Collection[int] | None = None,
+    ks: Sequence[int] = RECALL_AT,
+    *,
+    neutral: Sequence[Sequence[int]] | None = None,
+    window_mask: torch.Tensor | None = None,
+    intervals: bool = True,
+) -> dict[str, float]:
+    """Recall@k and MRR from vectors; see `rank_pairs` and `ranking_metrics`.
+
+    Across ranks: gather clips and their lists in any order, then call this on each; the numbers do not depend on how
+    many there were.
+    """
+    pairs = rank_pairs(audio_PD, gold, bank_ND, bank_ids, neutral=neutral, window_mask=window_mask)
+    return ranking_metrics(pairs, seen_ids, ks, intervals=intervals)
+
+
+class RetrievalEvaluator:
+    """Evaluate a model on clips of the row schema, searched the way `TermRetriever` searches.
+
+    Args:
+        rows: clips; those without terms count false alarms.
+        glossary: the terms to find. Default: all terms of the rows. Terms of the rows that it lacks are not looked for.
+        distractors: further terms to tell apart from them; one that the glossary has already, under any spelling, is
+            no distractor.
+        seen_terms: terms of the training glossary, to report seen and unseen apart.
+        ks: of Recall@k.
+        threshold: for precision, recall and false alarms; default the model's calibrated one, if any.
+        top_k: matches looked at in each clip at the threshold.
+
+    Example:
+        >>> evaluator = RetrievalEvaluator(rows["test"], distractors=wordnet_terms())  # doctest: +SKIP
+        >>> metrics = evaluator(model)                                                # doctest: +SKIP
+        >>> print(recall_table(metrics))                                              # doctest: +SKIP
+
+    Returns, when called with a model or a retriever:
+        `recall@k`, `mrr`, `pairs` (and `_seen`, `_unseen`, `_low`, `_high`), `clips`, `bank`; where spans are known,
+        `span_error` (mean distance of start and end from the truth, s) and `span_iou`, of every term that is among
+        the clip's best `top_k`; with a threshold `threshold`, `precision`, `recall`, `f1`, and with no-term clips
+        `false_alarms_per_minute`.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        glossary: Glossary | Iterable[Any] | None = None,
+        *,
+        distractors: Iterable[str] = (),
+        seen_terms: Iterable[str] | None = None,
+        ks: Sequence[int] = RECALL_AT,
+        threshold: float | None = None,
+        top_k: int = 10,
+    ):
+        if not len(rows):
+            raise ValueError("no clip to evaluate")
+        self.rows = rows
+        if not isinstance(glossary, Glossary):
+            said: Iterable[Any] = (
+                sorted({term for row in rows for term in row["terms"]}) if glossary is None else glossary
+            )
+            glossary = Glossary(said, source="the terms to find")
+        entries: list[Any] = [{"term": term.text, "aliases": term.aliases} for term in glossary]
+        self.bank = Glossary([*entries, *distractors], language=glossary.language, source="the evaluation bank")
+        self.seen_terms = None if seen_terms is None else list(seen_terms)
+        self.ks = tuple(ks)
+        self.threshold = threshold
+        self.top_k = top_k
+
+    def __call__(self, model: TermRetrievalModel | TermRetriever, *, batch_size: int = 8) -> dict[str, float]:
+        retriever = model if isinstance(model, TermRetriever) else TermRetriever(model)
+        index = TermRetriever(retriever.model).index(self.bank)
+        threshold = retriever.threshold if self.threshold is None else self.threshold
+        ranks: list[RankedPairs] = []
+        matches: list[list[TermMatch]] = []
+        span_errors: list[tuple[float, float]] = []
+        with tqdm(total=len(self.rows), desc="evaluating", unit="clip", disable=None) as bar:
+            for first in range(0, len(self.rows), _CLIPS_AT_ONCE):
+                rows = [self.rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(self.rows)))]
+                batch = _pad(retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size))
+                ranks.append(self._rank(batch, rows, index))
+                matches += best_matches(batch, index, self.top_k)
+                bar.update(len(rows))
+        for row, found in zip(self.rows, matches, strict=True):
+            span_errors += _span_errors(row, found, index)
+        pairs = RankedPairs(np.concatenate([p.ranks for p in ranks]), np.concatenate([p.term_ids for p in ranks]))
+        metrics = ranking_metrics(pairs, self._seen_ids(), self.ks)
+        metrics |= {"clips": len(self.rows), "bank": len(self.bank)}
+        if span_errors:
+            metrics["span_error"], metrics["span_iou"] = np.mean(span_errors, axis=0).tolist()
+        if threshold is not None:
+            metrics |= self._at_threshold(matches, index, threshold)
+        return metrics
+
+    def _rank(self, batch: EncodedChunks, rows: Sequence[Mapping[str, Any]], index: TermIndex) -> RankedPairs:
+        # A silent clip has no window: all terms tie at 0 and the right one stands last.
+        heard_B = batch.mask.any(dim=1)
+        mask_BW = batch.mask | ~heard_B[:, None]
+        return rank_pairs(
+            batch.vectors * batch.mask[..., None],
+            [sorted(gold_ids(row, index)) for row in rows],
+            index.vectors_ND,
+            index.vector_term_ids,
+            neutral=[sorted(unlabelled_ids(row, index)) for row in rows],
+            window_mask=mask_BW,
+        )
+
+    def _seen_ids(self) -> set[int] | None:
+        if self.seen_terms is None:
+            return None
+        known = (self.bank.id_of(term) for term in self.seen_terms)
+        return {identity for identity in known if identity is not None}
+
+    def _at_threshold(
+        self, matches: Sequence[Sequence[TermMatch]], index: TermIndex, threshold: float
+    ) -> dict[str, float]:
+        accepted = [[match for match in found if match.score >= threshold] for found in matches]
+        judged = judge_matches(accepted, self.rows, index)
+        num_right, num_told = int(judged.right.sum()), len(judged.right)
+        metrics = {
+            "threshold": threshold,
+            "precision": num_right / num_told if num_told else 1.0,
+            "recall": num_right / judged.num_gold if judged.num_gold else 1.0,
+            "f1": 2 * num_right / (num_told + judged.num_gold) if num_told + judged.num_gold else 1.0,
+        }
+        no_term = [clip for clip, row in enumerate(self.rows) if not gold_ids(row, index)]
+        minutes = sum(self.rows[clip]["duration"] for clip in no_term) / 60
+        if minutes:
+            alarms = judge_matches([accepted[clip] for clip in no_term], [self.rows[clip] for clip in no_term], index)
+            metrics["false_alarms_per_minute"] = len(alarms.right) / minutes
+        return metrics
+
+
+def _pad(windows: Sequence[ClipWindows]) -> EncodedChunks:
+    """Windows of clips to one padded batch; at least one column."""
+    counts_B = torch.tensor([len(clip.vectors) for clip in windows])
+    mask_BW = torch.arange(max(1, int(counts_B.max()))) < counts_B[:, None]
+    vectors_BWD = torch.zeros(*mask_BW.shape, windows[0].vectors.shape[1])
+    spans_BW2 = torch.zeros(*mask_BW.shape, 2)
+    vectors_BWD[mask_BW] = torch.cat([clip.vectors for clip in windows])
+    spans_BW2[mask_BW] = torch.cat([clip.spans for clip in windows])
+    return EncodedChunks(list(range(len(windows))), vectors_BWD, spans_BW2, mask_BW)
+
+
+def _span_errors(row: Mapping[str, Any], found: Sequence[TermMatch], index: TermIndex) -> list[tuple[float, float]]:
+    """(mean distance of start and end in seconds, intersection over union) of the row's terms that were found."""
+    match_of = {match.term_id: match for match in found}
+    errors = []
+    spans = zip(row["terms"], row.get("term_starts") or [], row.get("term_ends") or [], strict=False)
+    for term, start, end in spans:
+        match = match_of.get(index.id_of(term) or -1)
+        if match is not None and start is not None and end is not None:
+            shared = max(0.0, min(match.end, end) - max(match.start, start))
+            union = max(match.end, end) - min(match.start, start)
+            errors.append(((abs(match.start - start) + abs(match.end - end)) / 2, shared / union))
+    return errors
