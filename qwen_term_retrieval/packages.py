@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class PackageError(RuntimeError):
-    """A registry package could not be had: its client is missing, the registry refused, or the archive is not the pinned one."""
+    """A package could not be had: its client is missing, the registry refused, or it is not the pinned archive."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def _download(package: RegistryPackage, folder: Path) -> Path:
         _download_debian(package, folder)
     archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".tgz", ".deb"}]
     if len(archives) != 1:
-        raise PackageError(f"{package.label}: expected one archive from the registry, found {[p.name for p in archives]}")
+        raise PackageError(
+            f"{package.label}: expected one archive from the registry, found {[p.name for p in archives]}"
+        )
     return archives[0]
 
 

@@ -61,4 +61,4 @@ def test_a_missing_column_is_named_with_the_remedy():
 def test_visits_bring_their_draw_to_the_row():
     clips = TrainingClips(annotate_terms(make_rows(), GLOSSARY))
     rows = clips.__getitems__([Visit(2, 11), Visit(0, 12)])
-    assert [(row["key"], row["index"], row["draw"]) for row in rows] == [("c", 2, 11), ("a", 0, 12)]
+    assert [(row["key"], row["clip"], row["draw"]) for row in rows] == [("c", 2, 11), ("a", 0, 12)]

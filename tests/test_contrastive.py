@@ -96,7 +96,8 @@ NEUTRAL_OF_CLIP = [[(clip + 1) % 5] for clip in range(NUM_CLIPS)]
 def rank_loss(audio_tower, term_tower, clips):
     """The loss of some clips of the global batch, with towers that have parameters to compare."""
     data = unit_rows(NUM_CLIPS, 3, 6)[clips]
-    ids = sorted({term for clip in clips for term in TERMS_OF_CLIP[clip] if term >= 0}, key=lambda term: (term * 7) % 11)
+    said = {term for clip in clips for term in TERMS_OF_CLIP[clip] if term >= 0}
+    ids = sorted(said, key=lambda term: (term * 7) % 11)
     vectors = normalize(audio_tower(data), dim=-1)
     queries = make_queries(vectors, [TERMS_OF_CLIP[clip] for clip in clips], [NEUTRAL_OF_CLIP[clip] for clip in clips])
     terms = normalize(term_tower(unit_rows(8, 6, seed=3)[ids]), dim=-1)

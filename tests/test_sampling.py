@@ -12,7 +12,7 @@ LENGTHS = np.random.default_rng(0).uniform(0.3, 6.0, size=203)
 
 def test_every_clip_comes_once_an_epoch():
     sampler = LengthBucketedSampler(LENGTHS, 16, seed=1)
-    assert sorted(visit.index for visit in sampler) == list(range(203))
+    assert sorted(visit.clip for visit in sampler) == list(range(203))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -48,5 +48,5 @@ def test_any_sizes_give_a_permutation(batch_size, epoch, pool_batches):
     sampler = LengthBucketedSampler(LENGTHS[:64], batch_size, seed=3, pool_batches=pool_batches)
     sampler.set_epoch(epoch)
     visits = list(sampler)
-    assert sorted(visit.index for visit in visits) == list(range(64))
+    assert sorted(visit.clip for visit in visits) == list(range(64))
     assert all(isinstance(visit, Visit) and visit.draw >= 0 for visit in visits)

@@ -107,15 +107,20 @@ class Glossary(Sequence[Term]):
         kept = []
         for alias in aliases:
             spelling = normalize_term(alias, self.language)
-            if spelling and self._id_of_spelling.setdefault(spelling, identity) == identity and spelling != normalized:
+            if self._id_of_spelling.setdefault(spelling, identity) != identity:
+                self.num_duplicates += 1  # it is another term's spelling already
+            elif spelling and spelling != normalized:
                 kept.append(alias)
         self._id_of_spelling[normalized] = identity
         self._terms.append(Term(text.strip(), identity, tuple(kept)))
 
     @classmethod
     def from_file(cls, path: str | Path, *, language: str = "en") -> Glossary:
-        """Read `.txt` (a term a line), `.json` (list of strings or of `{"term": …, "aliases": […]}`, or a dict keyed
-        by term), `.jsonl`, `.csv`/`.tsv` (a column `term`, optionally `aliases` split by `|`) or `.parquet`.
+        """Read a glossary file.
+
+        `.txt` holds a term a line; `.json` a list of strings or of `{"term": …, "aliases": […]}`, or a dict keyed by
+        term; `.jsonl` such an entry a line; `.csv`, `.tsv` and `.parquet` a column `term` and, if there is one, a
+        column `aliases`, split by `|`.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the row and the remedy.
@@ -140,7 +145,7 @@ class Glossary(Sequence[Term]):
     def __len__(self) -> int:
         return len(self._terms)
 
-    def __getitem__(self, index):  # type: ignore[override]
+    def __getitem__(self, index):
         return self._terms[index]
 
     def __iter__(self) -> Iterator[Term]:
@@ -206,6 +211,8 @@ def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from error
     if "term" not in table.column_names:
-        raise ValueError(f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'.")
+        raise ValueError(
+            f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'."
+        )
     columns = [name for name in ("term", "aliases") if name in table.column_names]
     return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]

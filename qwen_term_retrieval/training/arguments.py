@@ -25,7 +25,8 @@ class ModelArguments:
     """What is trained."""
 
     model: str | None = field(
-        default=None, metadata={"help": "Checkpoint to start from (folder or Hub id); the settings below are then its own."}
+        default=None,
+        metadata={"help": "Checkpoint to start from (folder or Hub id); the settings below are then its own."},
     )
     audio_tower: str = field(default="openai/whisper-base", metadata={"help": "Hub id or folder of the audio encoder."})
     audio_layers: int = field(default=1, metadata={"help": "How many of the encoder's last layers are mixed."})
@@ -72,7 +73,9 @@ class TermRetrievalArguments(TrainingArguments):
     span_jitter: float = field(
         default=0.1, metadata={"help": "Each end of a known term span moves by up to this share of its length."}
     )
-    patience: int = field(default=3, metadata={"help": "Evaluations without a better eval_recall@10 before stopping; 0: never."})
+    patience: int = field(
+        default=3, metadata={"help": "Evaluations without a better eval_recall@10 before stopping; 0: never."}
+    )
     feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Where frames of a frozen tower are cached; default: the library's cache."}
     )

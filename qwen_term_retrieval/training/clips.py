@@ -47,9 +47,7 @@ def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Datas
             "spoken_ids": datasets.List(datasets.Value("int64")),
         }
     )
-    ids_by_spelling = {
-        normalize_term(spelling): term.term_id for term in glossary for spelling in term.spellings
-    }
+    ids_by_spelling = {normalize_term(spelling): term.term_id for term in glossary for spelling in term.spellings}
     return rows.map(
         _annotate_batch,
         batched=True,
@@ -60,9 +58,7 @@ def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Datas
     )
 
 
-def _annotate_batch(
-    texts: list[str], terms: list[list[str]], ids_by_spelling: dict[str, int]
-) -> dict[str, list[Any]]:
+def _annotate_batch(texts: list[str], terms: list[list[str]], ids_by_spelling: dict[str, int]) -> dict[str, list[Any]]:
     def identity(spelling: str) -> int:
         return ids_by_spelling.get(normalize_term(spelling)) or term_id(spelling)
 
@@ -100,13 +96,11 @@ class TrainingClips(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, visits: Sequence[Visit | int]) -> list[dict[str, Any]]:
-        visits = [visit if isinstance(visit, Visit) else Visit(int(visit), 0) for visit in visits]
-        indices = [visit.index for visit in visits]
-        batch = self._columns.__getitems__(indices)
-        for visit, row in zip(visits, batch, strict=True):
-            row["index"], row["draw"] = visit
-        return batch
+    def __getitems__(self, visits: Sequence[Visit]) -> list[dict[str, Any]]:
+        rows = self._columns.__getitems__([visit.clip for visit in visits])
+        for row, visit in zip(rows, visits, strict=True):
+            row["clip"], row["draw"] = visit
+        return rows
 
-    def __getitem__(self, visit: Visit | int) -> dict[str, Any]:
+    def __getitem__(self, visit: Visit) -> dict[str, Any]:
         return self.__getitems__([visit])[0]

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 class Visit(NamedTuple):
     """One clip at one position of an epoch."""
 
-    index: int
+    clip: int
     draw: int
 
 
@@ -37,7 +37,9 @@ class LengthBucketedSampler(Sampler[Visit]):
         ValueError: fewer clips than one global batch.
     """
 
-    def __init__(self, lengths: Sequence[float] | np.ndarray, global_batch_size: int, seed: int, pool_batches: int = 16):
+    def __init__(
+        self, lengths: Sequence[float] | np.ndarray, global_batch_size: int, seed: int, pool_batches: int = 16
+    ):
         self.lengths = np.asarray(lengths)
         if len(self.lengths) < global_batch_size:
             raise ValueError(

@@ -1,0 +1,104 @@
+"""Recall during training: every rank ranks the terms of its share of the clips, and all report the same numbers.
+
+The bank is every term of the training glossary and every term said in the evaluated clips; see `evaluation/evaluator`
+for what a pair and its rank are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
+from qwen_term_retrieval.losses.distributed import rank, world_size
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.training.clips import TrainingClips
+from qwen_term_retrieval.training.sampling import Visit
+
+
+@torch.no_grad()
+def evaluate_recall(
+    model: TermRetrievalModel,
+    clips: TrainingClips,
+    load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]],
+    glossary: Glossary,
+    trained_ids: set[int],
+    batch_size: int,
+) -> dict[str, float]:
+    """Recall@{1,5,10} and MRR over (clip, term) pairs: of all, of seen and of unseen terms, with their counts.
+
+    Raises:
+        ValueError: no clip holds a term.
+    """
+    text_of_id = search_bank(glossary, clips)
+    was_training = model.training
+    model.eval()
+    bank_ND = model.encode_terms(list(text_of_id.values())).to(model.device)
+    found = []
+    for share in batches_by_length(clips.durations, batch_size, rank(), world_size()):
+        rows = clips.__getitems__([Visit(clip, draw=0) for clip in share])
+        vectors_BWD, mask_BW = embed_windows(model, *load_audio(rows))
+        found.append(
+            rank_pairs(
+                vectors_BWD,
+                [row["term_ids"] for row in rows],
+                bank_ND,
+                list(text_of_id),
+                neutral=[row["spoken_ids"] for row in rows],
+                window_mask=mask_BW,
+            )
+        )
+    model.train(was_training)
+    return ranking_metrics(gather_pairs(found), trained_ids, intervals=False)
+
+
+def search_bank(glossary: Glossary, clips: TrainingClips) -> dict[int, str]:
+    """Text of every term of the bank by its id."""
+    text_of_id = {term.term_id: term.text for term in glossary}
+    columns = clips.rows.select_columns(["term_ids", "terms"]).with_format("arrow")[:]
+    said = zip(columns["term_ids"].to_pylist(), columns["terms"].to_pylist(), strict=True)
+    pairs = [pair for ids, texts in said for pair in zip(ids, texts, strict=True)]
+    if not pairs:
+        raise ValueError("no evaluated clip holds a term: there is nothing to find")
+    for identity, text in pairs:
+        text_of_id.setdefault(identity, text)
+    return text_of_id
+
+
+def batches_by_length(durations: np.ndarray, batch_size: int, process: int, processes: int) -> Iterator[list[int]]:
+    """One rank's share of the clips, in batches of about one length."""
+    share = np.argsort(durations, kind="stable")[process::processes]
+    for first in range(0, len(share), batch_size):
+        yield share[first : first + batch_size].tolist()
+
+
+def embed_windows(
+    model: TermRetrievalModel, audio_inputs: dict[str, torch.Tensor], num_frames_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All windows of a batch: unit vectors (B, W, D), zero where a clip has fewer windows, and which exist (B, W)."""
+    inputs = {name: values.to(model.device) for name, values in audio_inputs.items()}
+    spans = model.window_spans(num_frames_B.to(model.device))
+    vectors_PD = model(**inputs, clip_index_P=spans[0], start_P=spans[1], end_P=spans[2]).audio_PD
+    counts_B = torch.bincount(spans[0], minlength=len(num_frames_B))
+    mask_BW = torch.arange(int(counts_B.max()), device=model.device) < counts_B[:, None]
+    vectors_BWD = vectors_PD.new_zeros(*mask_BW.shape, vectors_PD.shape[-1])
+    # Windows come clip by clip: the cells that the mask marks are theirs, in order.
+    vectors_BWD[mask_BW] = vectors_PD
+    return vectors_BWD, mask_BW
+
+
+def gather_pairs(found: list[RankedPairs]) -> RankedPairs:
+    """The pairs of all ranks."""
+    shares: list[Any] = [found]
+    if world_size() > 1:
+        shares = [None] * world_size()
+        dist.all_gather_object(shares, found)
+    pairs = [pair for share in shares for pair in share]
+    return RankedPairs(
+        np.concatenate([pair.ranks for pair in pairs]), np.concatenate([pair.term_ids for pair in pairs])
+    )

@@ -1,0 +1,218 @@
+"""`TermRetrievalTrainer`: the Hugging Face Trainer for audio-text and audio-term contrastive training.
+
+What it adds to `transformers.Trainer`:
+
+- the objective `audio_text_loss_ratio · L(audio, chunk text) + audio_term_loss_ratio · L(audio, terms)`;
+- batches whose order is a function of (seed, epoch, position), so a resumed run takes the very same steps;
+- with a frozen audio tower, its frames computed once and read from disk afterwards;
+- Recall@k on seen and unseen terms inside `evaluation_loop`, where early stopping and the best checkpoint see it.
+
+Two ranks with b clips each take the same steps as one rank with 2b.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from qwen_term_retrieval.losses.contrastive import Queries, contrastive_loss
+from qwen_term_retrieval.losses.distributed import world_size
+from qwen_term_retrieval.models.feature_cache import FeatureCache
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames
+from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, training_glossary
+from qwen_term_retrieval.training.collator import TermCollator
+from qwen_term_retrieval.training.recall import evaluate_recall
+from qwen_term_retrieval.training.sampling import LengthBucketedSampler
+
+
+class TermRetrievalTrainer(Trainer):
+    """Train a `TermRetrievalModel` on rows of the row schema (`load_dataset` of a pack gives them).
+
+    Args:
+        model: with a frozen audio tower, or with LoRA in it.
+        args: the run.
+        train_dataset: rows to train on.
+        eval_dataset: rows that pick the best checkpoint.
+        glossary: gives aliases one identity; its terms join the evaluation bank.
+
+    Raises:
+        ValueError: no terms to search, a column missing, fewer clips than one batch.
+        RuntimeError: the launcher promised more processes than run.
+
+    Example:
+        >>> rows = load_dataset("builders/term_audio")                                      # doctest: +SKIP
+        >>> trainer = TermRetrievalTrainer(model, args, rows["train"], rows["validation"])  # doctest: +SKIP
+        >>> trainer.train()                                                                 # doctest: +SKIP
+        >>> trainer.evaluate(rows["test"], metric_key_prefix="test")                        # doctest: +SKIP
+    """
+
+    # The loss is a mean over the micro-batch: without this, transformers 5 does not divide it by the number of
+    # accumulation steps when the model's forward takes **kwargs.
+    loss_is_scaled_for_ga = False
+    args: TermRetrievalArguments
+
+    def __init__(
+        self,
+        model: TermRetrievalModel,
+        args: TermRetrievalArguments,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | None = None,
+        glossary: Glossary | None = None,
+        **kwargs: Any,
+    ):
+        if train_dataset is not None:
+            glossary = training_glossary(train_dataset, glossary)
+        if glossary is None:
+            raise ValueError("give a train_dataset or a glossary: without either there are no terms to search")
+        self.retrieval_model = model
+        self.glossary = glossary
+        self.trained_ids = {term.term_id for term in self.glossary}
+        self._loss_sums = {"audio_text_loss": 0.0, "audio_term_loss": 0.0}
+        self._losses_summed = 0
+        with args.main_process_first(desc="preparing clips"):
+            self.train_clips = None if train_dataset is None else self._prepare_clips(train_dataset, args)
+            eval_clips = None if eval_dataset is None else self._prepare_clips(eval_dataset, args)
+        callbacks = list(kwargs.pop("callbacks", []))
+        if args.patience and args.load_best_model_at_end:
+            callbacks.append(EarlyStoppingCallback(args.patience))
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_as_they_are,
+            train_dataset=self.train_clips,
+            eval_dataset=eval_clips,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        # `accelerate launch --cpu --num_processes 2` starts one process and says nothing (accelerate 1.15).
+        if args.world_size != world_size():
+            raise RuntimeError(
+                f"{args.world_size} processes were asked for but {world_size()} run: launch with torchrun"
+            )
+
+    # ---- clips and batches ------------------------------------------------------------------------------------
+
+    def _prepare_clips(self, rows: datasets.Dataset, args: TermRetrievalArguments) -> TrainingClips:
+        rows = annotate_terms(rows, self.glossary)
+        if any(parameter.requires_grad for parameter in self.retrieval_model.audio_tower.parameters()):
+            return TrainingClips(rows)
+        return TrainingClips(rows, FeatureCache.build(self.retrieval_model, rows, cache_dir=args.feature_cache_dir))
+
+    def _audio_source(self, clips: TrainingClips) -> PcmFrames | CachedFrames:
+        if clips.feature_cache is None:
+            return PcmFrames(self.retrieval_model.audio_tower.num_frames)
+        return CachedFrames(clips.feature_cache)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_clips is None:
+            raise ValueError("training needs a train_dataset")
+        model = self.retrieval_model
+        self.data_collator = TermCollator(
+            load_audio=self._audio_source(self.train_clips),
+            window_spans=model.window_spans,
+            tokenize=model.tokenize,
+            frame_rate=model.frame_rate,
+            span_jitter=self.args.span_jitter,
+        )
+        return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketedSampler:
+        return LengthBucketedSampler(
+            train_dataset.durations,
+            self._train_batch_size * self.args.world_size,
+            seed=self.args.data_seed or self.args.seed,
+        )
+
+    # ---- loss -------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """This rank's share of the objective; see `losses/contrastive.py`."""
+        outputs = model(**inputs["model_inputs"])
+        losses = {
+            "audio_text_loss": self._loss_of(outputs, inputs["text_queries"], inputs["text_candidates"]),
+            "audio_term_loss": self._loss_of(outputs, inputs["term_queries"], inputs["term_candidates"]),
+        }
+        for name, loss in losses.items():
+            self._loss_sums[name] += loss.detach()
+        self._losses_summed += 1
+        total = (
+            self.args.audio_text_loss_ratio * losses["audio_text_loss"]
+            + self.args.audio_term_loss_ratio * losses["audio_term_loss"]
+        )
+        return (total, outputs) if return_outputs else total
+
+    @staticmethod
+    def _loss_of(outputs, queries, candidates):
+        windows_QW = queries["windows_QW"]
+        return contrastive_loss(
+            Queries(
+                outputs.audio_PD[windows_QW.clamp(min=0)],
+                windows_QW >= 0,
+                queries["positive_ids_QP"],
+                queries["neutral_ids_QM"],
+            ),
+            outputs.text_ND[candidates["rows_N"]],
+            candidates["ids_N"],
+            outputs.logit_scale,
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss to a training log line, as means over steps and ranks."""
+        if "loss" in logs and self._losses_summed:
+            means = torch.stack([torch.as_tensor(total, dtype=torch.float32) for total in self._loss_sums.values()])
+            means = means.to(self.args.device) / self._losses_summed
+            if world_size() > 1:
+                dist.all_reduce(means, op=dist.ReduceOp.SUM)
+                means /= world_size()
+            logs |= dict(zip(self._loss_sums, means.tolist(), strict=True))
+            logs["temperature"] = float((-self.retrieval_model.logit_scale).exp())
+            self._loss_sums = dict.fromkeys(self._loss_sums, 0.0)
+            self._losses_summed = 0
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the Trainer's estimate assumes token inputs."""
+        return 0
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Recall@{1,5,10} and MRR of every (clip, term) pair, all, seen and unseen apart; the same on any rank count.
+
+        Args:
+            eval_dataset: rows of the row schema; default the `eval_dataset` of the trainer.
+        """
+        if isinstance(eval_dataset, datasets.Dataset):
+            with self.args.main_process_first(desc="preparing clips"):
+                eval_dataset = self._prepare_clips(eval_dataset, self.args)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        clips = dataloader.dataset
+        metrics = evaluate_recall(
+            self.retrieval_model,
+            clips,
+            self._audio_source(clips),
+            self.glossary,
+            self.trained_ids,
+            batch_size=self.args.eval_batch_size,
+        )
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=named, num_samples=len(clips))
+
+
+def _as_they_are(rows: list[Any]) -> dict[str, Any]:
+    """Batches for evaluation, which reads clips by itself; training sets a `TermCollator`."""
+    return {"rows": rows}

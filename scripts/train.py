@@ -1,0 +1,16 @@
+"""Train a speech-to-term retriever.
+
+accelerate launch scripts/train.py                    # the demo recipe: CPU, minutes
+accelerate launch scripts/train.py --recipe laptop    # any recipe of configs/recipes, or a YAML file
+python scripts/train.py --help                        # every setting
+"""
+
+from pathlib import Path
+
+from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.run import run_training
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
+
+if __name__ == "__main__":
+    run_training(*parse_recipe(RECIPES))

@@ -1,0 +1,107 @@
+"""What is one term, and what a glossary file may hold."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from qwen_term_retrieval.text.glossary import Glossary, normalize_term, term_id
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Folder 7", "folder seven"),
+        ("Parkinson’s disease", "parkinson's  Disease"),
+        ("well-known", "well known"),
+        ("ﬁbrillation", "fibrillation"),
+        ("room 21", "room twenty one"),
+    ],
+)
+def test_what_sounds_the_same_is_one_term(one, other):
+    assert normalize_term(one) == normalize_term(other)
+    assert term_id(one) == term_id(other)
+
+
+def test_c_and_its_relatives_are_three_terms():
+    assert len({term_id("C"), term_id("C++"), term_id("C#")}) == 3
+
+
+def test_ids_are_the_same_in_every_run():
+    assert term_id("atrial fibrillation") == 1860832978646134333
+
+
+@given(st.text(max_size=40))
+def test_normalizing_twice_changes_nothing(text):
+    once = normalize_term(text)
+    assert normalize_term(once) == once
+    assert 0 <= term_id(text) < 1 << 63
+
+
+def test_blanks_and_repeats_are_left_out_and_counted():
+    glossary = Glossary(["sepsis", "  ", "Sepsis!", "…", "shock"])
+    assert glossary.texts == ["sepsis", "shock"]
+    assert glossary.summary() == "2 terms, 2 blank and 1 repeated entries left out"
+
+
+def test_aliases_share_the_id_of_their_term():
+    glossary = Glossary([{"term": "atrial fibrillation", "aliases": ["AFib", "AF"]}, "aspirin"])
+    assert glossary.id_of("afib") == glossary.id_of("atrial fibrillation") == glossary[0].term_id
+    assert "AF" in glossary
+    assert "warfarin" not in glossary
+
+
+def test_an_alias_never_takes_another_terms_spelling():
+    glossary = Glossary(["aspirin", {"term": "acetylsalicylic acid", "aliases": ["Aspirin", "ASA"]}])
+    assert glossary[1].aliases == ("ASA",)
+    assert glossary.id_of("aspirin") == glossary[0].term_id
+    assert glossary.num_duplicates == 1
+
+
+FILES = {
+    "terms.txt": "sepsis\n\nshock\n",
+    "terms.json": json.dumps(["sepsis", {"term": "shock"}]),
+    "keyed.json": json.dumps({"sepsis": {"aliases": ["septicaemia"]}, "shock": {}}),
+    "terms.jsonl": '"sepsis"\n{"term": "shock"}\n',
+    "terms.csv": "term,aliases\nsepsis,septicaemia\nshock,\n",
+    "terms.tsv": "domain\tterm\nmedicine\tsepsis\nmedicine\tshock\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_is_read(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(FILES[name], encoding="utf-8")
+    assert Glossary.from_file(path).texts == ["sepsis", "shock"]
+
+
+def test_parquet_is_read(tmp_path):
+    parquet.write_table(pa.table({"term": ["sepsis", "shock"]}), tmp_path / "terms.parquet")
+    assert Glossary.from_file(tmp_path / "terms.parquet").texts == ["sepsis", "shock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("latin.txt", "sepsis\ncaf\xe9\n".encode("latin-1"), r"latin\.txt, line 2: not UTF-8"),
+        ("broken.json", b'["sepsis",\n', r"broken\.json, line 2: not JSON"),
+        ("broken.jsonl", b'"sepsis"\n{oops\n', r"broken\.jsonl, line 2: not JSON"),
+        ("wrong.csv", b"word\nsepsis\n", r"wrong\.csv: no column 'term'; it has \['word'\]"),
+        ("list.json", b'["sepsis", 7]', r"list\.json, entry 2: expected a string or a mapping"),
+        ("long.txt", b"sepsis\n" + b"word " * 500, r"long\.txt, entry 2: a term of 500 words"),
+        ("blank.txt", b"\n \n", r"blank\.txt: holds no term \(2 blank"),
+    ],
+)
+def test_bad_files_are_refused_with_file_and_row(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        Glossary.from_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt does not exist"):
+        Glossary.from_file(tmp_path / "nowhere.txt")

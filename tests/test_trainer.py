@@ -1,0 +1,125 @@
+"""Training for real: on the demo corpus, with Whisper's weights, in processes that are killed and that come in twos."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainer_process import make_trainer
+
+SCRIPT = Path(__file__).parent / "trainer_process.py"
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def run_training(output_dir, batch_size, *settings, ranks=1):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [*launcher, str(SCRIPT), str(output_dir), str(batch_size), *settings]
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(line) for line in (output_dir / "losses.txt").read_text().splitlines()]
+    return load_file(output_dir / "trained.safetensors"), losses, recall_of(output_dir)
+
+
+def recall_of(output_dir):
+    metrics = json.loads((output_dir / "eval_results.json").read_text())
+    return {name: value for name, value in metrics.items() if "recall" in name or "mrr" in name or "pairs" in name}
+
+
+def largest_difference(one, other):
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    return run_training(tmp_path_factory.mktemp("one"), 32)
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_steps_of_one(one_rank, tmp_path):
+    weights, losses, recall = run_training(tmp_path, 16, ranks=2)
+    assert largest_difference(weights, one_rank[0]) < 1e-5
+    assert losses == pytest.approx(one_rank[1], abs=1e-4)  # the Trainer rounds what it logs to four digits
+    assert recall == one_rank[2]
+
+
+@pytest.mark.slow
+def test_gradient_accumulation_halves_the_loss_of_each_micro_batch(tmp_path):
+    trainer = make_trainer(tmp_path, 16, gradient_accumulation_steps=2, max_steps=1)
+    micro_batches = []
+    trainer.compute_loss, plain = (lambda *args, **kwargs: record(plain(*args, **kwargs))), trainer.compute_loss
+
+    def record(loss):
+        micro_batches.append(loss.item())
+        return loss
+
+    trainer.train()
+    (logged,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(micro_batches) == 2
+    assert logged == pytest.approx(sum(micro_batches) / 2, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(one_rank, tmp_path):
+    settings = ["save_strategy=steps", "save_steps=2"]
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "32", *settings]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "checkpoint-2" / "trainer_state.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "trained.safetensors").exists()
+    weights, _, recall = run_training(tmp_path, 32, *settings, f"resume_from={tmp_path / 'checkpoint-2'}")
+    assert all(torch.equal(weights[name], one_rank[0][name]) for name in weights)
+    assert recall == one_rank[2]
+
+
+@pytest.mark.slow
+def test_a_frozen_tower_never_runs_during_training_and_lora_does(tmp_path):
+    trainer = make_trainer(tmp_path / "frozen", 16, max_steps=1)
+    calls = []
+    trainer.model.audio_tower.register_forward_hook(lambda *_: calls.append(1))
+    trainer.train()
+    assert not calls
+
+    trainer = make_trainer(tmp_path / "lora", 8, max_steps=2, lora_r=2, learning_rate=0.5)
+    before = {name: p.detach().clone() for name, p in trainer.model.audio_tower.named_parameters()}
+    trainer.train()
+    changed = {n for n, p in trainer.model.audio_tower.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    trainer.save_model()
+    assert (tmp_path / "lora" / "model.safetensors").stat().st_size < 4e6
+
+
+@pytest.mark.slow
+def test_training_learns_and_keeps_the_best_checkpoint(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        32,
+        max_steps=-1,
+        num_train_epochs=12,
+        learning_rate=3e-3,
+        optim="adamw_torch",
+        max_grad_norm=1.0,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        patience=4,
+    )
+    untrained = trainer.evaluate()
+    trainer.train()
+    history = [entry["eval_recall@10"] for entry in trainer.state.log_history if "eval_recall@10" in entry]
+    assert max(history) > untrained["eval_recall@10"] + 0.1
+    assert trainer.evaluate()["eval_recall@10"] == max(history) == trainer.state.best_metric
+    assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
