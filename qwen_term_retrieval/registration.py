@@ -1,15 +1,17 @@
 """Registers our feature and builder with `datasets`; the only file that touches its private names.
 
 `datasets` 5 has `register_feature`, and no way to add a builder. Its own builders stand in a handful of tables in
-`datasets.packaged_modules`; ours is entered into the same tables, nothing is replaced or wrapped:
+`datasets.packaged_modules`; ours is entered into the same tables, and no function is replaced:
 - by name: `load_dataset("term_audio", data_dir=… | data_files=…)`;
 - by suffix, for plain folders: `.termaudio` manifests, and `.dat`, the shards that the card of a pack names.
+One method of the builder class is extended, for the reason given at `ContentKeyedBuilder`.
 The tests of this file fail when an upgrade moves a table.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import datasets
 from datasets import packaged_modules
@@ -28,6 +30,22 @@ TABLES = (
     "_MODULE_TO_METADATA_EXTENSIONS",
     "_ALL_ALLOWED_EXTENSIONS",
 )
+
+
+class ContentKeyedBuilder(datasets.ArrowBasedBuilder):
+    """A builder whose cache entry is keyed by its files as they are now.
+
+    For a local folder with `configs:` in its card, datasets 5.2 keys the entry by the folder's name and card alone: an
+    edited manifest, or another folder of the same name, would silently give the rows of before.
+    """
+
+    def content_key(self, config: datasets.BuilderConfig) -> str:
+        """What distinguishes the content of the data files of a resolved config; safe in a file name."""
+        raise NotImplementedError
+
+    def _create_builder_config(self, *args: Any, **kwargs: Any) -> tuple[datasets.BuilderConfig, str]:
+        config, config_id = super()._create_builder_config(*args, **kwargs)
+        return config, f"{config_id}-{self.content_key(config)}"
 
 
 class IncompatibleDatasetsError(ImportError):

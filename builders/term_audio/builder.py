@@ -15,14 +15,17 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+import xxhash
 from datasets.builder import Key
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio.corpus import read_corpus
 from qwen_term_retrieval.audio.manifests import is_manifest
 from qwen_term_retrieval.audio.pack import Pack, is_pack
+from qwen_term_retrieval.audio.pack_json import read_pack_json
 from qwen_term_retrieval.audio.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
+from qwen_term_retrieval.registration import ContentKeyedBuilder
 
 ROWS_PER_BATCH = 8192
 
@@ -39,11 +42,27 @@ class TermAudioConfig(datasets.BuilderConfig):
     on_error: str = "raise"
 
 
-class TermAudio(datasets.ArrowBasedBuilder):
+class TermAudio(ContentKeyedBuilder):
     """Builder behind `load_dataset("term_audio", …)`, and behind folders of `.termaudio` manifests or shards."""
 
     BUILDER_CONFIG_CLASS = TermAudioConfig
     config: TermAudioConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Now, because `cache_dir` names a scratch folder while `datasets` prepares.
+        self._own_pack = Path(f"{self.cache_dir}-pack")
+
+    def content_key(self, config: datasets.BuilderConfig) -> str:
+        """A pack is keyed by its content, wherever it lies; a corpus by paths, sizes and times of its data files."""
+        pack = self._given_pack(config)
+        if pack is not None:
+            return f"{read_pack_json(pack)['checksum']}"
+        digest = xxhash.xxh3_64()
+        for file in (file for files in config.data_files.values() for file in files):
+            status = Path(file).stat()
+            digest.update(f"{file}\n{status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo()
@@ -68,10 +87,10 @@ class TermAudio(datasets.ArrowBasedBuilder):
 
     def _open_pack(self, num_workers: int = 1, *, anew: bool = False) -> Pack:
         """The pack that the data files are, or else the one made of them, made now if it is not there."""
-        given = self._given_pack()
+        given = self._given_pack(self.config)
         if given is not None:
             return Pack.open(given)
-        folder = Path(f"{self._cache_dir}-pack")
+        folder = self._own_pack
         if anew and folder.exists():
             shutil.rmtree(folder)
         if not is_pack(folder):
@@ -87,12 +106,12 @@ class TermAudio(datasets.ArrowBasedBuilder):
             datasets.logging.get_logger(__name__).info("%s", summary)
         return Pack.open(folder)
 
-    def _given_pack(self) -> Path | None:
-        if self.config.data_dir is not None:
-            folder = Path(self.base_path or "", self.config.data_dir).expanduser()
+    def _given_pack(self, config: datasets.BuilderConfig) -> Path | None:
+        if config.data_dir is not None:
+            folder = Path(self.base_path or "", config.data_dir).expanduser()
             if is_pack(folder):
                 return folder
-        first = next(file for files in self.config.data_files.values() for file in files)
+        first = next(file for files in config.data_files.values() for file in files)
         if "://" in first:
             raise CorpusError(
                 f"{first}: download it first (huggingface_hub.snapshot_download) and load the local folder"
