@@ -1,4 +1,4 @@
-"""Synthetic corpora: rows of (what to say, which terms are in it) become a folder of audio with a manifest a split.
+"""Synthetic corpora: rows of (what to say, whether it is a term) become a folder of audio with a manifest a split.
 
 The folder is what `read_corpus` and `qtr pack` read: `<split>.termaudio` (JSON Lines) beside `<split>/<speaker>/…`.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwen_term_retrieval.synthesis.ogg import encode_opus
-from qwen_term_retrieval.synthesis.rendering import RenderReport, SpeechRequest, read_rendered, render
+from qwen_term_retrieval.synthesis.rendering import RenderedClip, RenderReport, SpeechRequest, read_rendered, render
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE
 
 REPORT_NAME = "synthesis.json"
@@ -45,8 +45,9 @@ def write_corpus(
 ) -> RenderReport:
     """Render `rows` and lay them out in the folder `out`, which appears whole or not at all.
 
-    FLAC files are hard links into the speech cache where the file system allows; Ogg files hold Opus. What was made
-    (clips, seconds, voices and time of each engine, failures, `made_from`) is written to `synthesis.json` beside it.
+    FLAC files are hard links into the speech cache where the file system allows; Ogg files hold Opus. Manifests and
+    audio depend on the rows and the engines alone. What it took (clips, seconds, voices and time of each engine, what
+    could not be spoken, `made_from`) is in `synthesis.json` beside them.
 
     Raises:
         FileExistsError: if `out` exists and `overwrite` is not set.
@@ -62,11 +63,11 @@ def write_corpus(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         folder = Path(scratch) / out.name
-        manifests = _write_audio((row for row in rows if row.request.path.is_file()), folder, audio_format)
-        for split, lines in manifests.items():
+        spoken = [(row, read_rendered(row.request)) for row in rows if row.request.path.is_file()]
+        for split, lines in _write_audio(spoken, folder, audio_format).items():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             (folder / f"{split}.termaudio").write_text(text, encoding="utf-8")
-        summary = {"made_from": dict(made_from or {}), **describe(manifests, report)}
+        summary = {"made_from": dict(made_from or {}), **_describe(spoken, report)}
         (folder / REPORT_NAME).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if out.exists():
             out.rename(Path(scratch) / "replaced")
@@ -74,59 +75,56 @@ def write_corpus(
     return report
 
 
-def describe(manifests: Mapping[str, Sequence[Mapping[str, Any]]], report: RenderReport) -> dict[str, Any]:
-    """Counts for the report file: clips, seconds, voices and rendering time of each engine, clips of each split."""
-    engines: dict[str, dict[str, Any]] = defaultdict(lambda: {"clips": 0, "seconds": 0.0, "render_seconds": 0.0})
-    voices = defaultdict(set)
-    for line in (line for lines in manifests.values() for line in lines):
-        engine = engines[line["engine"]]
-        engine["clips"] += 1
-        engine["seconds"] += line["seconds"]
-        engine["render_seconds"] += line["render_seconds"]
-        voices[line["engine"]].add(line["speaker"])
-    for name, engine in engines.items():
-        engine |= {"seconds": round(engine["seconds"], 1), "render_seconds": round(engine["render_seconds"], 1)}
-        engine["voices"] = len(voices[name])
-    return {
-        "splits": {split: len(lines) for split, lines in manifests.items()},
-        "engines": dict(sorted(engines.items())),
-        "not_spoken": [{"text": text, "reason": reason} for text, reason in report.failed],
-    }
-
-
-def _write_audio(rows: Iterable[CorpusRow], folder: Path, audio_format: str) -> dict[str, list[dict[str, Any]]]:
+def _write_audio(
+    spoken: Iterable[tuple[CorpusRow, RenderedClip]], folder: Path, audio_format: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Write the audio files; the manifests' lines by split."""
     manifests: dict[str, list[dict[str, Any]]] = defaultdict(list)
     count_of: Counter[str] = Counter()
-    for row in rows:
-        request = row.request
-        speaker_folder = f"{row.split}/{request.speaker}"
+    for row, clip in spoken:
+        speaker_folder = f"{row.split}/{row.request.speaker}"
         count_of[speaker_folder] += 1
         key = f"{speaker_folder}/{count_of[speaker_folder]:04d}"
         path = folder / f"{key}.{audio_format}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        clip = read_rendered(request)
         if audio_format == "ogg":
             path.write_bytes(encode_opus(clip.pcm, SAMPLING_RATE))
         else:
-            _link(request.path, path)
-        manifests[row.split].append(
-            {
-                "key": key,
-                "audio": f"{key}.{audio_format}",
-                "text": request.sentence,
-                "terms": [request.text] if row.is_term else [],
-                "term_starts": [round(clip.start, 3)] if row.is_term else [],
-                "term_ends": [round(clip.end, 3)] if row.is_term else [],
-                "speaker": request.speaker,
-                "language": "en",
-                "engine": request.engine,
-                "speed": request.speed,
-                "seconds": round(len(clip.pcm) / SAMPLING_RATE, 3),
-                "render_seconds": clip.render_s,
-                **row.extra,
-            }
-        )
+            _link(row.request.path, path)
+        manifests[row.split].append({"key": key, "audio": f"{key}.{audio_format}", **_describe_clip(row, clip)})
     return dict(manifests)
+
+
+def _describe_clip(row: CorpusRow, clip: RenderedClip) -> dict[str, Any]:
+    return {
+        "text": row.request.sentence,
+        "terms": [row.request.text] if row.is_term else [],
+        "term_starts": [round(clip.start, 3)] if row.is_term else [],
+        "term_ends": [round(clip.end, 3)] if row.is_term else [],
+        "speaker": row.request.speaker,
+        "language": "en",
+        "engine": row.request.engine,
+        **row.extra,
+    }
+
+
+def _describe(spoken: Sequence[tuple[CorpusRow, RenderedClip]], report: RenderReport) -> dict[str, Any]:
+    """Counts for the report file: clips, seconds of audio and of rendering, and voices of each engine."""
+    engines: dict[str, Counter[str]] = defaultdict(Counter)
+    for row, clip in spoken:
+        added = {"clips": 1, "seconds": len(clip.pcm) / SAMPLING_RATE, "render_seconds": clip.render_s}
+        engines[row.request.engine].update(added)
+    speakers = {row.request.speaker: row.request.engine for row, _ in spoken}
+    voices = Counter(speakers.values())
+    return {
+        "splits": Counter(row.split for row, _ in spoken),
+        "engines": {
+            name: {key: round(value, 1) for key, value in counts.items()} | {"voices": voices[name]}
+            for name, counts in sorted(engines.items())
+        },
+        "wall_seconds": round(report.wall_s, 1),
+        "not_spoken": [{"text": text, "reason": reason} for text, reason in report.failed],
+    }
 
 
 def _link(source: Path, target: Path) -> None:
@@ -134,8 +132,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
-
-
-def read_corpus_report(folder: str | Path) -> dict[str, Any]:
-    """The `synthesis.json` of a corpus that `write_corpus` made."""
-    return json.loads((Path(folder) / REPORT_NAME).read_text(encoding="utf-8"))

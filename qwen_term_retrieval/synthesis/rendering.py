@@ -12,11 +12,13 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +32,12 @@ from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE, Speech, as_int16
 
 logger = logging.getLogger(__name__)
 
+_Outcome = tuple["SpeechRequest", float, str]
+
 # Raise it when what `at_16_khz` or an engine makes of the same text changes.
 _RENDERING_VERSION = 1
 _CHUNK = 12
+_COST = {"kokoro": 2, "flite": 1}
 
 
 @dataclass(frozen=True)
@@ -145,23 +150,27 @@ def read_rendered(request: SpeechRequest) -> RenderedClip:
         return RenderedClip(request, file.read(dtype="int16"), start, end, render_s)
 
 
-_COST = {"kokoro": 2, "flite": 1}
-_Outcome = tuple[SpeechRequest, float, str]
-
-
 def _run_chunks(chunks: Sequence[list[SpeechRequest]], num_workers: int) -> Iterable[list[_Outcome]]:
     if num_workers == 0 or len(chunks) == 1:
         yield from map(_render_chunk, chunks)
         return
     # Spawned, because the engines' libraries and onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(_render_chunk, chunk) for chunk in chunks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A pool's processes wait for ever when the process that owns them is killed; these end with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _render_chunk(requests: list[SpeechRequest]) -> list[_Outcome]:
