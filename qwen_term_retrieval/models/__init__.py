@@ -2,7 +2,8 @@
 
 from qwen_term_retrieval.models.checkpoints import CheckpointError, resolve_checkpoint
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
-from qwen_term_retrieval.models.retrieval_model import AudioEmbeddings, TermRetrievalModel, TermRetrievalOutput
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel, TermRetrievalOutput
 
 __all__ = [
     "AudioEmbeddings",

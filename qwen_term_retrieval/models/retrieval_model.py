@@ -15,11 +15,14 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -30,7 +33,9 @@ from qwen_term_retrieval.models.base_weights import build_audio_tower, checked_d
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.clips import length_buckets, pad_clips, to_pcm
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.lora import inject_lora, merge_lora
+from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.text_tower import HFTextEncoder, build_text_tower
 from qwen_term_retrieval.models.windows import window_grid
@@ -42,18 +47,9 @@ _MAX_LOGIT_SCALE = 100.0
 class TermRetrievalOutput(ModelOutput):
     """What a loss needs: unit vectors of spans and terms, and the scale of their logits (a scalar with gradient)."""
 
-    audio_PD: torch.Tensor | None = None  # noqa: N815
-    text_ND: torch.Tensor | None = None  # noqa: N815
+    audio_PD: torch.Tensor | None = None
+    text_ND: torch.Tensor | None = None
     logit_scale: torch.Tensor | None = None
-
-
-@dataclass
-class AudioEmbeddings:
-    """Windows of clips: unit vectors (B, W, D), spans in seconds (B, W, 2), and which windows exist (B, W)."""
-
-    vectors: torch.Tensor
-    spans: torch.Tensor
-    mask: torch.Tensor
 
 
 class TermRetrievalModel(PreTrainedModel):
@@ -64,6 +60,7 @@ class TermRetrievalModel(PreTrainedModel):
         >>> scores = model.encode_audio(["clip.wav"]).vectors @ model.encode_terms(["sepsis"]).T   # doctest: +SKIP
     """
 
+    config: TermRetrievalConfig
     config_class = TermRetrievalConfig
     base_model_prefix = "term_retrieval"
     main_input_name = "pcm_BS"
@@ -161,6 +158,39 @@ class TermRetrievalModel(PreTrainedModel):
         """Save the config and every parameter that is not an unmodified base tower."""
         self._choose_saved_keys()
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        data: str | None = None,
+        recall: Sequence[Mapping[str, Any]] | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model and its card; returns the commit's address.
+
+        Args:
+            data, recall: for the card, see `model_card`. Without either, a card that is there already is kept.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if data or recall or not api.file_exists(repo_id, "README.md"):
+                card = model_card(self.config, repository=repo_id, data=data, recall=recall)
+                Path(folder, "README.md").write_text(card, encoding="utf-8")
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or "Upload term retriever",
+                revision=revision,
+                create_pr=create_pr,
+            )
+        return commit.commit_url
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -309,7 +339,7 @@ class TermRetrievalModel(PreTrainedModel):
             show_progress: draw a progress bar.
 
         Returns:
-            `AudioEmbeddings` on the CPU, clips in the order given.
+            Windows of the config's grid, clips in the order given.
 
         Raises:
             ValueError, FileNotFoundError: naming the clip by its number.
@@ -333,15 +363,9 @@ class TermRetrievalModel(PreTrainedModel):
                 for index, part in zip(batch, parts, strict=True):
                     rows[index] = part
                 bar.update(len(batch))
-        vectors, spans = [row[0] for row in rows], [row[1] for row in rows]
-        counts_B = torch.tensor([len(row) for row in vectors])
-        return AudioEmbeddings(
-            vectors=nn.utils.rnn.pad_sequence(vectors, batch_first=True),
-            spans=nn.utils.rnn.pad_sequence(spans, batch_first=True),
-            mask=torch.arange(int(counts_B.max())) < counts_B[:, None],
-        )
+        return AudioEmbeddings.from_clips([row[0] for row in rows], [row[1] for row in rows])
 
-    def encode_terms(self, terms: Sequence[str], batch_size: int = 1024, show_progress: bool = False) -> torch.Tensor:
+    def encode_terms(self, terms: Sequence[str], batch_size: int = 256, show_progress: bool = False) -> torch.Tensor:
         """Unit vectors (N, D) of terms, float32 on the CPU.
 
         Raises:
