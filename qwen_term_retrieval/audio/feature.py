@@ -130,7 +130,7 @@ class MmapAudio:
                 "pack the audio first with qwen_term_retrieval.pack_corpus"
             ) from error
 
-    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Clip:  # noqa: ARG002
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Clip:
         return value if isinstance(value, Clip) else Clip(**value, sampling_rate=self.sampling_rate)
 
     def cast_storage(self, storage: pa.Array) -> pa.Array:
@@ -139,8 +139,8 @@ class MmapAudio:
     def embed_storage(
         self,
         storage: pa.Array,
-        token_per_repo_id: dict[str, Any] | None = None,  # noqa: ARG002
-        local_files: bool = True,  # noqa: ARG002
+        token_per_repo_id: dict[str, Any] | None = None,
+        local_files: bool = True,
         remote_files: bool = True,
     ) -> pa.Array:
         """Keep references in what stays on this machine; refuse to publish them, where they would point at nothing.

@@ -162,13 +162,13 @@ def _metadata_json(utterance: Utterance) -> str:
 
 
 def _row(utterance: Utterance, duration: float, *, keep_spans: bool = True) -> dict[str, Any]:
-    spans = _spans(utterance, duration) if keep_spans else None
+    spans = _spans(utterance, duration) if keep_spans else [None] * len(utterance.terms)
     return {
         "key": utterance.key,
         "text": utterance.text,
         "terms": list(utterance.terms),
-        "term_starts": spans and [span and span[0] for span in spans],
-        "term_ends": spans and [span and span[1] for span in spans],
+        "term_starts": [span and span[0] for span in spans],
+        "term_ends": [span and span[1] for span in spans],
         "speaker": utterance.speaker,
         "language": utterance.language,
         "duration": duration,
@@ -177,13 +177,13 @@ def _row(utterance: Utterance, duration: float, *, keep_spans: bool = True) -> d
     }
 
 
-def _spans(utterance: Utterance, duration: float) -> list[TermSpan | None] | None:
-    """Spans within the clip; a clip that says its one term and nothing else is that term from end to end."""
+def _spans(utterance: Utterance, duration: float) -> list[TermSpan | None]:
+    """A span a term, None where unknown; a clip that says its one term and nothing else is that term, end to end."""
     if utterance.term_spans is not None:
         return [span and _inside(span, duration) for span in utterance.term_spans]
     if len(utterance.terms) == 1 and normalize_term(utterance.text) == normalize_term(utterance.terms[0]):
         return [(0.0, duration)]
-    return None
+    return [None] * len(utterance.terms)
 
 
 def _inside(span: TermSpan, duration: float) -> TermSpan:

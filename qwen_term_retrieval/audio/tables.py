@@ -90,7 +90,11 @@ def _unified(schemas: list[pa.Schema]) -> pa.Schema:
 
 
 def row_features(sampling_rate: int, extra_schema: pa.Schema) -> datasets.Features:
-    """The row schema of every pack, then the corpus' own columns."""
+    """The row schema of every pack, then the corpus' own columns.
+
+    `term_starts` and `term_ends` are as long as `terms`, in seconds within the clip, null where unknown. The lists
+    themselves are never null: the numpy and torch formats of datasets 5.2 fail on a batch that opens with such a row.
+    """
     string, seconds = datasets.Value("string"), datasets.Value("float32")
     return datasets.Features(
         {
