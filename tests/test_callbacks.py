@@ -1,0 +1,142 @@
+import time
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
+from qwen_term_retrieval.trainer_callbacks.recall_reporter import HISTORY_NAME, read_history
+
+RECALLS = [0.5, 0.75, 0.625]
+
+
+class Clips(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"num_samples_B": 8_000 * (1 + index % 2)}
+
+
+class Ears(torch.nn.Module):
+    """The smallest model with our forward's keyword: half a second and one second of audio in turns."""
+
+    frame_rate = 50.0
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, num_samples_B=None, num_frames_B=None):
+        with torch.no_grad():
+            lengths = num_frames_B if num_samples_B is None else num_samples_B
+        return {"loss": self.weight.square() * lengths.float().mean()}
+
+
+class EvaluatingTrainer(Trainer):
+    recalls = iter(())
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        recall = next(self.recalls)
+        output.metrics.update(
+            {f"{metric_key_prefix}_recall@10": recall, f"{metric_key_prefix}_recall@10_unseen": recall / 2}
+        )
+        return output
+
+
+def train(folder, callbacks, *, resume=False, epochs=3, **settings):
+    args = TrainingArguments(
+        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=4, learning_rate=1e-6,
+        use_cpu=True, report_to="none", remove_unused_columns=False, label_names=[], logging_steps=1,
+        eval_strategy="epoch", save_strategy="epoch", metric_for_best_model="eval_recall@10", greater_is_better=True,
+        disable_tqdm=True, **settings,
+    )  # fmt: skip
+    trainer = EvaluatingTrainer(
+        model=Ears(), args=args, train_dataset=Clips(), eval_dataset=Clips(), callbacks=callbacks
+    )
+    trainer.can_return_loss = True
+    trainer.recalls = iter(RECALLS)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_recall_of_every_evaluation_is_printed_and_kept(tmp_path, capsys):
+    train(tmp_path, [RecallReporterCallback()])
+    history = read_history(tmp_path / HISTORY_NAME)
+    assert [record["eval_recall@10"] for record in history] == RECALLS
+    assert [(record["step"], record["epoch"]) for record in history] == [(2, 1.0), (4, 2.0), (6, 3.0)]
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if "{" not in line]
+    assert lines[0].split() == ["step", "epoch", "R@10", "R@10", "unseen"]
+    assert [line.split() for line in lines[1:4]] == [
+        ["*", "2", "1.00", "0.5000", "0.2500"],
+        ["*", "4", "2.00", "0.7500", "0.3750"],
+        ["6", "3.00", "0.6250", "0.3125"],
+    ]
+
+
+def test_a_resumed_run_goes_on_in_the_history_from_its_checkpoint(tmp_path):
+    train(tmp_path, [RecallReporterCallback()], epochs=2)
+    path = tmp_path / HISTORY_NAME
+    with path.open("a") as file:
+        file.write('{"step": 5, "epoch": 2.5, "eval_recall@10": 0.9}\n')  # after the checkpoint: will be done again
+    train(tmp_path, [RecallReporterCallback()], epochs=3, resume=True)
+    assert [record["step"] for record in read_history(path)] == [2, 4, 6]
+
+    train(tmp_path, [RecallReporterCallback()], epochs=1)
+    assert [record["step"] for record in read_history(path)] == [2]
+
+
+def test_an_evaluation_without_recall_is_passed_over(tmp_path):
+    callback = RecallReporterCallback()
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none")
+    trainer = Trainer(model=Ears(), args=args, callbacks=[callback])
+    callback.on_evaluate(args, trainer.state, trainer.control, metrics={"eval_loss": 1.0})
+    assert not (tmp_path / "run" / HISTORY_NAME).exists()
+
+
+def test_throughput_counts_the_clips_and_seconds_that_are_trained_on(tmp_path):
+    class Slow(Clips):
+        def __getitem__(self, index):
+            time.sleep(0.005)
+            return super().__getitem__(index)
+
+    trainer = train(tmp_path, [ThroughputCallback()])
+    lines = [line for line in trainer.state.log_history if "clips_per_second" in line]
+    assert len(lines) == 6
+    for line in lines:
+        assert line["audio_seconds_per_second"] > 0
+        ratio = line["audio_seconds_per_second"] / line["clips_per_second"]
+        assert 0.5 <= ratio <= 1.0
+
+
+def test_evaluation_and_gradient_free_passes_are_not_counted():
+    callback, model = ThroughputCallback(), Ears()
+    args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    callback.on_train_begin(args, None, None, model=model)
+    model.train()
+    model(num_samples_B=torch.tensor([16_000, 8_000]))
+    model(num_frames_B=torch.tensor([50, 25, 25]))
+    with torch.no_grad():
+        model(num_samples_B=torch.tensor([16_000]))
+    model.eval()
+    model(num_samples_B=torch.tensor([16_000]))
+    assert callback._clips == 5
+    assert float(callback._audio_seconds) == pytest.approx(3.5)
+    callback.on_train_end(args, None, None)
+    model.train()
+    model(num_samples_B=torch.tensor([16_000]))
+    assert callback._clips == 5
+
+
+def test_time_spent_in_evaluation_is_no_training_time():
+    callback = ThroughputCallback()
+    args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    callback.on_train_begin(args, None, None, model=Ears())
+    callback.on_step_end(args, None, None)
+    before = callback._training_seconds
+    time.sleep(0.2)
+    callback.on_evaluate(args, None, None)
+    callback.on_step_end(args, None, None)
+    assert callback._training_seconds - before < 0.1

@@ -1,0 +1,96 @@
+"""Recall of every evaluation as one growing table on screen, and as a history file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+HISTORY_NAME = "recall_history.jsonl"
+_RECALL = re.compile(r"(?P<prefix>.+)_recall@(?P<k>\d+)(?P<group>_unseen)?$")
+_ROWS_PER_HEADER = 20
+
+
+class RecallReporterCallback(TrainerCallback):
+    """Print a row of recalls after each evaluation, and append all its metrics to `recall_history.jsonl`.
+
+    A star marks the best value of `metric_for_best_model` so far. The file lies in `output_dir`, a JSON object a line:
+    `{"step": …, "epoch": …, "eval_recall@10": …}`. A resumed run goes on in it from its checkpoint's step. Only the
+    main process prints and writes.
+
+    Example:
+        >>> trainer = TermRetrievalTrainer(..., callbacks=[RecallReporterCallback()])  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._columns: list[str] | None = None
+        self._rows_printed = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        path = _history_path(args)
+        if path.is_file():
+            kept = [record for record in read_history(path) if record["step"] <= state.global_step > 0]
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        found = [name for name in metrics or {} if _RECALL.match(name)]
+        if metrics is None or not found or not state.is_world_process_zero:
+            return
+        path = _history_path(args)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, "epoch": state.epoch, **metrics}) + "\n")
+        self._print(metrics, found, state, _is_best(args, state, metrics))
+
+    def _print(self, metrics: dict[str, float], names: list[str], state: TrainerState, best: bool) -> None:
+        if names != self._columns or self._rows_printed % _ROWS_PER_HEADER == 0:
+            self._columns, self._rows_printed = names, 0
+            tqdm.write("    step   epoch " + "".join(f"{_label(name):>13}" for name in names))
+        row = f"{'*' if best else ' '}{state.global_step:>7} {state.epoch or 0.0:>7.2f} "
+        tqdm.write(row + "".join(f"{metrics[name]:>13.4f}" for name in names))
+        self._rows_printed += 1
+
+
+def read_history(path: str | Path) -> list[dict[str, float]]:
+    """The records of a `recall_history.jsonl`, in order."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _history_path(args: TrainingArguments) -> Path:
+    return Path(str(args.output_dir)) / HISTORY_NAME
+
+
+def _label(name: str) -> str:
+    found = _RECALL.match(name)
+    if found is None:
+        return name
+    prefix = "" if found["prefix"] == "eval" else f"{found['prefix']} "
+    return f"{prefix}R@{found['k']}{' unseen' if found['group'] else ''}"
+
+
+def _is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
+    """Whether this is the best so far; `state.best_metric` is that of the evaluations before."""
+    name = args.metric_for_best_model
+    if name is None:
+        return False
+    value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+    if value is None:
+        return False
+    if state.best_metric is None:
+        return True
+    return value >= state.best_metric if args.greater_is_better else value <= state.best_metric
