@@ -3,14 +3,14 @@
 Three ways to be near: in spelling (rapidfuzz), in sound (edit distance of IPA), in meaning (MiniLM). Each is given its
 best chance. Numbers, ordinals and signs are spelled out on both sides. Of several edit measures the one that does best
 *on the test clips* is reported, which favours the baseline. Plain edit ratios tie often, and a tie counts as a loss,
-so each also comes with a second measure to break ties.
+so each also comes with a second measure to break ties, and sound also with spelling as an equal partner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -34,29 +34,31 @@ _EDIT_MEASURES: Mapping[str, Callable[..., float]] = {
 class Matcher(Protocol):
     """Scores of transcripts against a fixed list of terms: float32 (Q, N), higher is nearer, about [0, 1]."""
 
-    def scores(self, transcripts: Sequence[str]) -> NDArray[np.float32]: ...
+    @property
+    def measures(self) -> Sequence[str]: ...
+
+    def scores(self, transcripts: Sequence[str], measure: str) -> NDArray[np.float32]: ...
 
 
 class FuzzyMatcher:
-    """Nearest in spelling, by one rapidfuzz measure."""
+    """Nearest in spelling, by rapidfuzz."""
 
-    MEASURES = (*_EDIT_MEASURES, "Levenshtein, then Jaro-Winkler", "token sort ratio", "WRatio")
+    measures = (*_EDIT_MEASURES, "Levenshtein, then Jaro-Winkler", "token sort ratio", "WRatio")
 
-    def __init__(self, terms: Sequence[str], measure: str):
-        self.measure = measure
+    def __init__(self, terms: Sequence[str]):
         self.spelled_terms = [spell_out(term) for term in terms]
 
-    def scores(self, transcripts: Sequence[str]) -> NDArray[np.float32]:
-        return _edit_scores([spell_out(text) for text in transcripts], self.spelled_terms, self.measure)
+    def scores(self, transcripts: Sequence[str], measure: str) -> NDArray[np.float32]:
+        return _edit_scores([spell_out(text) for text in transcripts], self.spelled_terms, measure)
 
 
 class PhoneticMatcher:
-    """Nearest in sound: edit measures over phonemes, one character each; ties may be broken by spelling."""
+    """Nearest in sound: edit measures over phonemes, one character each, with or without a say for the spelling."""
 
-    MEASURES = (*_EDIT_MEASURES, "Levenshtein, then Jaro-Winkler", "Levenshtein, then spelling")
+    spelling_weights: ClassVar = {"Levenshtein, then spelling": _TIE_BREAK, "half sound, half spelling": 0.5}
+    measures = (*_EDIT_MEASURES, "Levenshtein, then Jaro-Winkler", *spelling_weights)
 
-    def __init__(self, terms: Sequence[str], measure: str, phonemizer: GraphemeToPhoneme):
-        self.measure = measure
+    def __init__(self, terms: Sequence[str], phonemizer: GraphemeToPhoneme):
         self.phonemizer = phonemizer
         self._character_of: dict[str, str] = {}
         self.spelled_terms = [spell_out(term) for term in terms]
@@ -68,19 +70,20 @@ class PhoneticMatcher:
     def _character(self, phoneme: str) -> str:
         return self._character_of.setdefault(phoneme, chr(_FIRST_PRIVATE_CHARACTER + len(self._character_of)))
 
-    def scores(self, transcripts: Sequence[str]) -> NDArray[np.float32]:
+    def scores(self, transcripts: Sequence[str], measure: str) -> NDArray[np.float32]:
         spelled = [spell_out(text) for text in transcripts]
         sounds = self._sounds(spelled)
-        if self.measure != "Levenshtein, then spelling":
-            return _edit_scores(sounds, self.sounds, self.measure)
-        tie_break = _edit_scores(spelled, self.spelled_terms, "Levenshtein")
-        return _edit_scores(sounds, self.sounds, "Levenshtein") + _TIE_BREAK * tie_break
+        if measure not in self.spelling_weights:
+            return _edit_scores(sounds, self.sounds, measure)
+        weight = np.float32(self.spelling_weights[measure])
+        in_sound = _edit_scores(sounds, self.sounds, "Levenshtein")
+        return (np.float32(1) - weight) * in_sound + weight * _edit_scores(spelled, self.spelled_terms, "Levenshtein")
 
 
 def _edit_scores(queries: list[str], terms: list[str], measure: str) -> NDArray[np.float32]:
     if measure == "Levenshtein, then Jaro-Winkler":
         first, second = (_edit_scores(queries, terms, name) for name in ("Levenshtein", "Jaro-Winkler"))
-        return first + _TIE_BREAK * second
+        return first + np.float32(_TIE_BREAK) * second
     if measure in _EDIT_MEASURES:
         return process.cdist(queries, terms, scorer=_EDIT_MEASURES[measure], workers=-1, dtype=np.float32)
     scorer = {"token sort ratio": fuzz.token_sort_ratio, "WRatio": fuzz.WRatio}[measure]
@@ -90,12 +93,14 @@ def _edit_scores(queries: list[str], terms: list[str], measure: str) -> NDArray[
 class MeaningMatcher:
     """Nearest in meaning: cosine of mean-pooled sentence embeddings (all-MiniLM-L6-v2)."""
 
+    measures = ("cosine",)
+
     def __init__(self, terms: Sequence[str], folder: Path):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder).eval()
         self.terms_ND = self.embed([spell_out(term) for term in terms])
 
-    def scores(self, transcripts: Sequence[str]) -> NDArray[np.float32]:
+    def scores(self, transcripts: Sequence[str], measure: str) -> NDArray[np.float32]:
         return (self.embed([spell_out(text) for text in transcripts]) @ self.terms_ND.T).numpy()
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ that is right counts as wrong, and "30th" would stand in the bank as a distracto
 
 from __future__ import annotations
 
+import functools
 import re
 
 from num2words import num2words
@@ -19,6 +20,7 @@ _SIGNS = {
 }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1 << 19)
 def spell_out(text: str) -> str:
     """Normalise a transcript or a term; numbers, ordinals and signs become the words that were said.
 

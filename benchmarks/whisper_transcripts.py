@@ -44,7 +44,7 @@ class WhisperTranscriber:
         waveform = pcm.astype(np.float32) / 32768
         features = self.extractor(waveform, sampling_rate=16_000, return_tensors="pt").input_features
         tokens = self.model.generate(features, language="en", task="transcribe", do_sample=False, num_beams=1)
-        return self.tokenizer.decode(tokens[0], skip_special_tokens=True).strip()
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)[0].strip()
 
     def weights_id(self) -> str:
         return file_sha256(self.folder / "model.safetensors")[:16]
@@ -54,7 +54,7 @@ def transcribe_all(transcriber: WhisperTranscriber, clips: Sequence[NDArray[np.i
     """Transcripts of the clips in order, from `cache_file` where it has them; it is saved as the work goes on."""
     weights = transcriber.weights_id()
     cache: dict[str, str] = json.loads(cache_file.read_text(encoding="utf-8")) if cache_file.is_file() else {}
-    keys = [f"{weights}:{xxhash.xxh3_128_hexdigest(np.ascontiguousarray(pcm))}" for pcm in clips]
+    keys = [f"{weights}:{xxhash.xxh3_128_hexdigest(pcm.tobytes())}" for pcm in clips]
     missing = {key: pcm for key, pcm in zip(keys, clips, strict=True) if key not in cache}
     progress = tqdm(missing.items(), desc="Whisper transcripts", unit="clip", disable=not missing)
     for done, (key, pcm) in enumerate(progress, start=1):

@@ -17,8 +17,8 @@ from qwen_term_retrieval.text.phonetics import get_phonemizer
 TERMS = ["seventy", "seventeen", "seventieth", "one moment please", "atrial fibrillation", "folder 7", "caret"]
 
 
-def nearest(matcher, transcript: str) -> str:
-    return TERMS[int(matcher.scores([transcript])[0].argmax())]
+def nearest(matcher, measure: str, transcript: str) -> str:
+    return TERMS[int(matcher.scores([transcript], measure)[0].argmax())]
 
 
 @pytest.mark.parametrize(
@@ -35,31 +35,32 @@ def test_numbers_ordinals_and_signs_are_spelled_as_they_are_said(written, said):
     assert spell_out(written) == said
 
 
-@pytest.mark.parametrize("measure", FuzzyMatcher.MEASURES)
+@pytest.mark.parametrize("measure", FuzzyMatcher.measures)
 def test_every_edit_measure_finds_a_term_that_is_nearly_right(measure):
-    matcher = FuzzyMatcher(TERMS, measure)
-    assert nearest(matcher, "Atrial fibrilation.") == "atrial fibrillation"
-    assert nearest(matcher, "Folder seven!") == "folder 7"
-    scores = matcher.scores(["70", ""])
+    matcher = FuzzyMatcher(TERMS)
+    assert nearest(matcher, measure, "Atrial fibrilation.") == "atrial fibrillation"
+    assert nearest(matcher, measure, "Folder seven!") == "folder 7"
+    scores = matcher.scores(["70", ""], measure)
     assert scores.shape == (2, len(TERMS))
     assert scores.argmax(axis=1)[0] == 0
     assert scores.min() >= 0
     assert scores.max() <= 1.01
 
 
-@pytest.mark.parametrize("measure", PhoneticMatcher.MEASURES)
+@pytest.mark.parametrize("measure", PhoneticMatcher.measures)
 def test_every_phonetic_measure_hears_through_spelling(measure):
-    matcher = PhoneticMatcher(TERMS, measure, get_phonemizer("espeak:en-us"))
-    assert nearest(matcher, "carrot") == "caret"
-    assert nearest(matcher, "Won moment, pleas.") == "one moment please"
+    matcher = PhoneticMatcher(TERMS, get_phonemizer("espeak:en-us"))
+    assert nearest(matcher, measure, "carrot") == "caret"
+    assert nearest(matcher, measure, "Won moment, pleas.") == "one moment please"
 
 
 def test_spelling_breaks_the_ties_of_homophones():
     terms = ["four", "for", "fore"]
-    phonemizer = get_phonemizer("espeak:en-us")
-    alike = PhoneticMatcher(terms, "Levenshtein", phonemizer).scores(["for"])[0]
+    matcher = PhoneticMatcher(terms, get_phonemizer("espeak:en-us"))
+    alike = matcher.scores(["for"], "Levenshtein")[0]
     assert alike[0] == alike[1] == alike[2]
-    assert PhoneticMatcher(terms, "Levenshtein, then spelling", phonemizer).scores(["for"])[0].argmax() == 1
+    for measure in PhoneticMatcher.spelling_weights:
+        assert matcher.scores(["for"], measure)[0].argmax() == 1
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_sentence_embedding_does_not_depend_on_its_batch(sentence_encoder):
     apart = torch.cat([matcher.embed([text]) for text in ("caret", "one moment please", "moment")])
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
     torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))
-    assert matcher.scores(["Caret!"])[0].argmax() == 1
+    assert matcher.scores(["Caret!"], "cosine")[0].argmax() == 1
 
 
 class CountingTranscriber:

@@ -1,0 +1,305 @@
+"""Spoken-term retrieval on real speech: our model beside Whisper and a search, on clips neither was tuned on.
+
+    python -m benchmarks.real_speech --model outputs/laptop --training-corpus outputs/laptop-corpus
+
+Clips: the English Asterisk prompts (`asterisk.py`). Banks: their texts alone and among thousands of other terms
+(`term_banks.py`). Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a stage can be
+run again alone; `timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from datasets import load_dataset
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from benchmarks.asterisk import Prompt, asterisk_texts, read_prompts, utterances
+from benchmarks.baselines import FuzzyMatcher, Matcher, MeaningMatcher, PhoneticMatcher
+from benchmarks.real_speech_report import write_report
+from benchmarks.term_banks import TermBanks, make_banks
+from benchmarks.whisper_transcripts import WhisperTranscriber, transcribe_all
+from qwen_term_retrieval.audio.corpus import read_corpus
+from qwen_term_retrieval.audio.packing import pack_corpus
+from qwen_term_retrieval.evaluation.ranking import rank_of_gold, rank_of_gold_in_scores, recall_at_k
+from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.phonetics import get_phonemizer
+from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
+
+logger = logging.getLogger("real_speech")
+
+WHISPER = "openai/whisper-base"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SHORT_WORDS = 4
+TIMED_BANK = "+10k"
+NUM_TIMED, NUM_WARM_UP, NUM_THREADS = 60, 5, 2
+_SCORE_BLOCK = 32
+
+
+BASELINES: dict[str, Callable[[Sequence[str]], Matcher]] = {
+    "fuzzy": FuzzyMatcher,
+    "IPA": lambda terms: PhoneticMatcher(terms, get_phonemizer("espeak:en-us")),
+    "MiniLM": lambda terms: MeaningMatcher(terms, resolve_checkpoint(MINILM)),
+}
+
+
+@dataclass
+class Benchmark:
+    """The clips, the banks and the folder in which stages leave their results."""
+
+    work: Path
+    model_folder: Path | None
+    training_corpus: Path | None
+
+    @functools.cached_property
+    def prompts(self) -> list[Prompt]:
+        found = read_prompts()
+        logger.info("Asterisk English: %s", found.summary())
+        return found.prompts
+
+    @functools.cached_property
+    def clips(self) -> list[NDArray[np.int16]]:
+        dataset = load_dataset(str(self.work / "pack"), split="test")
+        pcm_of = {row["key"]: row["audio"].pcm for row in dataset}
+        return [pcm_of[prompt.key] for prompt in self.prompts]
+
+    @functools.cached_property
+    def banks(self) -> TermBanks:
+        return make_banks([prompt.text for prompt in self.prompts], [*wordnet_terms(), *medical_terms()])
+
+    @functools.cached_property
+    def gold(self) -> list[list[int]]:
+        return self.banks.gold_rows([prompt.text for prompt in self.prompts])
+
+    @property
+    def is_short(self) -> NDArray[np.bool_]:
+        return np.array([prompt.num_words <= SHORT_WORDS for prompt in self.prompts])
+
+    def bank_terms(self, name: str) -> list[str]:
+        return [self.banks.terms[row] for row in self.banks.rows[name]]
+
+    def transcripts(self) -> list[str]:
+        return transcribe_all(whisper(), self.clips, self.work / "transcripts.json")
+
+    def save(self, name: str, content: Any) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def has(self, name: str) -> bool:
+        return (self.work / f"{name}.json").is_file()
+
+    def load(self, name: str) -> Any:
+        path = self.work / f"{name}.json"
+        if not self.has(name):
+            raise FileNotFoundError(f"{path} is missing: run the stage that makes it first (see --help)")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fetch(bench: Benchmark) -> None:
+    if not (bench.work / "pack" / "pack.json").is_file():
+        pack_corpus(utterances(bench.prompts), bench.work / "pack")
+    sizes = {name: len(rows) for name, rows in bench.banks.rows.items()}
+    logger.info(
+        "%d clips packed, %d of at most %d words; banks %s", len(bench.clips), sum(bench.is_short), SHORT_WORDS, sizes
+    )
+
+
+def check_training_texts(bench: Benchmark) -> None:
+    """Stop unless no text and no term of the training corpus is one of the prompts' texts."""
+    if bench.training_corpus is None:
+        raise ValueError("give --training-corpus: the corpus that the model was trained on, to check it for test texts")
+    held_out = asterisk_texts()
+    texts = list(training_texts(bench.training_corpus))
+    leaked = sorted({text for text in texts if normalize_term(text) in held_out})
+    if leaked:
+        raise ValueError(f"{bench.training_corpus} holds {len(leaked)} texts of the test set, such as {leaked[:5]}")
+    bench.save("training_texts", {"checked": len(texts), "leaked": 0})
+    logger.info("%d training texts checked: none is a text of the test set", len(texts))
+
+
+def training_texts(corpus: Path) -> Iterator[str]:
+    """Texts and terms of every row of a pack or of any corpus that `read_corpus` reads."""
+    if (corpus / "pack.json").is_file():
+        for path in sorted(corpus.glob("*.parquet")):
+            for row in pq.read_table(path, columns=["text", "terms"]).to_pylist():
+                yield from (row["text"], *row["terms"])
+    else:
+        for utterance in read_corpus(corpus):
+            yield from (utterance.text, *utterance.terms)
+
+
+def run_baselines(bench: Benchmark) -> None:
+    transcripts = bench.transcripts()
+    for name, make_matcher in BASELINES.items():
+        inputs = xxhash.xxh3_128_hexdigest(json.dumps([transcripts, bench.banks.terms]).encode())
+        if bench.has(f"ranks {name}") and bench.load(f"ranks {name}")["inputs"] == inputs:
+            logger.info("%s: kept from an earlier run on the same transcripts and terms", name)
+            continue
+        measures = try_measures(bench, make_matcher, transcripts)
+        best = max(measures, key=lambda measure: [measures[measure][f"R@{k}"] for k in (10, 1)])
+        logger.info("%s: best measure at %s is %s of %s", name, TIMED_BANK, best, measures)
+        ranks = rank_everywhere(bench, make_matcher(bench.banks.terms), best, transcripts, name)
+        bench.save(f"ranks {name}", {"inputs": inputs, "measure": best, "measures": measures, "ranks": ranks})
+
+
+def try_measures(
+    bench: Benchmark, make_matcher: Callable[[Sequence[str]], Matcher], transcripts: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Recall@1 and @10 of each measure on the short clips at `TIMED_BANK`."""
+    matcher = make_matcher(bench.bank_terms(TIMED_BANK))
+    short = np.flatnonzero(bench.is_short).tolist()
+    gold = [bench.gold[row] for row in short]
+    recalls = {}
+    for measure in matcher.measures:
+        ranks = rank_of_gold_in_scores(matcher.scores([transcripts[row] for row in short], measure), gold)
+        recalls[measure] = {f"R@{k}": round(recall_at_k(ranks, k), 4) for k in (1, 10)}
+    return recalls
+
+
+def rank_everywhere(
+    bench: Benchmark, matcher: Matcher, measure: str, transcripts: Sequence[str], label: str
+) -> dict[str, list[int]]:
+    ranks: dict[str, list[int]] = {name: [] for name in bench.banks.rows}
+    for first in tqdm(range(0, len(transcripts), _SCORE_BLOCK), desc=label, unit="block"):
+        block = slice(first, first + _SCORE_BLOCK)
+        scores_QN = matcher.scores(transcripts[block], measure)
+        for name, rows in bench.banks.rows.items():
+            ranks[name] += rank_of_gold_in_scores(scores_QN[:, rows], bench.gold[block]).tolist()
+    return ranks
+
+
+def run_model(bench: Benchmark) -> None:
+    model = load_model(bench)
+    audio = model.encode_audio(bench.clips, show_progress=True)
+    terms_ND = model.encode_terms(bench.banks.terms)
+    ranks = {
+        name: rank_of_gold(audio.vectors, terms_ND[torch.from_numpy(rows)], bench.gold, window_mask=audio.mask).tolist()
+        for name, rows in bench.banks.rows.items()
+    }
+    bench.save("ranks ours", {"ranks": ranks})
+
+
+def load_model(bench: Benchmark) -> TermRetrievalModel:
+    if bench.model_folder is None:
+        raise ValueError("give --model: the folder of a trained TermRetrievalModel")
+    return TermRetrievalModel.from_pretrained(bench.model_folder).eval()
+
+
+def whisper() -> WhisperTranscriber:
+    return WhisperTranscriber(Path(resolve_checkpoint(WHISPER)))
+
+
+def run_timing(bench: Benchmark) -> None:
+    """Seconds from PCM to the ten best terms at `TIMED_BANK`, one clip at a time, on `NUM_THREADS` threads.
+
+    What can be prepared is not timed: models are loaded, terms are encoded, phonemised and spelled out.
+    """
+    torch.set_num_threads(NUM_THREADS)
+    short = np.flatnonzero(bench.is_short)
+    rows = np.random.default_rng(0).choice(short, size=min(NUM_TIMED, len(short)), replace=False)
+    clips = [np.array(bench.clips[row]) for row in rows]
+    terms = bench.bank_terms(TIMED_BANK)
+
+    seconds = {"ours": _time_each(_our_search(load_model(bench), terms), clips, "ours")}
+    transcriber = whisper()
+    listening = seconds["Whisper transcript alone"] = _time_each(transcriber.transcribe, clips, "Whisper")
+    transcripts = [transcriber.transcribe(pcm) for pcm in clips]
+    for name, make_matcher in BASELINES.items():
+        search = functools.partial(_match, make_matcher(terms), bench.load(f"ranks {name}")["measure"])
+        searching = _time_each(search, transcripts, name)
+        seconds[name] = [heard + found for heard, found in zip(listening, searching, strict=True)]
+    summary = {
+        name: {"median": float(np.median(values)), "mean": float(np.mean(values))} for name, values in seconds.items()
+    }
+    bench.save("timing", {"clips": len(clips), "threads": NUM_THREADS, "bank": TIMED_BANK, "seconds": summary})
+    for name, row in summary.items():
+        logger.info("%s: median %.3f s, mean %.3f s a clip", name, row["median"], row["mean"])
+
+
+def _match(matcher: Matcher, measure: str, transcript: str) -> NDArray[np.int64]:
+    return _top_ten(matcher.scores([transcript], measure)[0])
+
+
+def _our_search(model: TermRetrievalModel, terms: list[str]) -> Callable[[NDArray[np.int16]], NDArray[np.int64]]:
+    terms_ND = model.encode_terms(terms)
+
+    def search(pcm: NDArray[np.int16]) -> NDArray[np.int64]:
+        vectors_WD = model.encode_audio([pcm]).vectors[0]
+        return _top_ten((vectors_WD @ terms_ND.T).amax(dim=0).numpy())
+
+    return search
+
+
+def _top_ten(scores_N: NDArray[np.float32]) -> NDArray[np.int64]:
+    best = np.argpartition(-scores_N, 10)[:10]
+    return best[np.argsort(-scores_N[best])]
+
+
+def _time_each(function: Callable[[Any], Any], inputs: Sequence[Any], label: str) -> list[float]:
+    for item in inputs[:NUM_WARM_UP]:
+        function(item)
+    seconds = []
+    for item in tqdm(inputs, desc=f"timing {label}", unit="clip"):
+        start = time.perf_counter()
+        function(item)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def report(bench: Benchmark) -> None:
+    systems = {name: bench.load(f"ranks {name}") for name in ("ours", "fuzzy", "IPA", "MiniLM")}
+    print(
+        write_report(
+            Path(__file__).parent / "results",
+            systems=systems,
+            timing=bench.load("timing"),
+            training_texts=bench.load("training_texts"),
+            is_short=bench.is_short,
+            bank_sizes={name: len(rows) for name, rows in bench.banks.rows.items()},
+        )
+    )
+
+
+STAGES: dict[str, Callable[[Benchmark], None]] = {
+    "fetch": fetch,
+    "train-texts-check": check_training_texts,
+    "baselines": run_baselines,
+    "model": run_model,
+    "timing": run_timing,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of a trained TermRetrievalModel")
+    parser.add_argument("--training-corpus", type=Path, help="pack or corpus that the model was trained on")
+    parser.add_argument("--work", type=Path, default=Path("outputs/real_speech"), help="folder of stage results")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    bench = Benchmark(options.work, options.model, options.training_corpus)
+    for name in options.stage or STAGES:
+        logger.info("stage %s", name)
+        STAGES[name](bench)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
