@@ -46,6 +46,8 @@ class _Reader:
         shape = [self.number("I") for _ in range(self.number("B"))]
         dtype = np.dtype(_DTYPES[self.number("B")])
         num_bytes = self.number("I")
+        if self.offset + num_bytes > len(self.content):
+            raise struct.error("a tensor reaches past the end")
         values = np.frombuffer(self.content, dtype, num_bytes // dtype.itemsize, self.offset).reshape(shape)
         self.offset += num_bytes
         return values

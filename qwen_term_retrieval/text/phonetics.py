@@ -174,7 +174,12 @@ _ARPABET = (
     *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T", "TH"),
     *("V", "W", "Y", "Z", "ZH"),
 )
-_LETTERS = "abcdefghijklmnopqrstuvwxyz'+#"
+_LETTERS = (
+    *"abcdefghijklmnopqrstuvwxyz'+#ßæðøþđħıłœŧ",
+    *map(chr, range(0x0300, 0x0329)),  # accents, split off their letters
+    *"абвгдежзийклмнопрстуфхцчшщъыьэюя".replace("й", ""),
+    *"αβγδεζηθικλμνξοπρστυφχψω",
+)
 
 
 @register_phonemizer("cmudict")
@@ -215,14 +220,7 @@ class CharacterPhonemizer(GraphemeToPhoneme):
         if variant:
             raise ValueError(f"characters has no variants, so no {variant!r}")
         self.name = "characters"
-        accents = [chr(code) for code in range(0x0300, 0x0329)]
-        self.symbols = (
-            *_LETTERS,
-            *"ßæðøþđħıłœŧ",
-            *accents,
-            *"абвгдежзийклмнопрстуфхцчшщъыьэюя",
-            *"αβγδεζηθικλμνξοπρςστυφχψω",
-        )
+        self.symbols = _LETTERS
 
     def phonemes(self, texts: Sequence[str]) -> list[list[str]]:
         return [_letters(normalize_term(text)) for text in texts]
