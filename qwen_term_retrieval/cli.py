@@ -17,15 +17,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="""Hear a term in speech and find it in a glossary.
-
-A typical way through:
-
-    qtr pack recordings/ packs/mine           # a folder with metadata.csv, or a .jsonl manifest
-    qtr inspect packs/mine
-    python scripts/train.py --help
-    qtr search outputs/model glossary.txt clip.wav
-""",
 )
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
@@ -53,6 +44,19 @@ def plain_errors() -> Iterator[None]:
 
 def _log(quiet: bool) -> None:
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(levelname)s: %(message)s")
+
+
+@app.callback()
+def qtr() -> None:
+    """Hear a term in speech and find it in a glossary.
+
+    A typical way through:
+
+        qtr pack recordings/ packs/mine     # a folder with metadata.csv, or a .jsonl manifest
+        qtr inspect packs/mine
+
+    `qtr COMMAND --help` explains each command with examples.
+    """
 
 
 @app.command()

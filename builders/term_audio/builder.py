@@ -17,6 +17,7 @@ import datasets
 import pyarrow as pa
 import xxhash
 from datasets.builder import Key
+from filelock import FileLock
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio.corpus import read_corpus
@@ -94,17 +95,24 @@ class TermAudio(ContentKeyedBuilder):
         if anew and folder.exists():
             shutil.rmtree(folder)
         if not is_pack(folder):
-            summary = pack_corpus(
-                self._utterances(),
-                folder,
-                sampling_rate=self.config.sampling_rate,
-                shard_bytes=self.config.shard_bytes,
-                num_workers=num_workers,
-                on_error=self.config.on_error,
-                quiet=not datasets.is_progress_bar_enabled(),
-            )
-            datasets.logging.get_logger(__name__).info("%s", summary)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # The ranks of a distributed run come here at once: one packs, the others wait and open.
+            with FileLock(f"{folder}.lock"):
+                if not is_pack(folder):
+                    self._pack(folder, num_workers)
         return Pack.open(folder)
+
+    def _pack(self, folder: Path, num_workers: int) -> None:
+        summary = pack_corpus(
+            self._utterances(),
+            folder,
+            sampling_rate=self.config.sampling_rate,
+            shard_bytes=self.config.shard_bytes,
+            num_workers=num_workers,
+            on_error=self.config.on_error,
+            quiet=not datasets.is_progress_bar_enabled(),
+        )
+        datasets.logging.get_logger(__name__).info("%s", summary)
 
     def _given_pack(self, config: datasets.BuilderConfig) -> Path | None:
         if config.data_dir is not None:

@@ -62,6 +62,11 @@ def test_a_pack_opens_where_it_lies_by_path_and_by_name(corpus, hf_home, tmp_pat
     assert packs_in(hf_home) == []
 
 
+def test_a_corpus_streams_too(corpus):
+    rows = load_dataset(str(corpus), split="test", streaming=True)
+    assert [row["text"] for row in rows] == expected_texts(corpus)["test"]
+
+
 def test_an_edited_manifest_gives_new_rows(corpus):
     load_dataset(str(corpus))
     manifest = corpus / "train.termaudio"
