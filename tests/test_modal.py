@@ -1,0 +1,205 @@
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import modal
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "modal_train.py"
+
+# Stands for scripts/train.py: writes a checkpoint, fails as often as it is told to, and says what it was called with.
+TRAINING = """
+import json, pathlib, sys
+args = sys.argv[1:]
+out = pathlib.Path(args[args.index("--output_dir") + 1])
+out.mkdir(parents=True, exist_ok=True)
+steps = [int(folder.name.split("-")[1]) for folder in out.glob("checkpoint-*")]
+if "--fail-at-once" in args:
+    sys.exit(3)
+checkpoint = out / f"checkpoint-{max(steps, default=0) + 10}"
+checkpoint.mkdir()
+(checkpoint / "trainer_state.json").write_text("{}")
+if "--fail" in args:
+    sys.exit(3)
+(out / "all_results.json").write_text(json.dumps({"test_recall@10": 0.9, "resumed_from": max(steps, default=0)}))
+(out / "called_with.json").write_text(json.dumps(args))
+"""
+
+
+def load(path=SCRIPT):
+    spec = importlib.util.spec_from_file_location("modal_train_under_test", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    (tmp_path / "repository" / "scripts").mkdir(parents=True)
+    (tmp_path / "repository" / "scripts" / "train.py").write_text(TRAINING)
+    shutil.copytree(ROOT / "configs" / "accelerate", tmp_path / "repository" / "configs" / "accelerate")
+    return str(tmp_path / "repository")
+
+
+def test_the_app_is_complete_without_an_account(script):
+    assert isinstance(script.train, modal.Function)
+    assert isinstance(script.train.with_options(gpu="H100:2", cpu=8), modal.Function)
+
+
+def test_the_script_imports_where_the_repository_is_not(tmp_path):
+    # In the container Modal puts the script alone into /root.
+    load(Path(shutil.copy(SCRIPT, tmp_path / "modal_train.py")))
+
+
+def test_the_entrypoint_shows_its_flags_and_says_that_a_token_is_missing(tmp_path):
+    environment = os.environ | {"MODAL_CONFIG_PATH": str(tmp_path / "none.toml"), "NO_COLOR": "1", "COLUMNS": "120"}
+    run = [sys.executable, "-m", "modal", "run", str(SCRIPT)]
+    shown = subprocess.run([*run, "--help"], capture_output=True, text=True, env=environment, timeout=120)
+    for flag in (
+        "--recipe",
+        "--pack",
+        "--dataset",
+        "--gpu",
+        "--num-gpus",
+        "--push-to-hub",
+        "--resume",
+        "--download-to",
+    ):
+        assert flag in shown.stdout, shown.stderr
+    refused = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=120)
+    assert refused.returncode == 1
+    assert "Token missing" in refused.stdout + refused.stderr
+
+
+@pytest.mark.parametrize(("num_gpus", "config"), [(0, "cpu"), (1, "one_gpu"), (4, "eight_gpus"), (8, "eight_gpus")])
+def test_training_is_launched_on_as_many_gpus_as_asked_for(script, num_gpus, config):
+    command = script.training_command(
+        ROOT, Path("/outputs/run"), num_gpus=num_gpus, recipe="laptop", dataset="/packs/mine", flags=["--seed", "3"]
+    )
+    text = " ".join(command)
+    assert f"configs/accelerate/{config}.yaml" in text
+    assert ("--use_cpu" in command) == (num_gpus == 0)
+    assert (f"--num_processes {num_gpus}" in text) == (num_gpus > 1)
+    assert text.endswith("--seed 3")
+    for flag in ("--recipe laptop", "--output_dir /outputs/run", "--resume", "--dataset /packs/mine"):
+        assert flag in text
+
+
+def test_the_flags_are_those_of_the_training_script(script):
+    from qwen_term_retrieval.training.arguments import parse_recipe
+
+    flags = script.hub_flags(True, "me/model")
+    command = script.training_command(ROOT, Path("out"), num_gpus=0, recipe="demo", dataset="packs/mine", flags=flags)
+    argv = command[command.index(str(ROOT / "scripts" / "train.py")) + 1 :]
+    _, data, training = parse_recipe(ROOT / "configs" / "recipes", argv)
+    assert (data.dataset, training.output_dir) == ("packs/mine", "out")
+    assert training.resume
+    assert training.use_cpu
+    assert (training.push_to_hub, training.hub_model_id, training.hub_strategy) == (True, "me/model", "checkpoint")
+    assert script.hub_flags(False, "") == []
+
+
+def test_the_body_trains_commits_and_returns_the_metrics(script, repository, tmp_path):
+    commits = []
+    metrics = script.run_training(
+        "run", num_gpus=0, outputs_root=str(tmp_path / "outputs"), repository=repository,
+        commit=lambda: commits.append(len(list((tmp_path / "outputs").glob("run/*")))), commit_seconds=0.05,
+    )  # fmt: skip
+    assert metrics == {"test_recall@10": 0.9, "resumed_from": 0}
+    assert len(commits) > 1
+    assert commits[-1] == 3
+
+
+def test_a_run_that_was_taken_away_goes_on_from_its_last_whole_checkpoint(script, repository, tmp_path):
+    body = {"num_gpus": 0, "outputs_root": str(tmp_path), "repository": repository}
+    with pytest.raises(script.TrainingFailedError, match="training failed with exit code 1") as failed:
+        script.run_training("run", flags=["--fail"], **body)
+    assert failed.value.progressed
+    (tmp_path / "run" / "checkpoint-20").mkdir()  # the container went while this was being written
+    (tmp_path / "run" / "checkpoint-20" / "trainer_state.json").write_text('{"global_st')
+    assert script.run_training("run", **body)["resumed_from"] == 10
+
+
+def test_an_error_without_progress_is_returned_and_so_not_tried_again(script, repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(script, "REMOTE_REPOSITORY", repository)
+    for name in ("outputs", "cache"):
+        monkeypatch.setattr(script, name, Volume(tmp_path))
+    answer = script.train.local("run", "demo", None, 0, ["--fail-at-once"])
+    assert answer == {"error": "training failed with exit code 1; see its messages above"}
+    with pytest.raises(script.TrainingFailedError):
+        script.train.local("run", "demo", None, 0, ["--fail"])
+
+
+class Volume:
+    """A Modal Volume's calls on a local folder: the network's edge."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def read_file(self, path):
+        if not (self.root / path).is_file():
+            raise FileNotFoundError(path)
+        yield (self.root / path).read_bytes()
+
+    def listdir(self, path, recursive=False):
+        kinds = modal.volume.FileEntryType
+        for found in (self.root / path).rglob("*") if recursive else (self.root / path).iterdir():
+            kind = kinds.FILE if found.is_file() else kinds.DIRECTORY
+            yield SimpleNamespace(path=found.relative_to(self.root).as_posix(), type=kind)
+
+    def commit(self):
+        pass
+
+    def batch_upload(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def put_file(self, local, remote):
+        target = self.root / remote.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(local, target)
+
+
+def test_a_pack_is_uploaded_once_and_never_over_another(script, tmp_path):
+    pack, volume = tmp_path / "mine", Volume(tmp_path / "volume")
+    pack.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no pack\.json"):
+        script.upload_pack(volume, pack)
+    (pack / "pack.json").write_text('{"uuid": 1}')
+    (pack / "shard_00000.dat").write_bytes(b"pcm")
+    assert script.upload_pack(volume, pack) == "mine"
+    assert (tmp_path / "volume" / "mine" / "shard_00000.dat").read_bytes() == b"pcm"
+
+    (tmp_path / "volume" / "mine" / "shard_00000.dat").write_bytes(b"there")
+    script.upload_pack(volume, pack)
+    assert (tmp_path / "volume" / "mine" / "shard_00000.dat").read_bytes() == b"there"
+    (pack / "pack.json").write_text('{"uuid": 2}')
+    with pytest.raises(ValueError, match="another pack named 'mine'"):
+        script.upload_pack(volume, pack)
+
+
+def test_results_are_downloaded_without_checkpoints(script, tmp_path):
+    run = tmp_path / "volume" / "run"
+    (run / "checkpoint-10").mkdir(parents=True)
+    (run / "checkpoint-10" / "model.safetensors").write_bytes(b"old")
+    (run / "model.safetensors").write_bytes(b"new")
+    (run / "all_results.json").write_text(json.dumps({}))
+    folder = script.download_run(Volume(tmp_path / "volume"), "run", tmp_path / "here")
+    assert sorted(path.name for path in folder.iterdir()) == ["all_results.json", "model.safetensors"]
