@@ -1,6 +1,7 @@
 """Trainer callbacks, one a file; they import as `qwen_term_retrieval.trainer_callbacks`."""
 
+from qwen_term_retrieval.trainer_callbacks.progress_line import ProgressLineCallback
 from qwen_term_retrieval.trainer_callbacks.recall_reporter import RecallReporterCallback
 from qwen_term_retrieval.trainer_callbacks.throughput import ThroughputCallback
 
-__all__ = ["RecallReporterCallback", "ThroughputCallback"]
+__all__ = ["ProgressLineCallback", "RecallReporterCallback", "ThroughputCallback"]

@@ -1,8 +1,8 @@
 """One training run from settings to a model that searches: what `scripts/train.py` and the Modal app call.
 
-Load the rows, build the model, train, keep the best checkpoint, evaluate it on the test split, write
-`<output_dir>/{train,eval,test,all}_results.json` as the Hugging Face examples do, save the model with its card, and
-search one test recording with it, so that the run ends with something heard.
+Load the rows, build the model, train, keep the best checkpoint, choose its threshold on the evaluation split, judge it
+on the test split, write `<output_dir>/{train,eval,test,all}_results.json` as the Hugging Face examples do, save the
+model with its card, and search one test recording with it, so that the run ends with something heard.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from pathlib import Path
 
 import datasets
 import torch
+from transformers import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
-from qwen_term_retrieval.evaluation.report import recall_table
-from qwen_term_retrieval.models.retrieval_model import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.evaluation.evaluator import RECALL_AT, RetrievalEvaluator
+from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.retrieval.calibration import calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
@@ -38,36 +42,81 @@ def run_training(
     configure_logging(args)
     with args.main_process_first(desc="preparing the output folder"):
         checkpoint = prepare_output_dir(args)
-    step("rows", f"from {data_args.dataset}")
+    step("rows", f"{data_args.dataset}")
     rows = load_rows(data_args)
-    step("model", f"{model_args.model or model_args.audio_tower} + {model_args.text_tower}")
-    model = build_model(model_args, args)
+    step("model", f"{model_args.model or f'{model_args.audio_tower} + {model_args.text_tower}'}")
     trainer = TermRetrievalTrainer(
-        model,
+        build_model(model_args, args),
         args,
         train_dataset=rows[data_args.train_split],
         eval_dataset=rows[data_args.eval_split] if data_args.eval_split else None,
         glossary=Glossary.from_file(data_args.glossary) if data_args.glossary else None,
+        callbacks=[RecallReporterCallback(), ThroughputCallback()],
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressLineCallback())
 
-    step("train", f"{len(rows[data_args.train_split])} clips, {len(trainer.glossary)} terms, into {args.output_dir}")
+    step("train", f"{len(rows[data_args.train_split])} clips, {len(trainer.glossary)} terms; into {args.output_dir}")
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_metrics("train", metrics)
     trainer.save_state()
-    for name, split in (("eval", data_args.eval_split), ("test", data_args.test_split)):
-        if split:
-            step(name, f"the best checkpoint on {split!r}")
-            split_metrics = trainer.evaluate(rows[split], metric_key_prefix=name)
-            trainer.save_metrics(name, split_metrics)
-            metrics |= split_metrics
-            if trainer.is_world_process_zero():
-                print(recall_table(split_metrics))
-    trainer.save_model()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    if data_args.eval_split:
+        step("evaluate", f"the best checkpoint on {data_args.eval_split!r}")
+        metrics |= trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        metrics |= judge(trainer, rows, data_args)
+    save(trainer, data_args, metrics)
     if data_args.test_split and trainer.is_world_process_zero():
         show_search(trainer, rows[data_args.test_split])
     return metrics
+
+
+def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: DataArguments) -> dict[str, float]:
+    """What a user of the model will see: choose its threshold on the evaluation split, then search the test split."""
+    terms = [{"term": term.text, "aliases": term.aliases} for term in trainer.glossary]
+    retriever = TermRetriever(trainer.retrieval_model)
+    if data_args.eval_split:
+        retriever.index([*terms, *spoken_terms(rows[data_args.eval_split])])
+        chosen = calibrate(retriever, rows[data_args.eval_split])
+        step("threshold", f"{chosen.threshold:.3f}, chosen on {data_args.eval_split!r} (F1 {chosen.f1:.3f})")
+    if not data_args.test_split:
+        return {}
+    step("test", f"{data_args.test_split!r}, never looked at until now")
+    test_rows = rows[data_args.test_split]
+    evaluator = RetrievalEvaluator(
+        test_rows,
+        [*terms, *spoken_terms(test_rows)],
+        seen_terms=trainer.glossary.texts,
+    )
+    metrics = {f"test_{name}": value for name, value in evaluator(retriever).items()}
+    trainer.save_metrics("test", metrics)
+    print(recall_table(metrics, "test"))
+    print(threshold_line(metrics, "test"))
+    return metrics
+
+
+def spoken_terms(rows: datasets.Dataset) -> list[str]:
+    """The terms of the rows, each spelling once."""
+    return sorted({term for terms in rows.with_format("arrow")["terms"].to_pylist() for term in terms})
+
+
+def save(trainer: TermRetrievalTrainer, data_args: DataArguments, metrics: dict[str, float]) -> None:
+    """The model with its card, in `output_dir` and, if asked for, on the Hub."""
+    trainer.card_data = f"`{data_args.dataset}`, split `{data_args.train_split}`: {len(trainer.glossary):,} terms."
+    splits = (("eval", data_args.eval_split), ("test", data_args.test_split))
+    trainer.card_recall = [
+        {"split": split, "pairs": metrics[f"{prefix}_pairs"]}
+        | {f"recall@{k}": metrics[f"{prefix}_recall@{k}"] for k in RECALL_AT}
+        for prefix, split in splits
+        if split and f"{prefix}_pairs" in metrics
+    ]
+    if trainer.args.push_to_hub:
+        step("push", f"to {trainer.hub_model_id}")
+        trainer.push_to_hub()
+        return
+    trainer.save_model()
+    trainer.create_model_card()
 
 
 def configure_logging(args: TermRetrievalArguments) -> None:
@@ -149,13 +198,13 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
 
 def show_search(trainer: TermRetrievalTrainer, rows: datasets.Dataset) -> None:
     """Search one recording of the test split with the trained model: the last thing a run prints."""
-    long_enough = rows.filter(lambda text, terms: bool(terms) and text not in terms, input_columns=["text", "terms"])
-    if not len(long_enough):
-        return
-    row = long_enough[0]
+    sentences = rows.filter(lambda text, terms: bool(terms) and text not in terms, input_columns=["text", "terms"])
+    row = (sentences if len(sentences) else rows)[0]
     retriever = TermRetriever(trainer.retrieval_model)
-    retriever.index(sorted({term for terms in rows["terms"] for term in terms}))
-    matches = retriever.search(row["audio"], top_k=3)
-    step("search", f"{row['key']}: {row['text']!r}")
-    for match in matches:
-        print(f"   {match.term:<32} {match.score:.3f}   {match.start:5.2f} - {match.end:5.2f} s")
+    retriever.index(spoken_terms(rows))
+    step("search", f"{row['key']}, which says {row['text']!r}")
+    for match in retriever.search(row["audio"], top_k=3, threshold=-1.0):
+        heard = retriever.threshold is not None and match.score >= retriever.threshold
+        print(
+            f"{'heard' if heard else '     '}  {match.term:<32} {match.score:.3f}  {match.start:.2f}-{match.end:.2f} s"
+        )

@@ -12,6 +12,7 @@ Two ranks with b clips each take the same steps as one rank with 2b.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,6 +26,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from qwen_term_retrieval.losses.contrastive import Queries, contrastive_loss
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.models.feature_cache import FeatureCache
+from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
@@ -77,6 +79,8 @@ class TermRetrievalTrainer(Trainer):
         self.retrieval_model = model
         self.glossary = glossary
         self.trained_ids = {term.term_id for term in self.glossary}
+        self.card_data: str | None = None
+        self.card_recall: list[dict[str, Any]] | None = None
         self._loss_sums = {"audio_text_loss": 0.0, "audio_term_loss": 0.0}
         self._losses_summed = 0
         with args.main_process_first(desc="preparing clips"):
@@ -175,7 +179,7 @@ class TermRetrievalTrainer(Trainer):
                 dist.all_reduce(means, op=dist.ReduceOp.SUM)
                 means /= world_size()
             logs |= dict(zip(self._loss_sums, means.tolist(), strict=True))
-            logs["temperature"] = float((-self.retrieval_model.logit_scale).exp())
+            logs["temperature"] = float((-self.retrieval_model.logit_scale.detach()).exp())
             self._loss_sums = dict.fromkeys(self._loss_sums, 0.0)
             self._losses_summed = 0
         super().log(logs, start_time)
@@ -183,6 +187,17 @@ class TermRetrievalTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate assumes token inputs."""
         return 0
+
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the model's own card: `card_data` on what it was trained, `card_recall` how well it finds terms."""
+        if self.is_world_process_zero():
+            card = model_card(
+                self.retrieval_model.config,
+                repository=self.hub_model_id or "",
+                data=self.card_data,
+                recall=self.card_recall,
+            )
+            Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
