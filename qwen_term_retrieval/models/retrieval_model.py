@@ -103,12 +103,14 @@ class TermRetrievalModel(PreTrainedModel):
         return encoders
 
     def _freeze_base_weights(self) -> None:
+        """What is trained by default: everything but base towers, and of those with LoRA the adapters."""
         frozen = list(self._base_encoders.values())
         if self.config.lora is not None:
             frozen.append(self.audio_tower.encoder)
         for encoder in frozen:
             for name, values in encoder.named_parameters():
                 values.requires_grad_("lora_" in name)
+        self.audio_tower.encoder.embed_positions.requires_grad_(False)
 
     def _load_base_weights(self) -> None:
         config = self.config
