@@ -2,11 +2,13 @@
 
 Debian carries them as two packages, the recordings (G.722, 16 kHz) and the transcripts; both are fetched into the
 cache and unpacked there, never installed, and nothing of them is kept in this repository (CC-BY-SA-3.0, recorded by
-Allison Smith). They are test material only: `asterisk_texts()` is what no training corpus may hold.
+Allison Smith). They are test material only: no training corpus may hold a text for which
+`is_asterisk_text` is true.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.spelling import letters_of
 from qwen_term_retrieval.audio.corpus import Utterance
 from qwen_term_retrieval.packages import RegistryPackage, fetch_package
 from qwen_term_retrieval.text.glossary import normalize_term
@@ -101,6 +104,16 @@ def asterisk_texts() -> frozenset[str]:
     """Normalised text of every prompt, recorded or not: what a training corpus must not hold."""
     transcripts = read_transcripts(_transcript_file())
     return frozenset(normalize_term(spoken_text(text)) for text in transcripts.values()) - {""}
+
+
+def is_asterisk_text(text: str) -> bool:
+    """Whether a prompt says just this, however it is spelled ("X-ray" for "xray", "30th" for "thirtieth")."""
+    return letters_of(text) in _letters_of_texts()
+
+
+@functools.cache
+def _letters_of_texts() -> frozenset[str]:
+    return frozenset(letters_of(text) for text in asterisk_texts())
 
 
 def _transcript_file() -> Path:

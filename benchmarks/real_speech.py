@@ -28,7 +28,7 @@ from datasets import load_dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.asterisk import Prompt, asterisk_texts, read_prompts, utterances
+from benchmarks.asterisk import Prompt, is_asterisk_text, read_prompts, utterances
 from benchmarks.baselines import FuzzyMatcher, Matcher, MeaningMatcher, PhoneticMatcher
 from benchmarks.real_speech_report import write_report
 from benchmarks.term_banks import TermBanks, make_banks
@@ -38,7 +38,6 @@ from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.evaluation.ranking import rank_of_gold, rank_of_gold_in_scores, recall_at_k
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.text.glossary import normalize_term
 from qwen_term_retrieval.text.phonetics import get_phonemizer
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
@@ -64,8 +63,8 @@ class Benchmark:
     """The clips, the banks and the folder in which stages leave their results."""
 
     work: Path
-    model_folder: Path | None
-    training_corpus: Path | None
+    model_folder: Path
+    training_corpus: Path
 
     @functools.cached_property
     def prompts(self) -> list[Prompt]:
@@ -122,13 +121,11 @@ def fetch(bench: Benchmark) -> None:
 
 def check_training_texts(bench: Benchmark) -> None:
     """Stop unless no text and no term of the training corpus is one of the prompts' texts."""
-    if bench.training_corpus is None:
-        raise ValueError("give --training-corpus: the corpus that the model was trained on, to check it for test texts")
-    held_out = asterisk_texts()
-    texts = list(training_texts(bench.training_corpus))
-    leaked = sorted({text for text in texts if normalize_term(text) in held_out})
+    corpus = bench.training_corpus
+    texts = list(training_texts(corpus))
+    leaked = sorted({text for text in texts if text and is_asterisk_text(text)})
     if leaked:
-        raise ValueError(f"{bench.training_corpus} holds {len(leaked)} texts of the test set, such as {leaked[:5]}")
+        raise ValueError(f"{corpus} holds {len(leaked)} texts of the test set, such as {leaked[:5]}")
     bench.save("training_texts", {"checked": len(texts), "leaked": 0})
     logger.info("%d training texts checked: none is a text of the test set", len(texts))
 
@@ -196,8 +193,6 @@ def run_model(bench: Benchmark) -> None:
 
 
 def load_model(bench: Benchmark) -> TermRetrievalModel:
-    if bench.model_folder is None:
-        raise ValueError("give --model: the folder of a trained TermRetrievalModel")
     return TermRetrievalModel.from_pretrained(bench.model_folder).eval()
 
 
@@ -293,9 +288,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("outputs/real_speech"), help="folder of stage results")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     options = parser.parse_args(arguments)
+    stages = options.stage or list(STAGES)
+    # Before the first stage, not after an hour of them.
+    if options.model is None and {"model", "timing"} & set(stages):
+        parser.error("give --model: the folder of a trained TermRetrievalModel")
+    if options.training_corpus is None and "train-texts-check" in stages:
+        parser.error("give --training-corpus: what the model was trained on, to check it for texts of the test set")
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     bench = Benchmark(options.work, options.model, options.training_corpus)
-    for name in options.stage or STAGES:
+    for name in stages:
         logger.info("stage %s", name)
         STAGES[name](bench)
     return 0

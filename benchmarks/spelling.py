@@ -31,3 +31,8 @@ def spell_out(text: str) -> str:
     for sign, words in _SIGNS.items():
         text = text.replace(sign, words)
     return normalize_term(text)
+
+
+def letters_of(text: str) -> str:
+    """What `spell_out` leaves, without spaces and apostrophes: equal for "X-ray" and "xray", "O'Clock" and "oclock"."""
+    return spell_out(text).replace(" ", "").replace("'", "")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 
-from benchmarks.spelling import spell_out
+from benchmarks.spelling import letters_of, spell_out
 
 NUM_DISTRACTORS = {"own": 0, "+10k": 10_000, "+100k": 100_000}
 HARD = "hard 100k"
@@ -60,16 +60,12 @@ def make_banks(
 
 def distinct_terms(terms: Sequence[str], *, unlike: Sequence[str] = ()) -> list[str]:
     """The first spelling of each term, without those that are spelled like one of `unlike`."""
-    taken = {_letters(text) for text in unlike}
+    taken = {letters_of(text) for text in unlike}
     kept: dict[str, str] = {}
     for term in terms:
-        if _letters(term) not in taken:
+        if letters_of(term) not in taken:
             kept.setdefault(spell_out(term), term)
     return list(kept.values())
-
-
-def _letters(text: str) -> str:
-    return spell_out(text).replace(" ", "").replace("'", "")
 
 
 def nearness_in_spelling(own: Sequence[str], pool: Sequence[str], *, block: int = 20_000) -> NDArray[np.float32]:

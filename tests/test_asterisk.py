@@ -45,6 +45,13 @@ def test_the_excluded_texts_hold_every_prompt_even_those_not_evaluated(prompt_se
     assert "" not in texts
 
 
+def test_another_spelling_of_a_prompt_is_a_prompt_too(prompt_set):
+    for text in ("X-ray", "30th", "Folder Seven!", "oclock", "thirtieth"):
+        assert asterisk.is_asterisk_text(text), text
+    for text in ("folder eleven", "atrial fibrillation", "pres"):
+        assert not asterisk.is_asterisk_text(text), text
+
+
 def test_prompts_become_a_corpus_of_clips_that_are_their_own_term(prompt_set):
     (utterance,) = utterances([prompt for prompt in prompt_set.prompts if prompt.key == "vm-Cust3"])
     assert (utterance.key, utterance.text, utterance.terms) == ("vm-Cust3", "folder 7", ("folder 7",))
