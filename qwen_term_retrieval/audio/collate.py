@@ -39,8 +39,8 @@ def pad_pcm(
 
     Args:
         clips: int16 arrays `(num_samples,)`, or `Clip`s.
-        buffer: flat int16 tensor to build the batch in, if it is large enough: it saves the page faults of fresh
-            memory (FACTS: 3×), and the batch is valid until the buffer is used again.
+        buffer: flat int16 tensor to build the batch in, if it is large enough. It saves the page faults of fresh
+            memory; the batch is valid until the buffer is used again.
 
     Returns:
         pcm_BS: int16 `(batch, longest)`; num_samples_B: int64 `(batch,)`.

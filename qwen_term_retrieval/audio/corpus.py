@@ -36,8 +36,8 @@ def read_corpus(source: str | Path, *, split: str | None = None) -> Iterator[Utt
     Manifests hold one row a clip, in JSON Lines (`.jsonl`, `.termaudio`), a JSON list, CSV/TSV (lists split by `|`) or
     Parquet. Columns: `audio` (or `file_name`, `audio_filepath`, `term_chunk_audio`; relative to the manifest), `key`,
     `text` (or `transcription`, `transcript`, `sentence`, `term_chunk_text`), `terms` (or
-    `term_chunk_audio_ground_truth_terms`), `term_starts`, `term_ends`, `speaker`, `language`, `split`; all others pass
-    through. A key is, unless given, the audio path relative to the corpus without its suffix.
+    `term_chunk_audio_ground_truth_terms`), `term_starts`, `term_ends`, `speaker`, `language`, `split`; `duration` is
+    measured anew; all others pass through. A key is, unless given, the audio path below the corpus without its suffix.
 
     The split is the `split` given here, else the row's, else the folder `train`, `validation` or `test` the audio lies
     in, else the manifest's own name, else "train"; `dev`, `val`, `valid` and `eval` mean "validation".

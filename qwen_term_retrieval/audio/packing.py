@@ -106,6 +106,8 @@ def pack_corpus(
     """
     if on_error not in _ON_ERROR:
         raise ValueError(f"on_error={on_error!r}; it must be one of {', '.join(_ON_ERROR)}")
+    if sampling_rate < 1 or shard_bytes < 1:
+        raise ValueError(f"sampling_rate={sampling_rate} and shard_bytes={shard_bytes} must be positive")
     out = Path(out).absolute()
     _check_free(out, overwrite)
     started = time.perf_counter()

@@ -122,12 +122,14 @@ def write_tables(
     """Write a Parquet file a split; rows keep the corpus' order."""
     schema = row_features(sampling_rate, survey.extra_schema).arrow_schema
     places = _places(pack, headers)
+    no_extras = dict.fromkeys(survey.extra_schema.names)
     with ExitStack() as stack:
         tables = {
             split: _Table(stack.enter_context(atomic_file(pack / table_name(split))), schema) for split in survey.splits
         }
         for clip in clips_of_parts(parts, num_parts):
-            tables[clip["split"]].add({"audio": next(places), **clip, **clip["extra"]})
+            # Nulls first: a corpus may have a column "length" of its own, and rows without it.
+            tables[clip["split"]].add({"audio": next(places), **clip, **no_extras, **clip["extra"]})
         for table in tables.values():
             table.close()
 

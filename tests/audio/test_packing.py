@@ -324,9 +324,18 @@ def test_integers_and_floats_of_one_column_become_floats_across_parts(noise, tmp
     assert [row["level"] for row in rows_of(tmp_path / "pack")] == [*map(float, range(count - 1)), 0.5]
 
 
+def test_columns_of_the_corpus_may_have_the_names_that_packing_uses_inside(noise, tmp_path):
+    first, second = in_memory(noise, 2)
+    named = Utterance(first.key, first.audio, sampling_rate=RATE, extra={"length": "long", "crc32": 1})
+    pack_corpus([named, second], tmp_path / "pack", num_workers=1, quiet=True)
+    assert [(row["length"], row["crc32"]) for row in rows_of(tmp_path / "pack")] == [("long", 1), (None, None)]
+
+
 def test_wrong_arguments_and_empty_corpora_are_errors(tmp_path):
     with pytest.raises(ValueError, match="on_error='ignore'; it must be one of raise, skip, silence"):
         pack_corpus([], tmp_path / "pack", on_error="ignore")
+    with pytest.raises(ValueError, match="must be positive"):
+        pack_corpus([], tmp_path / "pack", sampling_rate=0)
     with pytest.raises(CorpusError, match="no utterance to pack"):
         pack_corpus([], tmp_path / "pack", num_workers=1, quiet=True)
     assert not (tmp_path / "pack").exists()
