@@ -89,9 +89,9 @@ _PATTERNS = (
     "your {noun} is {state}",
     "{noun} {state}",
     "{noun} is {state}",
-    "all {noun}s {state}",
+    "all {nouns} {state}",
     "{state} {noun}",
-    "{state} {noun}s",
+    "{state} {nouns}",
     "no {noun}",
     "no {state} {noun}",
     "{noun} {noun2}",
@@ -101,7 +101,7 @@ _PATTERNS = (
     "{noun} and {noun2}",
     "{noun} number {number}",
     "{noun} {number}",
-    "{number} {noun}s",
+    "{number} {nouns}",
     "{number} {unit}",
     "{who} {verb} the {noun}",
     "can {who} {verb} {time}",
@@ -120,10 +120,12 @@ def everyday_phrase(rng: random.Random) -> str:
     """A short instruction, notice or noun phrase of common words."""
     if rng.random() < 0.02:
         return rng.choice(_COLLOQUIAL)
+    noun = rng.choice(_NOUNS)
     return rng.choice(_PATTERNS).format(
+        noun=noun,
+        nouns=_plural(noun),
         verb=rng.choice(_VERBS),
         verb2=rng.choice(_VERBS),
-        noun=rng.choice(_NOUNS),
         noun2=rng.choice(_NOUNS),
         state=rng.choice(_STATES),
         time=rng.choice(_TIMES),
@@ -177,6 +179,12 @@ def letter_phrase(rng: random.Random) -> str:
         lambda: " ".join(rng.choices(_NATO, k=rng.randint(1, 3))),
     )
     return rng.choice(kinds)()
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return noun + "es"
+    return noun[:-1] + "ies" if noun[-1] == "y" and noun[-2] not in "aeiou" else noun + "s"
 
 
 def _cardinal(number: int) -> str:

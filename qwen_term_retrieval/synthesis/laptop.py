@@ -3,7 +3,8 @@
 What is said: terms of WordNet, medicine, computing and geography, everyday phrases, numbers and letters; one clip in
 ten says its term inside a sentence, with known start and end. Who says it: flite's four voices, espeak-ng in many
 accents, variants and pitches, and Kokoro's 28 English voices for as many clips as `num_kokoro` asks (about 0.8 s each).
-Texts and voices follow from `seed` alone, so the speech cache serves a second run, and a larger one, in part.
+Texts follow from `seed`, and a text's voice, speed and sentence from the text, so the speech cache serves a second run,
+and most of it a run with other sizes or other excluded texts.
 """
 
 from __future__ import annotations
@@ -87,23 +88,25 @@ def laptop_rows(
         raise ValueError(f"num_kokoro must be between 0 and num_clips={num_clips}, not {num_kokoro}")
     examples = wordlists.wordnet_examples()
     texts = _draw_texts(num_clips, examples, seed, exclude)
-    rng = random.Random(f"{seed}/voices")
-    short = [index for index, (text, _) in enumerate(texts) if len(text.split()) <= _MAX_KOKORO_WORDS]
+    short = [text for text, _ in texts if len(text.split()) <= _MAX_KOKORO_WORDS]
     by_kokoro = frozenset(short[:num_kokoro])
-    rows = []
-    for index, (text, kind) in enumerate(texts):
-        split = "validation" if rng.random() < _VALIDATION_SHARE * (3 if index in by_kokoro else 1) else "train"
-        engine = "kokoro" if index in by_kokoro else "flite" if rng.random() < _FLITE_SHARE else "espeak"
-        engine = "espeak" if engine == "flite" and split == "validation" else engine
-        before, after = _surroundings(text, examples, rng, exclude) if rng.random() < _SENTENCE_SHARE else ("", "")
-        voice = _draw_voice(engine, split, rng)
-        request = SpeechRequest(engine, voice, text, rng.choice(_SPEEDS), before, after)
-        rows.append(CorpusRow(request, split, extra={"kind": kind}))
-    return rows
+    return [_cast(text, kind, text in by_kokoro, examples, seed, exclude) for text, kind in texts]
+
+
+def _cast(text: str, kind: str, by_kokoro: bool, examples: list[str], seed: int, exclude: Set[str]) -> CorpusRow:
+    """Decide who says a text, how fast, and whether in a sentence: from the text alone, whatever the others are."""
+    rng = random.Random(f"{seed}/cast/{text}")
+    split = "validation" if rng.random() < _VALIDATION_SHARE * (3 if by_kokoro else 1) else "train"
+    # flite has too few voices to hold one out.
+    is_flite = rng.random() < _FLITE_SHARE and split == "train"
+    engine = "kokoro" if by_kokoro else "flite" if is_flite else "espeak"
+    before, after = _surroundings(text, examples, rng, exclude) if rng.random() < _SENTENCE_SHARE else ("", "")
+    request = SpeechRequest(engine, _draw_voice(engine, split, rng), text, rng.choice(_SPEEDS), before, after)
+    return CorpusRow(request, split, extra={"kind": kind})
 
 
 def _draw_texts(num_texts: int, examples: list[str], seed: int, exclude: Set[str]) -> list[tuple[str, str]]:
-    """Distinct texts and their kinds, shuffled; fewer where a kind runs dry."""
+    """Distinct texts and their kinds, in an order that chance decides; fewer where a kind runs dry."""
     texts = []
     taken = set(exclude)
     for kind, source in _sources(examples, seed).items():
@@ -113,8 +116,7 @@ def _draw_texts(num_texts: int, examples: list[str], seed: int, exclude: Set[str
         if len(drawn) < wanted:
             logger.warning("only %d of %d texts of the kind %r could be drawn", len(drawn), wanted, kind)
         texts += [(text, kind) for text in drawn]
-    random.Random(f"{seed}/order").shuffle(texts)
-    return texts
+    return sorted(texts, key=lambda drawn: random.Random(f"{seed}/order/{drawn[0]}").random())
 
 
 def _is_fresh(text: str, taken: set[str]) -> bool:
