@@ -1,7 +1,11 @@
+from pathlib import Path
+
+import evaluate
 import numpy as np
 import pytest
 import torch
 
+from qwen_term_retrieval.evaluation import evaluator
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, evaluate_vectors, rank_pairs
 from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -169,3 +173,19 @@ def test_the_table_and_the_picture_show_every_group(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="recall@k"):
         plot_recall({"loss": 1.0}, tmp_path / "none.png")
+
+
+def test_the_metric_of_the_evaluate_library_agrees_with_ours():
+    metric = evaluate.load(str(Path(evaluator.__file__).with_name("recall_metric.py")))
+    scores = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    gold = [[i % 12] if i % 3 else [i % 12, (i + 5) % 12] for i in range(30)]
+    bank = torch.eye(12)
+    ours = evaluate_vectors(scores, gold, bank, list(range(12)), intervals=False)
+    found = [[str(term) for term in row.argsort(descending=True).tolist()] for row in scores]
+    theirs = metric.compute(
+        predictions=found, references=[[str(term) for term in terms] for terms in gold], k=[1, 5, 10]
+    )
+    assert theirs == pytest.approx({name: ours[name] for name in theirs})
+    assert metric.compute(predictions=[["a", "b"]], references=[["b", "c"]], k=1) == {"recall@1": 0.0, "mrr": 0.25}
+    with pytest.raises(ValueError, match="nothing to recall"):
+        metric.compute(predictions=[["a"]], references=[[]])

@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -275,6 +277,42 @@ class RetrievalEvaluator:
             alarms = judge_matches([accepted[clip] for clip in no_term], [self.rows[clip] for clip in no_term], index)
             metrics["false_alarms_per_minute"] = len(alarms.right) / minutes
         return metrics
+
+
+def evaluate_dataset(
+    model: str | Path,
+    dataset: str,
+    *,
+    split: str = "test",
+    glossary: str | Path | None = None,
+    distractors: str | Path | None = None,
+    train_split: str | None = None,
+    threshold: float | None = None,
+) -> dict[str, float]:
+    """`RetrievalEvaluator` on a split of a dataset, everything given by name; what `qtr evaluate` calls."""
+    seen = None if train_split is None else load_split(dataset, train_split)
+    evaluator = RetrievalEvaluator(
+        load_split(dataset, split),
+        None if glossary is None else Glossary.from_file(glossary),
+        distractors=() if distractors is None else Glossary.from_file(distractors).texts,
+        seen_terms=None if seen is None else {term for terms in seen["terms"] for term in terms},
+        threshold=threshold,
+    )
+    return evaluator(TermRetriever.from_pretrained(model))
+
+
+def load_split(dataset: str, split: str) -> datasets.Dataset:
+    """A split of a pack, a corpus folder, a builder folder or a Hub dataset.
+
+    Raises:
+        ValueError: there is no such split; says which there are.
+    """
+    import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
+
+    splits = datasets.load_dataset(dataset)
+    if split not in splits:
+        raise ValueError(f"{dataset} has no split {split!r}; it has {sorted(splits)}")
+    return splits[split]
 
 
 def _pad(windows: Sequence[ClipWindows]) -> EncodedChunks:

@@ -90,12 +90,15 @@ class TermRetriever:
         """Embed a glossary and make it the one that is searched; an earlier one is put aside.
 
         Args:
-            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […]}`), or the path of a glossary file.
+            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […]}`), the path of a glossary file, or
+                the folder of an index that this model made.
             batch_size: spellings embedded at once.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the entry and the remedy.
         """
+        if isinstance(terms, str | Path) and Path(terms).is_dir():
+            return self.load_index(terms)
         if isinstance(terms, str | Path):
             glossary = Glossary.from_file(terms)
         else:

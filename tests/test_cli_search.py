@@ -1,0 +1,119 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Dataset
+from typer.testing import CliRunner
+
+from qwen_term_retrieval.cli import app
+
+TERMS = ["pneumonia", "kubernetes", "saxophone", "penicillin"]
+
+
+@pytest.fixture(scope="module")
+def model_folder(listening_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    listening_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recordings(say, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "terms.txt").write_text("\n".join([*TERMS, "", "Pneumonia"]))
+    for term in TERMS:
+        pause = np.zeros(8_000, np.int16)
+        soundfile.write(folder / f"{term}.wav", np.concatenate([pause, say(term, speed=1.05), pause]), 16_000)
+    return folder
+
+
+def qtr(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_search_prints_terms_scores_and_times(model_folder, recordings):
+    result = qtr("search", model_folder, recordings / "terms.txt", recordings / "saxophone.wav", "--top-k", 2)
+    assert result.exit_code == 0, result.output
+    heading, best, _ = [line for line in result.stdout.splitlines() if line]
+    assert heading.endswith("saxophone.wav: 2 terms")
+    term, score, start, _, end, unit = best.split()
+    assert (term, unit) == ("saxophone", "s")
+    assert float(score) > 0.8
+    assert 0.3 < float(start) < 0.8 < float(end)
+
+
+def test_search_writes_json_lines_for_many_files(model_folder, recordings):
+    clips = [recordings / f"{term}.wav" for term in TERMS]
+    result = qtr("search", model_folder, recordings / "terms.txt", *clips, "--threshold", 0.7, "--json", "--quiet")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(match["clip"], match["term"]) for match in found] == [
+        (str(clip), term) for clip, term in zip(clips, TERMS, strict=True)
+    ]
+    assert set(found[0]) == {"clip", "term", "score", "start", "end"}
+
+
+def test_an_index_made_once_is_searched_instead_of_a_glossary(model_folder, recordings, tmp_path):
+    assert "4 terms" in qtr("index", model_folder, recordings / "terms.txt", tmp_path / "index").stdout
+    result = qtr("search", model_folder, tmp_path / "index", recordings / "pneumonia.wav", "--json", "--top-k", 1)
+    assert json.loads(result.stdout.splitlines()[-1])["term"] == "pneumonia"
+    again = qtr("index", model_folder, recordings / "terms.txt", tmp_path / "index")
+    assert again.exit_code == 1
+    assert "already holds an index" in again.output
+
+
+@pytest.mark.parametrize(
+    ("glossary", "clip", "message"),
+    [("missing.txt", "saxophone.wav", "missing.txt does not exist"), ("terms.txt", "missing.wav", "missing.wav")],
+)
+def test_a_missing_file_is_one_plain_line(model_folder, recordings, glossary, clip, message):
+    result = qtr("search", model_folder, recordings / glossary, recordings / clip)
+    assert result.exit_code == 1
+    error = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert "Traceback" not in result.output
+
+
+@pytest.fixture(scope="module")
+def dataset(recordings, tmp_path_factory):
+    """A folder of parquet with paths for audio."""
+    rows = [
+        {"audio": str(recordings / f"{term}.wav"), "text": term, "terms": [term], "duration": 2.0} for term in TERMS[:3]
+    ]
+    no_term = {"audio": str(recordings / f"{TERMS[3]}.wav"), "text": "", "terms": [], "duration": 2.0}
+    folder = tmp_path_factory.mktemp("dataset")
+    Dataset.from_list(rows[:1]).to_parquet(folder / "train.parquet")
+    Dataset.from_list([*rows, no_term]).to_parquet(folder / "test.parquet")
+    return folder
+
+
+def test_evaluate_prints_a_table_and_writes_every_metric(model_folder, dataset, recordings, tmp_path):
+    (tmp_path / "more.txt").write_text("photosynthesis\nhelicopter\n")
+    result = qtr(
+        "evaluate", model_folder, dataset, "--distractors", tmp_path / "more.txt", "--threshold", 0.7,
+        "--output", tmp_path / "eval.json", "--plot", tmp_path / "recall.png",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "4 clips, a bank of 5 terms" in result.stdout
+    assert "| unseen |     2 | 1.000 |" in result.stdout
+    assert "at threshold 0.700: precision 1.000, recall 1.000" in result.stdout
+    metrics = json.loads((tmp_path / "eval.json").read_text())
+    assert metrics["recall@1"] == 1.0
+    assert metrics["false_alarms_per_minute"] == 0.0
+    assert (tmp_path / "recall.png").is_file()
+
+
+def test_evaluate_names_the_splits_there_are(model_folder, dataset):
+    result = qtr("evaluate", model_folder, dataset, "--split", "dev")
+    assert result.exit_code == 1
+    assert "has no split 'dev'; it has ['test', 'train']" in result.output
+
+
+def test_a_calibrated_threshold_is_stored_and_used(model_folder, dataset, recordings):
+    result = qtr("calibrate", model_folder, dataset, recordings / "terms.txt", "--split", "test")
+    assert result.exit_code == 0, result.output
+    threshold = json.loads((model_folder / "config.json").read_text())["threshold"]
+    assert f"threshold {threshold:.4f}" in result.stdout
+    found = qtr("search", model_folder, recordings / "terms.txt", recordings / "kubernetes.wav", "--json")
+    assert [json.loads(line)["term"] for line in found.stdout.splitlines() if line[0] == "{"] == ["kubernetes"]
