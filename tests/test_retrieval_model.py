@@ -307,12 +307,13 @@ def test_a_clip_is_the_same_as_int16_floats_tensor_or_file(model, tmp_path):
         pcm.astype(np.float32) / 32768,
         torch.from_numpy(pcm),
         tmp_path / "mono.wav",
+        {"array": pcm.astype(np.float64) / 32768, "sampling_rate": 16_000},
         str(tmp_path / "stereo.flac"),
     ]
     vectors = model.encode_audio(clips).vectors
-    for index in range(1, 4):
+    for index in range(1, 5):
         torch.testing.assert_close(vectors[index], vectors[0], atol=1e-6, rtol=0)
-    assert vectors[4].shape == vectors[0].shape
+    assert vectors[5].shape == vectors[0].shape
 
 
 @pytest.mark.parametrize(
@@ -323,6 +324,7 @@ def test_a_clip_is_the_same_as_int16_floats_tensor_or_file(model, tmp_path):
         (np.full(16_000, 900.0), "clip 1: floats reach 900, outside"),
         (np.zeros((16_000, 2), np.int16), r"clip 1: expected mono samples of shape \(num_samples,\), not \(16000, 2\)"),
         (np.zeros(16_000, np.int64), "clip 1: samples are int64"),
+        ({"path": "x.wav"}, r"clip 1: a mapping needs the keys 'array' and 'sampling_rate'; it has \['path'\]"),
         (np.zeros(40 * 60 * 16_000, np.int16), "lasts 2400.0 s; the audio tower takes at most 30 s"),
     ],
 )

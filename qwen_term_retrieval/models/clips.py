@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ def to_pcm(clip: Any, name: str = "clip") -> np.ndarray:
     """int16 samples (num_samples,) of a clip at 16 kHz.
 
     Args:
-        clip: an int16 array, a float array in [-1, 1), a tensor of either, an object with `.pcm` (a `Clip`), or the
-            path of an audio file of any rate and channel count. Arrays must be mono, at 16 kHz.
+        clip: an int16 array, a float array in [-1, 1), a tensor of either, an object with `.pcm` (a `Clip`), a mapping
+            with `array` and `sampling_rate` (as `datasets` decodes audio), or the path of an audio file. Files may
+            have any rate and channel count, mappings any rate; plain arrays must be mono, at 16 kHz.
         name: what an error calls it.
 
     Raises:
@@ -30,9 +31,13 @@ def to_pcm(clip: Any, name: str = "clip") -> np.ndarray:
         ValueError: no samples, more than one channel, NaN, another dtype or scale, or a file that cannot be read.
     """
     if isinstance(clip, str | Path):
-        samples: Any = _read(Path(clip))
+        samples: Any = _at_16_khz(*_read(Path(clip)))
+    elif hasattr(clip, "pcm"):
+        samples = clip.pcm
+    elif isinstance(clip, Mapping):
+        samples = _at_16_khz(*_decoded(clip, name))
     else:
-        samples = getattr(clip, "pcm", clip)
+        samples = clip
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu().numpy()
     samples = np.asarray(samples)
@@ -52,15 +57,28 @@ def to_pcm(clip: Any, name: str = "clip") -> np.ndarray:
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path) -> tuple[np.ndarray, int]:
     if not path.is_file():
         raise FileNotFoundError(f"audio file {path} does not exist")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: cannot be read as audio: {error}") from error
-    mono = samples.mean(axis=1)
-    return mono if rate == SAMPLING_RATE else soxr.resample(mono, rate, SAMPLING_RATE, quality="HQ")
+    return samples.mean(axis=1), rate
+
+
+def _decoded(clip: Mapping[str, Any], name: str) -> tuple[np.ndarray, int]:
+    if "array" not in clip or "sampling_rate" not in clip:
+        raise ValueError(f"{name}: a mapping needs the keys 'array' and 'sampling_rate'; it has {sorted(clip)}")
+    return np.asarray(clip["array"]), clip["sampling_rate"]
+
+
+def _at_16_khz(samples: np.ndarray, rate: int) -> np.ndarray:
+    if rate == SAMPLING_RATE or len(samples) == 0:
+        return samples
+    if samples.dtype == np.int16:
+        samples = samples.astype(np.float32) / 32768
+    return soxr.resample(samples, rate, SAMPLING_RATE, quality="HQ")
 
 
 def pad_clips(clips: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -145,6 +145,8 @@ class TermRetrievalModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a saved model, from a folder or the Hub, and the base towers it names.
 
+        Base towers come frozen, those that were trained included: `train_audio_tower` goes on training one.
+
         Raises:
             CheckpointError: a base tower cannot be had, or is not the one the model was trained on.
             PhonemizerError: the phonemizer is missing, or is not the one the model was trained with.
