@@ -184,7 +184,7 @@ def rank_everywhere(
 def run_model(bench: Benchmark) -> None:
     model = load_model(bench)
     audio = model.encode_audio(bench.clips, show_progress=True)
-    terms_ND = model.encode_terms(bench.banks.terms)
+    terms_ND = model.encode_terms(bench.banks.terms, show_progress=True)
     ranks = {
         name: rank_of_gold(audio.vectors, terms_ND[torch.from_numpy(rows)], bench.gold, window_mask=audio.mask).tolist()
         for name, rows in bench.banks.rows.items()
