@@ -169,6 +169,7 @@ def test_a_tower_that_was_trained_is_saved_whole_and_stays_so(tmp_path):
     model.train_audio_tower()
     with torch.no_grad():
         model.audio_tower.encoder.layers[0].fc1.weight.mul_(1.01)
+    model.train_audio_tower(False)
     model.save_pretrained(tmp_path)
     loaded = TermRetrievalModel.from_pretrained(tmp_path)
     assert torch.equal(loaded.encode_audio(CLIPS).vectors, model.encode_audio(CLIPS).vectors)
@@ -188,6 +189,19 @@ def test_merged_adapters_hear_the_same_and_are_saved_with_the_tower(tmp_path):
     )
     with pytest.raises(ValueError, match="no LoRA adapters to merge"):
         model.merge_lora()
+
+
+@pytest.mark.parametrize("when", ["in the config", "later"])
+def test_new_adapters_change_nothing_yet(when):
+    plain = TermRetrievalModel(whisper_config())
+    adapted = TermRetrievalModel(whisper_config(lora={"r": 2} if when == "in the config" else None))
+    if when == "later":
+        adapted.add_lora(r=2)
+    pcm, num_samples = pad_clips(CLIPS)
+    with torch.no_grad():
+        expected, _ = plain.eval().audio_features(pcm, num_samples)
+        features, _ = adapted.eval().audio_features(pcm, num_samples)
+    assert torch.equal(features, expected)
 
 
 def test_adapters_train_and_the_tower_below_them_does_not():

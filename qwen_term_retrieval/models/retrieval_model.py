@@ -81,11 +81,12 @@ class TermRetrievalModel(PreTrainedModel):
         self.audio_head = nn.Linear(sum(config.segments) * self.audio_tower.hidden_size, config.embedding_dim)
         self.text_head = nn.Linear(self.text_tower.hidden_size, config.embedding_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        self.post_init()
+        # After post_init, which would give adapters that begin at zero random weights.
         if config.lora is not None:
             inject_lora(self.audio_tower.encoder, config.lora)
         self._freeze_base_weights()
         self._choose_saved_keys()
-        self.post_init()
         # `from_pretrained` builds on the meta device and loads the base towers when it is done.
         if self.logit_scale.device.type != "meta":
             self._load_base_weights()
@@ -199,13 +200,15 @@ class TermRetrievalModel(PreTrainedModel):
     # Training -------------------------------------------------------------------------------------------------------
 
     def train_audio_tower(self, trained: bool = True) -> None:
-        """Train all of the audio tower's weights (they are then saved with the model), or freeze them."""
+        """Train all of the audio tower's weights (they are saved with the model from then on), or freeze them."""
         self.audio_tower.encoder.requires_grad_(trained)
         self.audio_tower.encoder.embed_positions.requires_grad_(False)
+        self._choose_saved_keys()
 
     def train_text_tower(self, trained: bool = True) -> None:
-        """Train all of the text tower's weights, or freeze them."""
+        """Train all of the text tower's weights (they are saved with the model from then on), or freeze them."""
         self.text_tower.requires_grad_(trained)
+        self._choose_saved_keys()
 
     def add_lora(self, r: int = 16, alpha: int = 32, dropout: float = 0.1, **fields: Any) -> None:
         """Freeze the audio tower and add low-rank adapters to its attention and feed-forward layers.
