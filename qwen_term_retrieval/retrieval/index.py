@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,14 +114,16 @@ class TermIndex:
 
     def missing(self, terms: Iterable[Term]) -> list[Term]:
         """The terms of which no spelling is in the index, each once: what `add` would take."""
+        return [term for term, spellings in self._missing(terms) if spellings]
+
+    def _missing(self, terms: Iterable[Term]) -> Iterator[tuple[Term, list[str]]]:
+        """Every term with its normalised spellings; none where the index, or a term before it, has one of them."""
         taken = set(self._positions())
-        new = []
         for term in terms:
-            spellings = self._normalized(term)
-            if taken.isdisjoint(spellings):
-                new.append(term)
-                taken.update(spellings)
-        return new
+            spellings = [normalize_term(spelling, self.language) for spelling in term.spellings]
+            new = taken.isdisjoint(spellings)
+            taken.update(spellings if new else ())
+            yield term, spellings if new else []
 
     def add(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> int:
         """Add terms with one vector for each of their `spellings`, in order.
@@ -142,18 +144,17 @@ class TermIndex:
             )
         if not bool(vectors_ND.isfinite().all()):
             raise ValueError("a term vector is not finite; was the model trained to NaN?")
-        new = set(map(id, self.missing(terms)))
-        keep_N = torch.tensor(
-            [id(term) in new for term in terms for _ in term.spellings], dtype=torch.bool, device=vectors_ND.device
-        )
-        first = len(self._terms)
-        added = [term for term in terms if id(term) in new]
-        positions = self._positions()
-        for position, term in enumerate(added, start=first):
-            positions.update(dict.fromkeys(self._normalized(term), position))
+        judged = list(self._missing(terms))
+        keep_N = torch.tensor([bool(new) for term, new in judged for _ in term.spellings], dtype=torch.bool)
+        added = [term for term, new in judged if new]
+        first, positions = len(self._terms), self._positions()
+        for position, spellings in enumerate((new for _, new in judged if new), start=first):
+            positions.update(dict.fromkeys(spellings, position))
         rows = [position for position, term in enumerate(added, start=first) for _ in term.spellings]
         self._terms += added
-        self.vectors_ND = torch.cat([self.vectors_ND, vectors_ND[keep_N].to(self.device, torch.float32)])
+        self.vectors_ND = torch.cat(
+            [self.vectors_ND, vectors_ND[keep_N.to(vectors_ND.device)].to(self.device, torch.float32)]
+        )
         self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
         return len(added)
 
@@ -187,12 +188,11 @@ class TermIndex:
         """Normalised spelling → position of its term; made when first needed, since a million terms take seconds."""
         if self._position_of_spelling is None:
             self._position_of_spelling = {
-                spelling: position for position, term in enumerate(self._terms) for spelling in self._normalized(term)
+                normalize_term(spelling, self.language): position
+                for position, term in enumerate(self._terms)
+                for spelling in term.spellings
             }
         return self._position_of_spelling
-
-    def _normalized(self, term: Term) -> list[str]:
-        return [normalize_term(spelling, self.language) for spelling in term.spellings]
 
     # ---- searching --------------------------------------------------------------------------------------------
 

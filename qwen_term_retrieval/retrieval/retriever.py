@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.retrieval.encoding import SAMPLING_RATE, ClipEncoder, EncodedChunks, Windows, evaluating
+from qwen_term_retrieval.retrieval.encoding import SAMPLING_RATE, ClipEncoder, EncodedChunks, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -132,12 +133,8 @@ class TermRetriever:
     def _embed_into(self, index: TermIndex, glossary: Glossary, batch_size: int) -> TermIndex:
         terms = index.missing(glossary)
         spellings = [spelling for term in terms for spelling in term.spellings]
-        with evaluating(self.model), tqdm(total=len(spellings), desc="indexing", unit="term", disable=None) as bar:
-            vectors = [torch.zeros(0, index.dim)]
-            for batch in _batches(spellings, batch_size):
-                vectors.append(self.model.encode_terms(batch, batch_size=batch_size))
-                bar.update(len(batch))
-        index.add(terms, torch.cat(vectors))
+        vectors_ND = self.model.encode_terms(spellings, batch_size=batch_size, show_progress=sys.stderr.isatty())
+        index.add(terms, vectors_ND)
         return index
 
     # ---- searching --------------------------------------------------------------------------------------------
