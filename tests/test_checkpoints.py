@@ -2,11 +2,15 @@
 
 import json
 import struct
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import soxr
 import torch
-from safetensors.torch import save_file
+from hub_server import LocalHub
+from safetensors.torch import save, save_file
 from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -198,6 +202,39 @@ def test_a_name_that_nobody_has_is_refused_with_what_there_is():
         CheckpointError, match=r"'someone/unknown'.*openai/whisper-base.*Connect, or give a local folder"
     ):
         resolve_checkpoint("someone/unknown")
+
+
+def test_of_a_sharded_checkpoint_on_the_hub_only_the_towers_shard_is_fetched(tmp_path):
+    """In a process of its own, because the Hub's address is read on import."""
+    script = textwrap.dedent("""
+        import torch
+        from qwen_term_retrieval.models.checkpoints import CheckpointError, load_tensors, resolve_checkpoint
+        prefixes = ("audio_tower.", "")
+        folder = resolve_checkpoint("someone/sharded", ())
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors.index.json"]
+        tensors = load_tensors(resolve_checkpoint("someone/sharded", prefixes), prefixes)
+        assert list(tensors) == ["conv1.weight"] and tensors["conv1.weight"].tolist() == [1.0, 1.0]
+        for name, complaint in (("someone/pickled", "whole safetensors"), ("someone/absent", "the Hub refused")):
+            try:
+                resolve_checkpoint(name)
+            except CheckpointError as error:
+                assert complaint in str(error), error
+            else:
+                raise SystemExit(f"{name} was taken")
+    """)
+    weight_map = {"audio_tower.conv1.weight": "model-1.safetensors", "lm_head.weight": "model-2.safetensors"}
+    with LocalHub() as hub:
+        hub.repositories["someone/sharded"] = {
+            "config.json": b"{}",
+            "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
+            "model-1.safetensors": save({"audio_tower.conv1.weight": torch.ones(2)}),
+            "model-2.safetensors": save({"lm_head.weight": torch.ones(2)}),
+        }
+        hub.repositories["someone/pickled"] = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
+        subprocess.run([sys.executable, "-c", script], env=hub.environment(tmp_path), check=True)
+        fetched = {path.rpartition("/")[2] for method, path in hub.requests if "/resolve/" in path}
+    assert "model-1.safetensors" in fetched
+    assert not fetched & {"model-2.safetensors", "pytorch_model.bin"}
 
 
 def test_what_is_no_hub_id_is_refused():
