@@ -1,9 +1,11 @@
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ SCRIPT = ROOT / "scripts" / "modal_train.py"
 
 # Stands for scripts/train.py: writes a checkpoint, fails as often as it is told to, and says what it was called with.
 TRAINING = """
-import json, pathlib, sys
+import json, pathlib, sys, time
 args = sys.argv[1:]
 out = pathlib.Path(args[args.index("--output_dir") + 1])
 out.mkdir(parents=True, exist_ok=True)
@@ -27,6 +29,8 @@ checkpoint.mkdir()
 (checkpoint / "trainer_state.json").write_text("{}")
 if "--fail" in args:
     sys.exit(3)
+if "--sleep" in args:
+    time.sleep(600)
 (out / "all_results.json").write_text(json.dumps({"test_recall@10": 0.9, "resumed_from": max(steps, default=0)}))
 (out / "called_with.json").write_text(json.dumps(args))
 """
@@ -129,6 +133,33 @@ def test_a_run_that_was_taken_away_goes_on_from_its_last_whole_checkpoint(script
     (tmp_path / "run" / "checkpoint-20").mkdir()  # the container went while this was being written
     (tmp_path / "run" / "checkpoint-20" / "trainer_state.json").write_text('{"global_st')
     assert script.run_training("run", **body)["resumed_from"] == 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc on Linux only")
+def test_an_interrupted_container_stops_training_and_keeps_what_it_wrote(script, repository, tmp_path):
+    commits = []
+
+    def commit():
+        commits.append(sorted(path.name for path in tmp_path.glob("run/*")))
+        if commits.count(["checkpoint-10"]) == 1 and commits[-1]:
+            raise KeyboardInterrupt  # how Modal says that a container will be taken away
+
+    def is_training():
+        for process in Path("/proc").glob("[0-9]*"):
+            # A process may end between being listed and being read.
+            with contextlib.suppress(OSError):
+                if f"{repository}/scripts/train.py".encode() in (process / "cmdline").read_bytes():
+                    return True
+        return False
+
+    body = {"num_gpus": 0, "outputs_root": str(tmp_path), "repository": repository, "commit_seconds": 0.2}
+    with pytest.raises(KeyboardInterrupt):
+        script.run_training("run", flags=["--sleep"], commit=commit, **body)
+    assert commits[-1] == ["checkpoint-10"]
+    deadline = time.monotonic() + 10
+    while is_training() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_training()
 
 
 def test_an_error_without_progress_is_returned_and_so_not_tried_again(script, repository, tmp_path, monkeypatch):

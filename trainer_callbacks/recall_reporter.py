@@ -93,4 +93,4 @@ def _is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, fl
         return False
     if state.best_metric is None:
         return True
-    return value >= state.best_metric if args.greater_is_better else value <= state.best_metric
+    return value > state.best_metric if args.greater_is_better else value < state.best_metric
