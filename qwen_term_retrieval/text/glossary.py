@@ -134,6 +134,12 @@ class Glossary(Sequence[Term]):
     def texts(self) -> list[str]:
         return [term.text for term in self._terms]
 
+    def joined_by(self, terms: Iterable[str]) -> Glossary:
+        """This glossary and those of `terms` that it does not know, under any spelling."""
+        entries: list[Any] = [{"term": term.text, "aliases": term.aliases} for term in self]
+        entries += [term for term in terms if term not in self]
+        return Glossary(entries, language=self.language, source=self.source)
+
     def id_of(self, spelling: str) -> int | None:
         """The term id that a spelling or alias belongs to; None where the glossary does not know it."""
         return self._id_of_spelling.get(normalize_term(spelling, self.language))

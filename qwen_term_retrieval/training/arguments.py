@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -89,7 +90,6 @@ class TermRetrievalArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     metric_for_best_model: str | None = field(default="eval_recall@10", metadata={"help": "What best means."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "More recall is better."})
-    report_to: str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, trackio … or none."})
     resume: bool = field(
         default=False, metadata={"help": "Go on from the last checkpoint in output_dir, or start when there is none."}
     )
@@ -114,6 +114,7 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError("dataloader_drop_last=False would repeat clips on the last batch; leave it on")
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         # One forward touches every tower, so no parameter is ever unused.
         self.ddp_find_unused_parameters = False
 

@@ -24,11 +24,15 @@ NO_ID = -1
 LONGEST_TERM_WORDS = 8
 
 
+def spoken_terms(rows: datasets.Dataset) -> list[str]:
+    """The terms of the rows, each spelling once."""
+    return sorted({term for terms in rows.with_format("arrow")["terms"].to_pylist() for term in terms})
+
+
 def training_glossary(rows: datasets.Dataset, glossary: Glossary | None = None) -> Glossary:
     """All terms of the rows, under the ids (and aliases) of `glossary` where it knows them, each once."""
-    entries: list[Any] = [{"term": term.text, "aliases": term.aliases} for term in glossary or ()]
-    entries += sorted({term for terms in rows.with_format("arrow")["terms"].to_pylist() for term in terms})
-    return Glossary(entries, source="the terms of the training rows")
+    spoken = spoken_terms(rows)
+    return glossary.joined_by(spoken) if glossary is not None else Glossary(spoken, source="the training rows")
 
 
 def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Dataset:

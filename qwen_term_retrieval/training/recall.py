@@ -6,7 +6,7 @@ for what a pair and its rank are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def evaluate_recall(
     clips: TrainingClips,
     load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]],
     glossary: Glossary,
-    trained_ids: set[int],
+    trained_ids: Collection[int],
     batch_size: int,
 ) -> dict[str, float]:
     """Recall@{1,5,10} and MRR over (clip, term) pairs: of all, of seen and of unseen terms, with their counts.

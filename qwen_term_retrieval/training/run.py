@@ -7,6 +7,7 @@ model with its card, and search one test recording with it, so that the run ends
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 import datasets
 import torch
 from transformers import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
 from qwen_term_retrieval.evaluation.evaluator import RECALL_AT, RetrievalEvaluator
@@ -25,6 +25,7 @@ from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.clips import spoken_terms
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,10 +75,9 @@ def run_training(
 
 def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: DataArguments) -> dict[str, float]:
     """What a user of the model will see: choose its threshold on the evaluation split, then search the test split."""
-    terms = [{"term": term.text, "aliases": term.aliases} for term in trainer.glossary]
     retriever = TermRetriever(trainer.retrieval_model)
     if data_args.eval_split:
-        retriever.index([*terms, *spoken_terms(rows[data_args.eval_split])])
+        retriever.index(trainer.glossary.joined_by(spoken_terms(rows[data_args.eval_split])))
         chosen = calibrate(retriever, rows[data_args.eval_split])
         step("threshold", f"{chosen.threshold:.3f}, chosen on {data_args.eval_split!r} (F1 {chosen.f1:.3f})")
     if not data_args.test_split:
@@ -86,19 +86,14 @@ def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: 
     test_rows = rows[data_args.test_split]
     evaluator = RetrievalEvaluator(
         test_rows,
-        [*terms, *spoken_terms(test_rows)],
-        seen_terms=trainer.glossary.texts,
+        trainer.glossary.joined_by(spoken_terms(test_rows)),
+        seen_terms=spoken_terms(rows[data_args.train_split]),
     )
     metrics = {f"test_{name}": value for name, value in evaluator(retriever).items()}
     trainer.save_metrics("test", metrics)
     print(recall_table(metrics, "test"))
     print(threshold_line(metrics, "test"))
     return metrics
-
-
-def spoken_terms(rows: datasets.Dataset) -> list[str]:
-    """The terms of the rows, each spelling once."""
-    return sorted({term for terms in rows.with_format("arrow")["terms"].to_pylist() for term in terms})
 
 
 def save(trainer: TermRetrievalTrainer, data_args: DataArguments, metrics: dict[str, float]) -> None:
@@ -125,6 +120,7 @@ def configure_logging(args: TermRetrievalArguments) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("qwen_term_retrieval").setLevel(level)
     hf_logging.set_verbosity_warning()
+    hf_logging.disable_progress_bar()  # one bar for every file saved; the training bar stays
     if args.process_index:
         datasets.disable_progress_bars()
 
@@ -139,13 +135,26 @@ def prepare_output_dir(args: TermRetrievalArguments) -> str | None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     if args.resume:
-        return get_last_checkpoint(str(folder))
+        return last_whole_checkpoint(folder)
     if not args.overwrite:
         raise FileExistsError(
             f"{folder} holds an earlier run: --resume goes on with it, --overwrite deletes it, --output_dir leaves it"
         )
     if args.process_index == 0:
         shutil.rmtree(folder)
+    return None
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the Trainer writes `trainer_state.json` last."""
+    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-*[0-9]")]
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end and is left aside", path)
+            continue
+        return str(path)
     return None
 
 

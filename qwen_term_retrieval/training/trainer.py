@@ -31,7 +31,7 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames
-from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, training_glossary
+from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms, training_glossary
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import LengthBucketedSampler
@@ -78,7 +78,8 @@ class TermRetrievalTrainer(Trainer):
             raise ValueError("give a train_dataset or a glossary: without either there are no terms to search")
         self.retrieval_model = model
         self.glossary = glossary
-        self.trained_ids = {term.term_id for term in self.glossary}
+        trained = spoken_terms(train_dataset) if train_dataset is not None else []
+        self.trained_ids = {identity for term in trained if (identity := glossary.id_of(term)) is not None}
         self.card_data: str | None = None
         self.card_recall: list[dict[str, Any]] | None = None
         self._loss_sums = {"audio_text_loss": 0.0, "audio_term_loss": 0.0}
@@ -187,6 +188,23 @@ class TermRetrievalTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the Trainer's estimate assumes token inputs."""
         return 0
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Break ties by MRR: of evaluations with equal recall, which saturates first, the better ranked is the best."""
+        best_before = self.state.best_metric
+        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if is_best or metrics.get(name) != best_before:
+            return is_best
+        best_mrr = [
+            entry["eval_mrr"]
+            for entry in self.state.log_history
+            if entry["step"] == self.state.best_global_step and "eval_mrr" in entry
+        ]
+        if best_mrr and metrics["eval_mrr"] > best_mrr[-1]:
+            self.state.best_global_step = self.state.global_step
+            return True
+        return False
 
     def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Write the model's own card: `card_data` on what it was trained, `card_recall` how well it finds terms."""
