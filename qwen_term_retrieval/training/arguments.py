@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 
 @dataclass
@@ -101,6 +102,8 @@ class TermRetrievalArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.eval_strategy in ("no", IntervalStrategy.NO):
+            self.load_best_model_at_end = False
         super().__post_init__()
         if self.audio_text_loss_ratio < 0 or self.audio_term_loss_ratio < 0:
             raise ValueError("loss ratios must not be negative")
@@ -112,8 +115,6 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError("remove_unused_columns=True would drop the audio column; leave it off")
         if not self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last=False would repeat clips on the last batch; leave it on")
-        if self.eval_strategy == "no":
-            self.load_best_model_at_end = False
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         # One forward touches every tower, so no parameter is ever unused.
         self.ddp_find_unused_parameters = False
