@@ -37,6 +37,7 @@ class SpeechEngine(Protocol):
 
 
 _ENGINES = {"espeak": EspeakEngine, "flite": FliteEngine, "kokoro": KokoroEngine}
+# The fastest first.
 ENGINE_NAMES = tuple(_ENGINES)
 
 

@@ -27,7 +27,7 @@ import soundfile
 from tqdm.auto import tqdm
 
 from qwen_term_retrieval.packages import cache_root
-from qwen_term_retrieval.synthesis.engines import get_engine
+from qwen_term_retrieval.synthesis.engines import ENGINE_NAMES, get_engine
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE, Speech, as_int16, at_16_khz
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ _Outcome = tuple["SpeechRequest", float, str]
 # Raise it when what `at_16_khz` or an engine makes of the same text changes.
 _RENDERING_VERSION = 1
 _CHUNK = 12
-_COST = {"kokoro": 2, "flite": 1}
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,7 @@ def render(
             report.from_cache[request.engine] += 1
         else:
             missing.append(request)
-    # The slow engine first, and each voice in one piece: the last chunks are then short.
-    missing.sort(key=lambda request: (-_COST.get(request.engine, 0), request.voice))
+    missing.sort(key=lambda request: (ENGINE_NAMES.index(request.engine), request.voice))  # fast engines first
     chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
     with tqdm(total=len(missing), unit="clip", desc="speech", disable=None if show_progress else True) as progress:
         for outcomes in _run_chunks(chunks, num_workers):
