@@ -55,10 +55,10 @@ def pool_pyramid(
         dtype = frames_BTH.dtype
         valid_BT1 = (torch.arange(num_positions - 1, device=device) < num_frames_B[:, None]).unsqueeze(-1)
         frames_BTH = frames_BTH.masked_fill(~valid_BT1, 0.0)
-        # Without the mean, a sum over 30 s would leave a one-frame difference three digits.
+        # Without the mean, a sum over 30 s would leave a one-frame difference three digits. Sums behind a clip's end
+        # are wrong, and never read with a weight above zero.
         mean_BH = frames_BTH.sum(1) / num_frames_B[:, None].clamp(min=1).to(dtype)
-        centred_BTH = torch.where(valid_BT1, frames_BTH - mean_BH[:, None], 0.0)
-        prefix_QH = F.pad(centred_BTH.cumsum(1), (0, 0, 1, 0)).flatten(0, 1)
+        prefix_QH = F.pad((frames_BTH - mean_BH[:, None]).cumsum(1), (0, 0, 1, 0)).flatten(0, 1)
 
         start_P, length_P = _fit_spans(start_P.to(dtype), end_P.to(dtype), num_frames_B[clip_index_P].to(dtype))
         position_PE = start_P[:, None] + length_P[:, None] * torch.tensor(edges, device=device, dtype=dtype)
