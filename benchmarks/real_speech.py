@@ -65,6 +65,7 @@ class Benchmark:
     work: Path
     model_folder: Path
     training_corpus: Path
+    results: Path = Path(__file__).parent / "results"
 
     @functools.cached_property
     def prompts(self) -> list[Prompt]:
@@ -261,7 +262,7 @@ def report(bench: Benchmark) -> None:
     systems = {name: bench.load(f"ranks {name}") for name in ("ours", "fuzzy", "IPA", "MiniLM")}
     print(
         write_report(
-            Path(__file__).parent / "results",
+            bench.results,
             systems=systems,
             timing=bench.load("timing"),
             training_texts=bench.load("training_texts"),
@@ -286,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, help="folder of a trained TermRetrievalModel")
     parser.add_argument("--training-corpus", type=Path, help="pack or corpus that the model was trained on")
     parser.add_argument("--work", type=Path, default=Path("outputs/real_speech"), help="folder of stage results")
+    parser.add_argument("--results", type=Path, default=Benchmark.results, help="folder of the report")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     options = parser.parse_args(arguments)
     stages = options.stage or list(STAGES)
@@ -295,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.training_corpus is None and "train-texts-check" in stages:
         parser.error("give --training-corpus: what the model was trained on, to check it for texts of the test set")
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    bench = Benchmark(options.work, options.model, options.training_corpus)
+    bench = Benchmark(options.work, options.model, options.training_corpus, options.results)
     for name in stages:
         logger.info("stage %s", name)
         STAGES[name](bench)
