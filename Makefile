@@ -10,13 +10,14 @@ EXTRAS := phonemes,report,modal,synthesis,benchmark,dev
 .DEFAULT_GOAL := demo
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py --resume
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 real-speech: install
-	$(BIN)/python benchmarks/real_speech.py
+	$(BIN)/python -m benchmarks.laptop
+	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop
 
 lint: install
 	$(BIN)/ruff check .

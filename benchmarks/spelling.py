@@ -1,19 +1,15 @@
-"""One spelling for what is said: numbers, ordinals and signs as words, for transcripts and terms alike.
+"""One spelling for what is said: numbers and signs as words, for transcripts and terms alike.
 
-A recogniser writes "30th" and "50%" where a glossary has "thirtieth" and "fifty percent". Without this a transcript
-that is right counts as wrong, and "30th" would stand in the bank as a distractor of "thirtieth".
+A recogniser writes "30th" and "50%" where a glossary has "thirtieth" and "fifty percent". `normalize_term` spells
+numbers; signs are spelled here. Without this a transcript that is right would count as wrong.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-
-from num2words import num2words
 
 from qwen_term_retrieval.text.glossary import normalize_term
 
-_ORDINAL = re.compile(r"(\d+)(?:st|nd|rd|th)\b")
 _SIGNS = {
     "%": " percent ", "$": " dollar ", "&": " and ", "@": " at ", "+": " plus ", "=": " equals ",
     "*": " star ", "#": " pound ", "<": " less than ", ">": " greater than ",
@@ -22,12 +18,11 @@ _SIGNS = {
 
 @functools.lru_cache(maxsize=1 << 19)
 def spell_out(text: str) -> str:
-    """Normalise a transcript or a term; numbers, ordinals and signs become the words that were said.
+    """Normalise a transcript or a term; numbers and signs become the words that were said.
 
     >>> spell_out("The 13th, 50%!")
     'the thirteenth fifty percent'
     """
-    text = _ORDINAL.sub(lambda digits: num2words(int(digits[1]), to="ordinal").replace("-", " "), text)
     for sign, words in _SIGNS.items():
         text = text.replace(sign, words)
     return normalize_term(text)

@@ -19,6 +19,8 @@ from qwen_term_retrieval.text.glossary import Glossary, normalize_term, term_id
         ("well-known", "well known"),
         ("ﬁbrillation", "fibrillation"),
         ("room 21", "room twenty one"),
+        ("the 30th", "the thirtieth"),
+        ("21st century", "twenty first century"),
     ],
 )
 def test_what_sounds_the_same_is_one_term(one, other):

@@ -20,7 +20,7 @@ import xxhash
 from num2words import num2words
 
 MAX_TERM_WORDS = 50
-_DIGITS = re.compile(r"\d+")
+_NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
 _APOSTROPHES = re.compile("[’ʼ]")
 _NOT_WORD = re.compile(r"(?:[^\w+#']|_|(?<!\w)'|'(?!\w))+")
 
@@ -31,25 +31,27 @@ def normalize_term(text: str, language: str = "en") -> str:
 
     `+` and `#` stay, because "C", "C++" and "C#" are three terms.
 
-    >>> normalize_term("Folder  7")
-    'folder seven'
+    >>> normalize_term("Folder  7"), normalize_term("the 30th")
+    ('folder seven', 'the thirtieth')
     >>> normalize_term("Parkinson’s disease")
     "parkinson's disease"
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    folded = _DIGITS.sub(lambda digits: f" {_spell_number(digits[0], language)} ", folded)
+    folded = _NUMBER.sub(lambda number: f" {_spell_number(number[1] or number[0], number[2], language)} ", folded)
     return _NOT_WORD.sub(" ", _APOSTROPHES.sub("'", folded)).strip()
 
 
-def _spell_number(digits: str, language: str) -> str:
+def _spell_number(digits: str, ordinal_ending: str | None, language: str) -> str:
     """Numbers of up to four digits are read as numbers, longer ones and those with a leading zero digit by digit."""
+    if ordinal_ending:
+        return _words(int(digits), language, to="ordinal")
     if len(digits) <= 4 and not (len(digits) > 1 and digits[0] == "0"):
         return _words(int(digits), language)
     return " ".join(_words(int(digit), language) for digit in digits)
 
 
-def _words(number: int, language: str) -> str:
-    return num2words(number, lang=language).replace("-", " ").replace(",", "")
+def _words(number: int, language: str, to: str = "cardinal") -> str:
+    return num2words(number, lang=language, to=to).replace("-", " ").replace(",", "")
 
 
 def term_id(term: str, language: str = "en") -> int:
