@@ -22,6 +22,7 @@ class TermRetrievalConfig(PreTrainedConfig):
         segments: levels of the pyramid that a span of audio is pooled with.
         windows: None for one vector a clip, or `{"sizes": (…), "stride": …}` in encoder frames.
         temperature: where `logit_scale` starts: 1 / temperature.
+        threshold: the cosine from which a term counts as heard; None until `calibrate` has chosen one.
         lora: None, or fields of `peft.LoraConfig` (`r`, `lora_alpha`, `lora_dropout`) for the audio tower.
 
     The rest is filled in by the model and makes a saved model self-contained: the towers' configs, the digests of
@@ -45,6 +46,7 @@ class TermRetrievalConfig(PreTrainedConfig):
     windows: dict[str, Any] | None = None
     temperature: float = 0.07
     lora: dict[str, Any] | None = None
+    threshold: float | None = None
 
     audio_tower_config: dict[str, Any] | None = None
     audio_tower_sha256: str | None = None

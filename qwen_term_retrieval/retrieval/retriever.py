@@ -71,7 +71,7 @@ class TermRetriever:
     @property
     def threshold(self) -> float | None:
         """The calibrated threshold, kept in the model's config; None before calibration."""
-        return getattr(self.model.config, "threshold", None)
+        return self.model.config.threshold
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
