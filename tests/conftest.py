@@ -67,7 +67,7 @@ def listening_model(say):
     """
     import numpy as np
 
-    from qwen_term_retrieval.models.clips import pad_clips
+    from qwen_term_retrieval.audio.collate import pad_pcm
     from qwen_term_retrieval.models.pooling import pool_pyramid
     from qwen_term_retrieval.models.retrieval_model import TermRetrievalConfig, TermRetrievalModel
 
@@ -103,7 +103,7 @@ def listening_model(say):
     direction_ND = torch.linalg.qr(torch.randn(64, 64))[0][: len(SPOKEN_TERMS) + 1]
     with torch.no_grad():
         recordings = [np.concatenate([second, pcm, second]) for _, pcm in spoken]
-        features_BTH, num_frames_B = model.audio_features(*pad_clips(recordings))
+        features_BTH, num_frames_B = model.audio_features(*pad_pcm(recordings))
         pooled_PH = pool_pyramid(features_BTH, num_frames_B, clip_P, start_P, end_P, model.config.segments)
         solve(model.audio_head, pooled_PH, direction_ND[label_P], ridge=1e-2)
         pooled_NH = model.text_tower(**model.tokenize(SPOKEN_TERMS))

@@ -14,9 +14,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models.audio_tower import Qwen2AudioTower, WhisperTower
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
-from qwen_term_retrieval.models.clips import pad_clips
 from qwen_term_retrieval.models.mel import log_mel
 
 LENGTHS_S = [0.3, 10.0, 1.2345, 3.0, 0.471]
@@ -78,7 +78,7 @@ def clips():
 @pytest.fixture(scope="module")
 def stock_qwen_at_30_s(stock_qwen, clips):
     """Its output, its layers' outputs before pooling, and the valid frames of both, for all clips."""
-    pcm, num_samples = pad_clips([*clips, np.zeros(480_000, np.int16)])
+    pcm, num_samples = pad_pcm([*clips, np.zeros(480_000, np.int16)])
     mel, num_mel = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
     mel, num_mel = mel[:-1].double(), num_mel[:-1]
     before, after = stock_qwen._get_feat_extract_output_lengths(num_mel)
@@ -103,7 +103,7 @@ def valid(features, num_frames):
 def test_qwen2_audio_tower_equals_the_stock_encoder_at_30_s_on_valid_frames(qwen_tower, clips, stock_qwen_at_30_s):
     expected, _, _, expected_frames = stock_qwen_at_30_s
     with torch.no_grad():
-        features, num_frames = qwen_tower(*pad_clips(clips))
+        features, num_frames = qwen_tower(*pad_pcm(clips))
     assert num_frames.tolist() == expected_frames
     assert features.shape[1] < 260
     torch.testing.assert_close(valid(features, expected_frames), valid(expected, expected_frames), atol=1e-5, rtol=0)
@@ -114,7 +114,7 @@ def test_whisper_tower_equals_the_stock_layers_at_30_s_with_a_mask(
 ):
     _, hidden_states, expected_frames, _ = stock_qwen_at_30_s
     with torch.no_grad():
-        features, num_frames = whisper_tower(*pad_clips(clips), num_layers=2)
+        features, num_frames = whisper_tower(*pad_pcm(clips), num_layers=2)
         expected = [stock_qwen.layer_norm(hidden) for hidden in hidden_states[-2:]]
     assert num_frames.tolist() == expected_frames
     for layer in range(2):
@@ -126,7 +126,7 @@ def test_whisper_tower_equals_the_stock_layers_at_30_s_with_a_mask(
 @pytest.mark.parametrize("seconds", [0.3, 2.0, 10.0])
 def test_whisper_tower_equals_the_stock_encoder_cut_to_the_clip(whisper, whisper_tower, seconds):
     config, weights = whisper
-    mel, num_mel = log_mel(*pad_clips([speechlike(seconds, 7)]), num_mel_bins=80, max_frames=3000)
+    mel, num_mel = log_mel(*pad_pcm([speechlike(seconds, 7)]), num_mel_bins=80, max_frames=3000)
     num_frames = mel.shape[-1] // 2
     short = WhisperEncoder(WhisperConfig.from_dict(config.to_dict() | {"max_source_positions": num_frames}))
     positions = "embed_positions.weight"
@@ -139,7 +139,7 @@ def test_whisper_tower_equals_the_stock_encoder_cut_to_the_clip(whisper, whisper
 
 def test_whisper_tower_equals_the_stock_encoder_on_a_full_30_s_clip(whisper, whisper_tower):
     config, weights = whisper
-    pcm, num_samples = pad_clips([speechlike(30.0, 3)])
+    pcm, num_samples = pad_pcm([speechlike(30.0, 3)])
     mel, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
     stock = WhisperEncoder(config)
     stock.load_state_dict(weights)
@@ -154,9 +154,9 @@ def test_whisper_tower_equals_the_stock_encoder_on_a_full_30_s_clip(whisper, whi
 def test_a_clip_does_not_depend_on_its_batch_mates(tower_name, clips, request):
     tower = request.getfixturevalue(tower_name)
     with torch.no_grad():
-        together, num_frames = tower(*pad_clips(clips))
+        together, num_frames = tower(*pad_pcm(clips))
         for index, clip in enumerate(clips):
-            alone, _ = tower(*pad_clips([clip]))
+            alone, _ = tower(*pad_pcm([clip]))
             frames = int(num_frames[index])
             torch.testing.assert_close(together[index, :frames], alone[0, :frames], atol=1e-5, rtol=0)
 
@@ -166,8 +166,8 @@ def test_single_precision_stays_close_to_double(whisper, whisper_tower, clips):
     single = WhisperTower(config.to_dict()).eval()
     single.encoder.load_state_dict(weights)
     with torch.no_grad():
-        features, num_frames = single(*pad_clips(clips))
-        expected, _ = whisper_tower(*pad_clips(clips))
+        features, num_frames = single(*pad_pcm(clips))
+        expected, _ = whisper_tower(*pad_pcm(clips))
     difference = (valid(features, num_frames) - valid(expected, num_frames)).abs()
     assert float(difference.mean()) < 1e-5
     assert float(difference.max()) < 2e-3

@@ -5,8 +5,8 @@ import pytest
 import torch
 from datasets import Dataset
 
+from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel, feature_cache
-from qwen_term_retrieval.models.clips import pad_clips
 from qwen_term_retrieval.models.feature_cache import FeatureCache, FeatureCacheError
 
 
@@ -33,7 +33,7 @@ def clips():
 
 def frames(model, clips):
     with torch.no_grad():
-        return model.audio_features(*pad_clips(clips))
+        return model.audio_features(*pad_pcm(clips))
 
 
 @pytest.mark.parametrize("audio_layers", [1, 2])
@@ -113,5 +113,5 @@ def test_a_tower_in_training_has_no_cache(model, tmp_path, clips):
 
 def test_an_unfit_clip_is_named_by_its_key(model, tmp_path, clips):
     keys = ["a", "b", "POD/7"]
-    with pytest.raises(ValueError, match="POD/7: holds no samples"):
+    with pytest.raises(ValueError, match="POD/7: holds 0 samples"):
         FeatureCache.build(model, [*clips[:2], clips[0][:0]], keys=keys, cache_dir=tmp_path)

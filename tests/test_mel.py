@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from qwen_term_retrieval.models.clips import pad_clips
+from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models.mel import GUARD_FRAMES, log_mel
 
 LENGTHS = [4_800, 16_001, 48_000, 33_333, 159_999, 201]
@@ -29,7 +29,7 @@ def reference(clips, num_mel_bins):
 @pytest.mark.parametrize("num_mel_bins", [80, 128])
 def test_valid_and_guard_frames_equal_the_stock_extractor_at_30_s(num_mel_bins):
     clips = [noise(length, seed) for seed, length in enumerate(LENGTHS)]
-    mel, num_frames = log_mel(*pad_clips(clips), num_mel_bins=num_mel_bins, max_frames=3000)
+    mel, num_frames = log_mel(*pad_pcm(clips), num_mel_bins=num_mel_bins, max_frames=3000)
     expected, expected_frames = reference(clips, num_mel_bins)
     assert num_frames.tolist() == expected_frames.tolist()
     assert mel.shape[-1] % 4 == 0
@@ -38,7 +38,7 @@ def test_valid_and_guard_frames_equal_the_stock_extractor_at_30_s(num_mel_bins):
 
 
 def test_what_a_reused_buffer_holds_behind_a_clip_is_not_heard():
-    pcm, num_samples = pad_clips([noise(8_000), noise(16_000)])
+    pcm, num_samples = pad_pcm([noise(8_000), noise(16_000)])
     clean, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
     pcm[0, 8_000:] = 20_000
     dirty, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
@@ -47,13 +47,13 @@ def test_what_a_reused_buffer_holds_behind_a_clip_is_not_heard():
 
 def test_a_quiet_clip_keeps_its_own_maximum_beside_a_loud_one():
     quiet, loud = noise(16_000, loudness=20), noise(16_000, loudness=9000)
-    alone, _ = log_mel(*pad_clips([quiet]), num_mel_bins=80, max_frames=3000)
-    together, _ = log_mel(*pad_clips([quiet, loud]), num_mel_bins=80, max_frames=3000)
+    alone, _ = log_mel(*pad_pcm([quiet]), num_mel_bins=80, max_frames=3000)
+    together, _ = log_mel(*pad_pcm([quiet, loud]), num_mel_bins=80, max_frames=3000)
     torch.testing.assert_close(together[:1], alone, atol=1e-6, rtol=0)
 
 
 def test_floats_and_int16_of_the_same_sound_give_the_same_frames():
-    pcm, num_samples = pad_clips([noise(12_345)])
+    pcm, num_samples = pad_pcm([noise(12_345)])
     from_int16, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
     from_float, _ = log_mel(pcm.float() / 32768, num_samples, num_mel_bins=80, max_frames=3000)
     assert torch.equal(from_int16, from_float)
@@ -61,14 +61,14 @@ def test_floats_and_int16_of_the_same_sound_give_the_same_frames():
 
 def test_a_full_30_s_clip_has_no_frame_more_than_the_tower_takes():
     clips = [noise(480_000)]
-    mel, num_frames = log_mel(*pad_clips(clips), num_mel_bins=80, max_frames=3000)
+    mel, num_frames = log_mel(*pad_pcm(clips), num_mel_bins=80, max_frames=3000)
     expected, _ = reference(clips, 80)
     assert (mel.shape[-1], num_frames.tolist()) == (3000, [3000])
     torch.testing.assert_close(mel, expected, atol=1e-5, rtol=0)
 
 
 def test_mel_stays_in_full_precision_under_autocast():
-    pcm, num_samples = pad_clips([noise(16_000)])
+    pcm, num_samples = pad_pcm([noise(16_000)])
     full, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)

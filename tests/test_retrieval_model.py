@@ -14,8 +14,8 @@ from hub_server import LocalHub
 from safetensors import safe_open
 from transformers import AutoModel, Trainer, TrainingArguments
 
+from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models import CheckpointError, TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.models.clips import pad_clips
 
 WINDOWS = {"sizes": (20, 40), "stride": 10}
 TERMS = ["sepsis", "atrial fibrillation", "folder 7"]
@@ -70,7 +70,7 @@ def assert_same(model, other):
 @pytest.mark.parametrize("changes", [{}, {"audio_layers": 2, "windows": WINDOWS}, {"lora": {"r": 2}}])
 def test_one_forward_reaches_every_trainable_parameter(changes):
     model = TermRetrievalModel(tiny_config(**changes)).train()
-    pcm, num_samples = pad_clips(CLIPS)
+    pcm, num_samples = pad_pcm(CLIPS)
     output = model(pcm_BS=pcm, num_samples_B=num_samples, text_inputs=model.tokenize(TERMS))
     logits = output.logit_scale * output.audio_PD @ output.text_ND.T
     logits.square().mean().backward()
@@ -82,7 +82,7 @@ def test_one_forward_reaches_every_trainable_parameter(changes):
 
 def test_audio_and_its_features_give_the_same_spans():
     model = TermRetrievalModel(tiny_config()).eval()
-    pcm, num_samples = pad_clips(CLIPS)
+    pcm, num_samples = pad_pcm(CLIPS)
     spans = {"clip_index_P": torch.tensor([2, 0, 2]), "start_P": torch.tensor([3.5, 0, 20])}
     spans["end_P"] = torch.tensor([14.25, 9, 60])
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_gradient_checkpointing_changes_no_gradient():
             model.activation_checkpointing_enable()
             model.enable_input_require_grads()
         model.zero_grad()
-        pcm, num_samples = pad_clips(CLIPS)
+        pcm, num_samples = pad_pcm(CLIPS)
         model(pcm_BS=pcm, num_samples_B=num_samples).audio_PD.square().cumsum(1).sum().backward()
         gradients.append({name: values.grad for name, values in model.named_parameters() if values.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -197,7 +197,7 @@ def test_new_adapters_change_nothing_yet(when):
     adapted = TermRetrievalModel(whisper_config(lora={"r": 2} if when == "in the config" else None))
     if when == "later":
         adapted.add_lora(r=2)
-    pcm, num_samples = pad_clips(CLIPS)
+    pcm, num_samples = pad_pcm(CLIPS)
     with torch.no_grad():
         expected, _ = plain.eval().audio_features(pcm, num_samples)
         features, _ = adapted.eval().audio_features(pcm, num_samples)
@@ -228,7 +228,7 @@ def test_a_base_tower_with_other_weights_is_refused(tmp_path):
 
 def test_the_trainer_restores_the_best_checkpoint_without_a_warning(tmp_path, caplog):
     model = trained(whisper_config(lora={"r": 2}))
-    pcm, num_samples = pad_clips(CLIPS)
+    pcm, num_samples = pad_pcm(CLIPS)
     item = {"pcm_BS": pcm[0], "num_samples_B": num_samples[0]}
 
     class Objective(Trainer):
@@ -333,12 +333,12 @@ def test_a_clip_is_the_same_as_int16_floats_tensor_or_file(model, tmp_path):
 @pytest.mark.parametrize(
     ("clip", "complaint"),
     [
-        (np.zeros(0, np.int16), "clip 1: holds no samples"),
-        (np.array([0.1, np.nan] * 4000), "clip 1: holds NaN or infinite samples"),
-        (np.full(16_000, 900.0), "clip 1: floats reach 900, outside"),
-        (np.zeros((16_000, 2), np.int16), r"clip 1: expected mono samples of shape \(num_samples,\), not \(16000, 2\)"),
-        (np.zeros(16_000, np.int64), "clip 1: samples are int64"),
-        ({"path": "x.wav"}, r"clip 1: a mapping needs the keys 'array' and 'sampling_rate'; it has \['path'\]"),
+        (np.zeros(0, np.int16), "clip 1: holds 0 samples"),
+        (np.array([0.1, np.nan] * 4000), "clip 1: sample 1 is NaN or infinite"),
+        (np.full(16_000, 900.0), r"clip 1: 16000 of 16000 samples lie outside \[-1, 1\]"),
+        (np.zeros((16_000, 2, 1), np.int16), r"clip 1: an array of shape \(16000, 2, 1\)"),
+        (np.zeros(16_000, np.int64), "clip 1: an array of int64"),
+        ({"path": "x.wav"}, "clip 1: expected a path, an array or a Clip, not dict"),
         (np.zeros(40 * 60 * 16_000, np.int16), "lasts 2400.0 s; the audio tower takes at most 30 s"),
     ],
 )
@@ -348,10 +348,10 @@ def test_a_clip_that_cannot_be_heard_is_named(model, clip, complaint):
 
 
 def test_a_file_that_is_missing_or_broken_is_named(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.wav does not exist"):
+    with pytest.raises(ValueError, match=r"none\.wav: the file does not exist"):
         model.encode_audio([tmp_path / "none.wav"])
     (tmp_path / "broken.flac").write_bytes(b"fLaC" + b"\0" * 50)
-    with pytest.raises(ValueError, match=r"broken\.flac: cannot be read as audio"):
+    with pytest.raises(ValueError, match=r"broken\.flac: soundfile cannot read it"):
         model.encode_audio([tmp_path / "broken.flac"])
 
 

@@ -6,7 +6,7 @@ each view is a window of a memory map. `pad_pcm` copies the views once, into a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -62,3 +62,10 @@ def pad_pcm(
         row[: len(view)] = view
         row[len(view) :] = 0
     return pcm_BS, num_samples_B
+
+
+def length_buckets(lengths: Sequence[float] | np.ndarray, batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, the longest first, so that too large a batch fails at once."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size].tolist()

@@ -1,4 +1,4 @@
-"""One recording, whatever its format, rate and channels, to blocks of mono int16 at the pack's rate.
+"""One recording, whatever its format, rate and channels, to mono int16: `pcm_blocks` as a stream, `clip_pcm` whole.
 
 Decoding is a stream, so a recording of an hour costs no more memory than one of a second. Samples of 16 bits at the
 pack's rate pass through bit for bit. Everything else becomes float32, the mean of its channels, resampled by soxr at
@@ -8,8 +8,9 @@ high quality; what leaves [-1, 1] is clipped, and counted. NaN and infinity are 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -17,12 +18,15 @@ import soxr
 
 FRAMES_PER_BLOCK = 1 << 18
 MAX_CHANNELS = 64
+SAMPLING_RATE = 16_000
+# A resampler overshoots here and there; a larger share of clipped samples means floats on another scale.
+_CLIPPED_SHARE = 0.01
 
 Audio = str | Path | bytes | np.ndarray
 
 
 class BadAudioError(ValueError):
-    """A recording that cannot be packed as it is; the message says why, and the caller adds which one."""
+    """A recording that cannot be used as it is; the message says why, and the caller adds which one."""
 
 
 def pcm_blocks(audio: Audio, rate: int, *, array_rate: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
@@ -44,6 +48,50 @@ def pcm_blocks(audio: Audio, rate: int, *, array_rate: int | None = None) -> Ite
         yield _to_int16(block)
     if num_samples == 0:
         raise BadAudioError("holds 0 samples")
+
+
+def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip") -> np.ndarray:
+    """Any kind of clip as int16 (num_samples,), 16 kHz, mono.
+
+    Args:
+        clip: path, encoded bytes, a `Clip`, a row with the column `audio`, a mapping with `array` and `sampling_rate`,
+            (array, rate), or an array or tensor: int16, or floats in [-1, 1], (num_samples,) or with channels
+            (num_samples, channels).
+        array_rate: sampling rate of a bare array, in Hz.
+        name: of the clip, for messages; a path names itself.
+
+    Raises:
+        BadAudioError: it cannot be heard; the message starts with `name`.
+    """
+    if isinstance(clip, Mapping) and "audio" in clip:
+        clip = clip["audio"]
+    if isinstance(clip, str | Path):
+        name = str(clip)
+    if isinstance(getattr(clip, "pcm", None), np.ndarray):
+        clip, array_rate = clip.pcm, clip.sampling_rate
+    elif isinstance(clip, Mapping) and "array" in clip:
+        clip, array_rate = clip["array"], clip.get("sampling_rate", array_rate)
+    if isinstance(clip, tuple) and len(clip) == 2:
+        clip, array_rate = clip
+    if hasattr(clip, "detach"):  # a tensor; this module does without torch
+        clip = clip.detach().cpu().numpy()
+    if not isinstance(clip, str | Path | bytes | np.ndarray):
+        raise BadAudioError(f"{name}: expected a path, an array or a Clip, not {type(clip).__name__}")
+    if isinstance(clip, np.ndarray) and clip.dtype == np.int16 and clip.ndim == 1 and array_rate == SAMPLING_RATE:
+        if not len(clip):
+            raise BadAudioError(f"{name}: holds 0 samples")
+        return clip
+    try:
+        blocks, clipped = zip(*pcm_blocks(clip, SAMPLING_RATE, array_rate=array_rate), strict=True)
+    except BadAudioError as error:
+        raise BadAudioError(f"{name}: {error}") from error
+    pcm = np.concatenate(blocks)
+    if sum(clipped) > _CLIPPED_SHARE * len(pcm):
+        raise BadAudioError(
+            f"{name}: {sum(clipped)} of {len(pcm)} samples lie outside [-1, 1]. Scale the floats "
+            "(those on the scale of int16 by 1/32768)."
+        )
+    return pcm
 
 
 def _file_blocks(audio: str | Path | bytes) -> tuple[int, Iterator[np.ndarray]]:

@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from qwen_term_retrieval.audio.atomic import sync_folder
 from qwen_term_retrieval.audio.corpus import read_corpus, with_unique_keys
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.audio.pack_json import PACK_JSON, file_xxh64, write_pack_json
 from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART, PartJob, PartResult, make_part
 from qwen_term_retrieval.audio.sealing import index_name, seal_shards, shard_name
@@ -46,7 +47,6 @@ from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATE = 16_000
 SHARD_BYTES = 2 << 30
 _ON_ERROR = ("raise", "skip", "silence")
 

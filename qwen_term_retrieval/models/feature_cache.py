@@ -22,8 +22,9 @@ import xxhash
 from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.atomic import atomic_file
+from qwen_term_retrieval.audio.collate import length_buckets, pad_pcm
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.models.checkpoints import tower_sha256
-from qwen_term_retrieval.models.clips import length_buckets, pad_clips, to_pcm
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.packages import cache_root
 
@@ -89,7 +90,7 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
         hashes, lengths = [], []
         for index, clip in enumerate(_clips(clips)):
-            pcm = to_pcm(clip, names[index])
+            pcm = clip_pcm(clip, SAMPLING_RATE, name=names[index])
             hashes.append(xxhash.xxh3_128_digest(np.ascontiguousarray(pcm).data))
             lengths.append(len(pcm))
         hidden_size = model.audio_tower.hidden_size
@@ -139,7 +140,9 @@ class FeatureCache:
         try:
             for batch in length_buckets(lengths, batch_size):
                 indices = [missing[position] for position in batch]
-                pcm_BS, num_samples_B = pad_clips([to_pcm(_clip(clips, index), names[index]) for index in indices])
+                pcm_BS, num_samples_B = pad_pcm(
+                    [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
+                )
                 with torch.no_grad():
                     features, num_frames_B = model.audio_features(pcm_BS.to(model.device), num_samples_B)
                 features_BLTH = features.unflatten(0, (-1, 1)) if features.dim() == 3 else features

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
-SAMPLING_RATE = 16_000
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+
 HOP_SAMPLES = 160
 _FFT_SAMPLES = 400
 # The two convolutions of the towers look two frames to the right, and the frame before the silence needs the

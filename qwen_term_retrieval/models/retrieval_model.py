@@ -29,9 +29,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from qwen_term_retrieval.audio.collate import length_buckets, pad_pcm
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.models.base_weights import build_audio_tower, checked_digest, is_trained, load_strictly
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
-from qwen_term_retrieval.models.clips import length_buckets, pad_clips, to_pcm
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.lora import inject_lora, merge_lora
@@ -349,18 +350,18 @@ class TermRetrievalModel(PreTrainedModel):
             Windows of the config's grid, clips in the order given.
 
         Raises:
-            ValueError, FileNotFoundError: naming the clip by its number.
+            BadAudioError: naming the clip by its path or number.
         """
         if not len(clips):
             raise ValueError("no clips to encode")
-        pcm = [to_pcm(clip, f"clip {index}") for index, clip in enumerate(clips)]
+        pcm = [clip_pcm(clip, SAMPLING_RATE, name=f"clip {index}") for index, clip in enumerate(clips)]
         rows: list[Any] = [None] * len(pcm)
         with (
             self._evaluating(),
             tqdm(total=len(pcm), desc="encoding clips", unit="clip", disable=not show_progress) as bar,
         ):
             for batch in length_buckets([len(samples) for samples in pcm], batch_size):
-                pcm_BS, num_samples_B = pad_clips([pcm[index] for index in batch])
+                pcm_BS, num_samples_B = pad_pcm([pcm[index] for index in batch])
                 features_BTH, num_frames_B = self.audio_features(pcm_BS.to(self.device), num_samples_B)
                 clip_index_P, start_P, end_P = self.window_spans(num_frames_B)
                 vectors_PD = self.pool_spans(features_BTH, num_frames_B, clip_index_P, start_P, end_P)

@@ -19,22 +19,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from qwen_term_retrieval.audio.decoding import BadAudioError, pcm_blocks
-from qwen_term_retrieval.models.clips import pad_clips
+from qwen_term_retrieval.audio.collate import pad_pcm
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, clip_pcm
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.retrieval.stream import Chunk, Chunker
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATE = 16_000
 CHUNK_SECONDS = 8.0
 MARGIN_SECONDS = 0.2
 # For models trained on whole clips, which name no windows of their own: terms of one to four words last this long.
 DEFAULT_WINDOW_SECONDS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2)
 DEFAULT_STRIDE_SECONDS = 0.1
-# A resampler overshoots here and there; more than this means another scale.
-_CLIPPED_SHARE = 0.01
 
 Windows = Literal["auto", "clip"] | Mapping[str, Any]
 
@@ -128,7 +125,7 @@ class ClipEncoder:
         by_length = sorted(chunks, key=lambda item: len(item[1].pcm))
         for first in range(0, len(by_length), batch_size):
             batch = by_length[first : first + batch_size]
-            pcm_CS, num_samples_C = pad_clips([chunk.pcm for _, chunk in batch])
+            pcm_CS, num_samples_C = pad_pcm([chunk.pcm for _, chunk in batch])
             with evaluating(self.model):
                 features, num_frames_C = self.model.audio_features(pcm_CS.to(device), num_samples_C.to(device))
                 clip_P, start_P, end_P, spans_P2 = self._owned_windows([chunk for _, chunk in batch], num_frames_C)
@@ -162,41 +159,6 @@ class ClipEncoder:
         clip_P, start_P, end_P = clip_P[owned_P], start_P[owned_P], end_P[owned_P]
         spans_P2 = (torch.stack([start_P, end_P], dim=1) + first_C[clip_P, None]) / self.model.frame_rate
         return clip_P, start_P, end_P, spans_P2
-
-
-def clip_pcm(clip: Any, sampling_rate: int | None = None, *, name: str = "the clip") -> np.ndarray:
-    """Any kind of clip as int16 (num_samples,), 16 kHz, mono.
-
-    Args:
-        clip: path, encoded bytes, a `Clip`, a row with the column `audio`, a mapping with `array` and `sampling_rate`,
-            (array, rate), or an array: int16, or floats in [-1, 1]; (num_samples,) or (num_samples, channels).
-        sampling_rate: of an array, in Hz.
-        name: of the clip, for messages.
-
-    Raises:
-        BadAudioError: it cannot be heard; the message starts with `name`.
-    """
-    if isinstance(clip, Mapping) and "audio" in clip:
-        clip = clip["audio"]
-    if isinstance(getattr(clip, "pcm", None), np.ndarray):
-        return clip.pcm
-    if isinstance(clip, Mapping) and "array" in clip:
-        clip, sampling_rate = clip["array"], clip.get("sampling_rate", sampling_rate)
-    if isinstance(clip, tuple) and len(clip) == 2:
-        clip, sampling_rate = clip
-    if not isinstance(clip, str | Path | bytes | np.ndarray):
-        raise BadAudioError(f"{name}: expected a path, an array or a Clip, not {type(clip).__name__}")
-    try:
-        blocks, clipped = zip(*pcm_blocks(clip, SAMPLING_RATE, array_rate=sampling_rate), strict=True)
-    except BadAudioError as error:
-        raise BadAudioError(f"{name}: {error}") from error
-    pcm = np.concatenate(blocks)
-    if sum(clipped) > _CLIPPED_SHARE * len(pcm):
-        raise BadAudioError(
-            f"{name}: {sum(clipped)} of {len(pcm)} samples lie outside [-1, 1]. Scale the floats "
-            "(those on the scale of int16 by 1/32768)."
-        )
-    return pcm
 
 
 def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int] | None, int | None]:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.retrieval.encoding import SAMPLING_RATE, ClipEncoder, EncodedChunks, Windows
+from qwen_term_retrieval.retrieval.encoding import ClipEncoder, EncodedChunks, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -148,7 +149,7 @@ class TermRetriever:
         were said or not; with one, only terms that reach it, perhaps none. Silence holds no term.
 
         Args:
-            clip: path, encoded bytes, `Clip`, row, or array of any rate and channels; see `encoding.clip_pcm`.
+            clip: path, encoded bytes, `Clip`, row, or array of any rate and channels; see `clip_pcm`.
             top_k: most matches to return.
             threshold: lowest score; default the calibrated one. -1 accepts everything.
             sampling_rate: of an array, in Hz.

@@ -6,13 +6,14 @@ for what a pair and its rank are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from qwen_term_retrieval.audio.collate import length_buckets
 from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
 from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
@@ -40,8 +41,9 @@ def evaluate_recall(
     model.eval()
     bank_ND = model.encode_terms(list(text_of_id.values())).to(model.device)
     found = []
-    for share in batches_by_length(clips.durations, batch_size, rank(), world_size()):
-        rows = clips.__getitems__([Visit(clip, draw=0) for clip in share])
+    share = np.arange(rank(), len(clips), world_size())
+    for batch in length_buckets(clips.durations[share], batch_size):
+        rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
         vectors_BWD, mask_BW = embed_windows(model, *load_audio(rows))
         found.append(
             rank_pairs(
@@ -68,13 +70,6 @@ def search_bank(glossary: Glossary, clips: TrainingClips) -> dict[int, str]:
     for identity, text in pairs:
         text_of_id.setdefault(identity, text)
     return text_of_id
-
-
-def batches_by_length(durations: np.ndarray, batch_size: int, process: int, processes: int) -> Iterator[list[int]]:
-    """One rank's share of the clips, in batches of about one length."""
-    share = np.argsort(durations, kind="stable")[process::processes]
-    for first in range(0, len(share), batch_size):
-        yield share[first : first + batch_size].tolist()
 
 
 def embed_windows(
