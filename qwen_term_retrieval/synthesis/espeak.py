@@ -129,10 +129,12 @@ class EspeakEngine:
         with _ONE_AT_A_TIME:
             library = ctypes.CDLL(str(self._path))
             try:
-                ctypes.CDLL(None).srand(1)  # the breath noise of some voices draws on the C library's generator
                 rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(self._data).encode(), _DO_NOT_EXIT)
                 if rate <= 0:
                     raise PackageError(f"espeak-ng {self.version} cannot read its data in {self._data}; reinstall it")
+                # Initialising seeds by the clock both generators that the breath noise of some voices draws on.
+                ctypes.CDLL(None).srand(1)
+                library.espeak_ng_SetRandSeed(ctypes.c_long(1))
                 self._set_voice(library, voice)
                 yield library, rate
                 library.espeak_Terminate()
