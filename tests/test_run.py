@@ -1,0 +1,106 @@
+"""`scripts/train.py` as a user runs it: to a model that searches, onto the Hub, and never over an earlier run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from hub_server import LocalHub
+
+from qwen_term_retrieval import TermRetriever, resolve_checkpoint
+from qwen_term_retrieval.packages import cache_root
+from qwen_term_retrieval.training.arguments import DataArguments
+from qwen_term_retrieval.training.run import check_durations, last_whole_checkpoint, load_rows
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--num_train_epochs", "2", "--per_device_train_batch_size", "128", "--use_cpu"]
+
+
+def train(*flags, environment=None):
+    command = [sys.executable, "scripts/train.py", *QUICK, *flags]
+    environment = {**(environment or os.environ), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A short run of the demo recipe, pushed to a hub of our own: its output folder, what it printed, the files."""
+    home = tmp_path_factory.mktemp("home")
+    # Weights and frames that this machine has already need not be fetched again for a new HF_HOME.
+    (home / "qwen_term_retrieval").symlink_to(cache_root())
+    output = home / "run"
+    with LocalHub() as hub:
+        tower = resolve_checkpoint("openai/whisper-tiny.en")  # by folder: this hub does not have it
+        environment = hub.environment(home) | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+        flags = ["--audio_tower", str(tower), "--output_dir", str(output)]
+        done = train(*flags, "--push_to_hub", "--hub_model_id", "user/ears", environment=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return output, done.stdout, dict(hub.files("user/ears"))
+
+
+@pytest.mark.slow
+def test_a_run_writes_the_metrics_of_every_stage(pushed):
+    output, printed, _ = pushed
+    test = json.loads((output / "test_results.json").read_text())
+    assert {"test_recall@10", "test_recall@10_seen", "test_recall@10_unseen", "test_f1"} <= test.keys()
+    assert json.loads((output / "eval_results.json").read_text())["eval_recall@10"] > 0.1
+    assert {"train_loss", "eval_recall@10", "test_recall@10"} <= json.loads(
+        (output / "all_results.json").read_text()
+    ).keys()
+    assert "| unseen |" in printed
+
+
+@pytest.mark.slow
+def test_the_model_on_the_hub_is_small_carries_its_card_and_its_threshold(pushed):
+    _, _, files = pushed
+    assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
+    assert not any(name.startswith("checkpoint") for name in files)
+    assert len(files["model.safetensors"]) < 10e6
+    card = files["README.md"].decode()
+    assert "`builders/term_audio`, split `train`" in card
+    assert "| test |" in card
+    assert json.loads(files["config.json"])["threshold"] > 0
+
+
+@pytest.mark.slow
+def test_the_trained_model_searches_a_recording(pushed):
+    output, _, _ = pushed
+    retriever = TermRetriever.from_pretrained(output)
+    retriever.index(ROOT / "builders/term_audio/glossary.json")
+    clip = ROOT / "builders/term_audio/demo/test/flite-awb/0001.ogg"  # "Cape of Good Hope"
+    matches = retriever.search(clip, top_k=100, threshold=-1.0)
+    assert "Cape of Good Hope" in [match.term for match in matches]
+
+
+@pytest.mark.slow
+def test_an_earlier_run_is_never_written_over(pushed):
+    output, _, _ = pushed
+    before = (output / "model.safetensors").read_bytes()
+    done = train("--output_dir", str(output), "--resume", "False")
+    assert done.returncode == 1
+    assert "holds an earlier run: --resume goes on with it, --overwrite deletes it" in done.stderr
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(tmp_path):
+    for step, state in ((2, "{}"), (10, "{}"), (12, '{"epoch": 1'), (14, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_split_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"no split 'dev'; it has \['test', 'train', 'validation'\]"):
+        load_rows(DataArguments(eval_split="dev"))
+
+
+def test_a_clip_too_long_for_the_tower_is_named(demo_rows):
+    longest = max(demo_rows["test"]["duration"])
+    with pytest.raises(ValueError, match=r"longer than 2 s, the first is row \d+, key 'test/.*Cut them into chunks"):
+        check_durations(demo_rows["test"], "the demo", max_seconds=2.0)
+    check_durations(demo_rows["test"], "the demo", max_seconds=longest)
