@@ -125,7 +125,7 @@ class TermRetrievalTrainer(Trainer):
         self.data_collator = TermCollator(
             load_audio=self._audio_source(self.train_clips),
             window_spans=model.window_spans,
-            tokenize=model.tokenize,
+            tokenize=model.text_tower.tokenize,  # not `model.tokenize`: a spawned worker would pickle the model
             frame_rate=model.frame_rate,
             span_jitter=self.args.span_jitter,
         )
