@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import subprocess
 import sys
 import time
@@ -21,8 +22,11 @@ from qwen_term_retrieval.audio.corpus import read_corpus
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.audio.utterance import Utterance
 from qwen_term_retrieval.synthesis.laptop import make_laptop_corpus
+from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, place_names, wordnet_terms
 
 CORPUS, PACK, MODEL = Path("outputs/laptop-corpus"), Path("packs/laptop"), Path("outputs/laptop")
+BANK = Path("outputs/laptop-bank.txt")
+BANK_TERMS = 60_000
 STAGES = Path("outputs/laptop_stages.json")
 
 
@@ -42,16 +46,26 @@ def unheard(utterances: Iterator[Utterance]) -> Iterator[Utterance]:
     return (each for each in utterances if not any(is_asterisk_text(text) for text in (each.text, *each.terms)))
 
 
+def write_bank() -> None:
+    """Terms that the text tower sees as wrong answers: a sample of word lists, without the texts of the test set."""
+    if not BANK.is_file():
+        terms = [*wordnet_terms(), *medical_terms(), *computing_terms(), *place_names()]
+        allowed = [term for term in terms if not is_asterisk_text(term)]
+        drawn = random.Random(0).sample(allowed, BANK_TERMS)
+        BANK.write_text("".join(f"{term}\n" for term in drawn), encoding="utf-8")
+
+
 def train() -> None:
     if not (MODEL / "model.safetensors").is_file():
-        subprocess.run([sys.executable, "scripts/train.py", "--recipe", "laptop", "--resume"], check=True)
+        flags = ["--recipe", "laptop", "--glossary", str(BANK), "--resume"]
+        subprocess.run([sys.executable, "scripts/train.py", *flags], check=True)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     seconds: dict[str, float] = json.loads(STAGES.read_text(encoding="utf-8")) if STAGES.is_file() else {}
-    for stage in (synthesize, pack, train):
+    for stage in (synthesize, pack, write_bank, train):
         print(f"== {stage.__name__}", flush=True)
         started = time.monotonic()
         stage()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.collator import TermCollator, pad_lists
 
 FRAME_RATE = 50.0
@@ -85,6 +86,21 @@ def test_an_unknown_text_has_no_text_query():
     batch = collate(row("", ["aspirin"], [(0.2, 0.8)], text_id=-1))
     assert len(batch["text_queries"]["windows_QW"]) == 0
     assert batch["text_queries"]["windows_QW"].shape == (0, 1)
+
+
+def test_bank_negatives_are_candidates_of_the_term_loss_alone_and_the_same_on_any_number_of_ranks():
+    bank = Glossary([f"term {number}" for number in range(50)])
+    rows = [row("aspirin", ["aspirin"], [(0, 2.0)], text_id=700 + n, term_ids=[700 + n], draw=n) for n in range(4)]
+
+    def candidates(rows):
+        collator = TermCollator(load_audio, window_spans, tokenize, FRAME_RATE, bank=bank, bank_negatives=3)
+        batch = collator(rows)
+        assert len(batch["text_candidates"]["ids_N"]) == len(rows)
+        return set(batch["term_candidates"]["ids_N"].tolist())
+
+    together = candidates(rows)
+    assert 4 + 6 <= len(together) <= 4 + 12
+    assert together == candidates(rows[:2]) | candidates(rows[2:])
 
 
 @pytest.mark.parametrize("draw", range(20))

@@ -24,6 +24,7 @@ from qwen_term_retrieval.text.phonetics import INSTALL_HINT, GraphemeToPhoneme, 
 logger = logging.getLogger(__name__)
 
 _PAD, _UNKNOWN = 0, 1
+_GROUP = 128
 
 
 @dataclass
@@ -126,7 +127,19 @@ class PhonemeEncoder(nn.Module):
         return {"input_ids": input_ids_NL, "attention_mask": (input_ids_NL != _PAD).long()}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (N, hidden_size) of symbol ids and mask, (N, L) each."""
+        """Pooled vectors (N, hidden_size) of symbol ids and mask, (N, L) each.
+
+        Terms are taken in groups of like length: one long term would otherwise pad all others to several times theirs.
+        """
+        length_N = attention_mask.sum(-1)
+        order_N = length_N.argsort(stable=True)
+        pooled = []
+        for rows in order_N.split(_GROUP):
+            longest = int(length_N[rows[-1]])
+            pooled.append(self._encode(input_ids[rows, :longest], attention_mask[rows, :longest]))
+        return torch.cat(pooled)[order_N.argsort()]
+
+    def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask_NL1 = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
         hidden_NLH = self.embedding(input_ids)
         for block in self.blocks:

@@ -72,6 +72,10 @@ class TermRetrievalArguments(TrainingArguments):
     audio_text_loss_ratio: float = field(default=0.3, metadata={"help": "Weight of audio against chunk text."})
     audio_term_loss_ratio: float = field(default=0.7, metadata={"help": "Weight of audio against terms."})
     temperature: float = field(default=0.07, metadata={"help": "Initial softmax temperature; learned from there."})
+    bank_negatives: int = field(
+        default=0,
+        metadata={"help": "Terms of the glossary drawn for each clip as further wrong answers; cheap with phonemes."},
+    )
     span_jitter: float = field(
         default=0.1, metadata={"help": "Each end of a known term span moves by up to this share of its length."}
     )
@@ -109,6 +113,8 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError("loss ratios must not be negative")
         if not self.audio_text_loss_ratio + self.audio_term_loss_ratio:
             raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
+        if self.bank_negatives < 0:
+            raise ValueError(f"bank_negatives must not be negative, not {self.bank_negatives}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.remove_unused_columns:

@@ -9,7 +9,7 @@ Shapes: B clips, P pooled spans, Q queries, W windows, N strings; ids are int64 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from qwen_term_retrieval.losses.contrastive import NO_ID
+from qwen_term_retrieval.text.glossary import Term
 
 
 @dataclass
@@ -28,6 +29,9 @@ class TermCollator:
         window_spans: frames of each clip (B,) -> the window grid (clip_index_P, start_P, end_P), in frames.
         tokenize: strings -> the text tower's inputs.
         frame_rate: encoder frames a second.
+        bank: the training glossary.
+        bank_negatives: terms of the bank drawn for each clip as further wrong answers. They cost the text tower alone,
+            and show it far more words than are spoken.
         span_jitter: each end of a known span moves by up to this share of its length, as far as the clip allows;
             windows at search time never fit a term exactly either.
     """
@@ -37,6 +41,8 @@ class TermCollator:
     tokenize: Callable[[list[str]], dict[str, torch.Tensor]]
     frame_rate: float
     span_jitter: float = 0.1
+    bank: Sequence[Term] = ()
+    bank_negatives: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         audio_inputs, num_frames_B = self.load_audio(rows)
@@ -52,6 +58,8 @@ class TermCollator:
             for term, identity in zip(row["terms"], row["term_ids"], strict=True):
                 strings.add(identity, term, "term")
             self._add_term_queries(clip, row, frames, num_frames_B, spans, terms)
+        for term in self._draw_negatives(rows):
+            strings.add(term.term_id, term.text, "term")
         return {
             "model_inputs": {**audio_inputs, **spans.tensors(), "text_inputs": self.tokenize(strings.texts)},
             "text_queries": texts.tensors(),
@@ -59,6 +67,13 @@ class TermCollator:
             "text_candidates": strings.tensors("text"),
             "term_candidates": strings.tensors("term"),
         }
+
+    def _draw_negatives(self, rows: Sequence[dict[str, Any]]) -> Iterator[Term]:
+        """Each clip draws its own, by its own number, so that a batch has the same ones on any number of ranks."""
+        for row in rows if self.bank_negatives and self.bank else ():
+            generator = np.random.default_rng((row["draw"], 1))
+            for position in generator.integers(len(self.bank), size=self.bank_negatives).tolist():
+                yield self.bank[position]
 
     def _add_term_queries(self, clip, row, frames, num_frames_B, spans, queries) -> None:
         """One query for each term whose span is known, one over all windows for the terms whose span is not."""

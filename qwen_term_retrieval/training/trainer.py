@@ -128,6 +128,8 @@ class TermRetrievalTrainer(Trainer):
             tokenize=model.text_tower.tokenize,  # not `model.tokenize`: a spawned worker would pickle the model
             frame_rate=model.frame_rate,
             span_jitter=self.args.span_jitter,
+            bank=self.glossary,
+            bank_negatives=self.args.bank_negatives,
         )
         return super().get_train_dataloader()
 
