@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,9 +268,17 @@ def report(bench: Benchmark) -> None:
             timing=bench.load("timing"),
             training_texts=bench.load("training_texts"),
             is_short=bench.is_short,
+            has_homophone={name: has_homophone(bench, name) for name in bench.banks.rows},
             bank_sizes={name: len(rows) for name, rows in bench.banks.rows.items()},
         )
     )
+
+
+def has_homophone(bench: Benchmark, bank: str) -> NDArray[np.bool_]:
+    """Of each clip, whether another term of the bank has just its phonemes: no model of sound can tell them apart."""
+    sounds = [tuple(phonemes) for phonemes in get_phonemizer("espeak:en-us").phonemes(bench.bank_terms(bank))]
+    count_of, sound_of = Counter(sounds), dict(zip(bench.banks.rows[bank], sounds, strict=True))
+    return np.array([any(count_of[sound_of[row]] > 1 for row in rows if row in sound_of) for rows in bench.gold])
 
 
 STAGES: dict[str, Callable[[Benchmark], None]] = {

@@ -36,17 +36,25 @@ def write_report(
     timing: Mapping[str, Any],
     training_texts: Mapping[str, int],
     is_short: NDArray[np.bool_],
+    has_homophone: Mapping[str, NDArray[np.bool_]],
     bank_sizes: Mapping[str, int],
 ) -> str:
     """Write `real_speech.json`, `.md` and `.png` into `folder`; return the Markdown.
 
-    `systems[name]["ranks"][bank]` are ranks of the clips, in the order of `is_short`; `timing` is the timing stage's
-    result.
+    `systems[name]["ranks"][bank]` are ranks of the clips, in the order of `is_short`; `has_homophone[bank]` says of
+    each clip whether another term of the bank sounds just like its own; `timing` is the timing stage's result.
     """
     ranks = {name: {bank: np.array(row) for bank, row in kept["ranks"].items()} for name, kept in systems.items()}
     short = _select(ranks, is_short)
     short_recalls, all_recalls = recall_table(short), recall_table(ranks)
     seconds = timing["seconds"]
+    homophones = {
+        bank: {
+            "clips": int((has[is_short]).sum()),
+            "our R@1 without them": recall_at_k(ranks["ours"][bank][is_short & ~has], 1),
+        }
+        for bank, has in has_homophone.items()
+    }
     targets = judge_targets(short, seconds)
     results = {
         "clips": {"at most four words": int(is_short.sum()), "all": len(is_short)},
@@ -55,6 +63,7 @@ def write_report(
         "recall, clips of at most four words": short_recalls,
         "recall, all clips": all_recalls,
         "edit_measures": {name: kept["measures"] for name, kept in systems.items() if "measures" in kept},
+        "homophones, clips of at most four words": homophones,
         "timing": dict(timing),
         "targets": targets,
     }
@@ -63,6 +72,7 @@ def write_report(
         [
             f"**Clips of at most four words (n = {int(is_short.sum())})**",
             markdown_table(short_recalls, bank_sizes, seconds),
+            _homophone_line(homophones),
             f"**All clips (n = {len(is_short)})**",
             markdown_table(all_recalls, bank_sizes, None),
             "\n".join(f"- {'met' if target['met'] else '**NOT met**'}: {target['text']}" for target in targets),
@@ -72,6 +82,15 @@ def write_report(
     (folder / "real_speech.md").write_text(markdown + "\n", encoding="utf-8")
     draw_recall_against_bank_size(folder / "real_speech.png", short_recalls, bank_sizes)
     return markdown
+
+
+def _homophone_line(homophones: Mapping[str, Mapping[str, float]]) -> str:
+    parts = [f"{bank} {kept['clips']} ({kept['our R@1 without them']:.3f})" for bank, kept in homophones.items()]
+    return (
+        "Clips with an exact homophone in the bank, which count as wrong for us, and our Recall@1 without them: "
+        + ", ".join(parts)
+        + "."
+    )
 
 
 def _select(ranks: Mapping[str, Mapping[str, NDArray]], chosen: NDArray[np.bool_]) -> dict[str, dict[str, NDArray]]:
