@@ -88,12 +88,13 @@ def embed_windows(
 
 
 def gather_pairs(found: list[RankedPairs]) -> RankedPairs:
-    """The pairs of all ranks."""
+    """The pairs of all ranks, in an order that does not depend on who ranked them: means are then equal to the bit."""
     shares: list[Any] = [found]
     if world_size() > 1:
         shares = [None] * world_size()
         dist.all_gather_object(shares, found)
     pairs = [pair for share in shares for pair in share]
-    return RankedPairs(
-        np.concatenate([pair.ranks for pair in pairs]), np.concatenate([pair.term_ids for pair in pairs])
-    )
+    ranks = np.concatenate([pair.ranks for pair in pairs])
+    term_ids = np.concatenate([pair.term_ids for pair in pairs])
+    order = np.lexsort((ranks, term_ids))
+    return RankedPairs(ranks[order], term_ids[order])
