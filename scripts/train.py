@@ -5,6 +5,7 @@ accelerate launch scripts/train.py --recipe laptop    # any recipe of configs/re
 python scripts/train.py --help                        # every setting
 """
 
+import sys
 from pathlib import Path
 
 from qwen_term_retrieval.training.arguments import parse_recipe
@@ -13,4 +14,8 @@ from qwen_term_retrieval.training.run import run_training
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
 if __name__ == "__main__":
-    run_training(*parse_recipe(RECIPES))
+    try:
+        settings = parse_recipe(RECIPES)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    run_training(*settings)

@@ -40,6 +40,13 @@ def test_an_unknown_setting_is_named_with_its_nearest(tmp_path):
         parse_recipe(RECIPES, ["--recipe", str(recipe)])
 
 
+def test_an_unknown_flag_is_named_with_its_nearest():
+    with pytest.raises(
+        ValueError, match="the command line: 'learnin_rate' is no setting; did you mean 'learning_rate'"
+    ):
+        parse_recipe(RECIPES, ["--learnin_rate", "3"])
+
+
 def test_an_unknown_recipe_names_those_there_are():
     with pytest.raises(FileNotFoundError, match=r"no recipe 'dmeo'.*demo.*laptop"):
         parse_recipe(RECIPES, ["--recipe", "dmeo"])

@@ -390,3 +390,9 @@ def test_encoding_leaves_the_mode_as_it_was(model):
 def test_a_config_that_makes_no_model_is_refused(fields, complaint):
     with pytest.raises(ValueError, match=complaint):
         TermRetrievalModel(tiny_config(**fields))
+
+
+@pytest.mark.parametrize("name", ["outputs/nope", "/nowhere/at/all"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(FileNotFoundError, match=f"no model '{name}': it is no folder here"):
+        TermRetrievalModel.from_pretrained(name)

@@ -99,6 +99,11 @@ def test_a_split_that_is_not_there_is_named():
         load_rows(DataArguments(eval_split="dev"))
 
 
+def test_a_dataset_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="no dataset 'nowhere': it is no folder here"):
+        load_rows(DataArguments(dataset="nowhere"))
+
+
 def test_a_clip_too_long_for_the_tower_is_named(demo_rows):
     longest = max(demo_rows["test"]["duration"])
     with pytest.raises(ValueError, match=r"longer than 2 s, the first is row \d+, key 'test/.*Cut them into chunks"):

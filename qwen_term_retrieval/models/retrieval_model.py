@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -150,10 +151,19 @@ class TermRetrievalModel(PreTrainedModel):
         Base towers come frozen, those that were trained included: `train_audio_tower` goes on training one.
 
         Raises:
+            FileNotFoundError: there is no such folder, nor such a model on a Hub that can be reached.
             CheckpointError: a base tower cannot be had, or is not the one the model was trained on.
             PhonemizerError: the phonemizer is missing, or is not the one the model was trained with.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (OSError, HFValidationError) as error:
+            if Path(pretrained_model_name_or_path).is_dir():
+                raise
+            raise FileNotFoundError(
+                f"no model {str(pretrained_model_name_or_path)!r}: it is no folder here, and the Hub did not give it: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers makes new, trainable parameters of those that the checkpoint lacks.
         model._freeze_base_weights()

@@ -10,6 +10,7 @@ A default lives in one place: here. A recipe changes defaults for a purpose; a f
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ def parse_recipe(
 
     Raises:
         FileNotFoundError: no such recipe; names those there are.
-        ValueError: a key that is no setting; names the file, the key and the nearest setting.
+        ValueError: a key or flag that is no setting; names the file, the key and the nearest setting.
     """
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--recipe", default="demo")
@@ -144,8 +145,11 @@ def parse_recipe(
     )
     parser.add_argument("--recipe", default=choice.recipe, help="Name of a recipe or a YAML file (default demo).")
     path = _find_recipe(choice.recipe, recipes)
-    parser.set_defaults(**_read_recipe(path, known={action.dest for action in parser._actions}))
-    model, data, training, _ = parser.parse_args_into_dataclasses(flags)
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**_read_recipe(path, known))
+    model, data, training, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    for flag in unknown:
+        _refuse_unknown(flag.removeprefix("--").partition("=")[0], known, "the command line")
     return model, data, training
 
 
@@ -158,13 +162,15 @@ def _find_recipe(name: str, recipes: Path) -> Path:
 
 
 def _read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
-    import difflib
-
     settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected `setting: value` lines")
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ValueError(f"{path}: {key!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else ""))
+            _refuse_unknown(str(key), known, str(path))
     return settings
+
+
+def _refuse_unknown(key: str, known: set[str], where: str) -> None:
+    near = difflib.get_close_matches(key, known, n=1)
+    raise ValueError(f"{where}: {key!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -162,7 +162,12 @@ def load_rows(data_args: DataArguments) -> datasets.DatasetDict:
     """The splits of the dataset, checked before anything costly starts."""
     import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
 
-    rows = datasets.load_dataset(data_args.dataset)
+    try:
+        rows = datasets.load_dataset(data_args.dataset)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no dataset {data_args.dataset!r}: it is no folder here, and the Hub did not give it: {error}"
+        ) from error
     for split in (data_args.train_split, data_args.eval_split, data_args.test_split):
         if split and split not in rows:
             raise ValueError(f"{data_args.dataset} has no split {split!r}; it has {sorted(rows)}")
