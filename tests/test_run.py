@@ -46,7 +46,9 @@ def test_a_run_writes_the_metrics_of_every_stage(pushed):
     output, printed, _ = pushed
     test = json.loads((output / "test_results.json").read_text())
     assert {"test_recall@10", "test_recall@10_seen", "test_recall@10_unseen", "test_f1"} <= test.keys()
-    assert json.loads((output / "eval_results.json").read_text())["eval_recall@10"] > 0.1
+    evaluated = json.loads((output / "eval_results.json").read_text())
+    assert evaluated["eval_recall@10"] > 0.1
+    assert not any(name.startswith("train_") for name in evaluated)
     assert {"train_loss", "eval_recall@10", "test_recall@10"} <= json.loads(
         (output / "all_results.json").read_text()
     ).keys()

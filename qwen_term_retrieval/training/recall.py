@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.utils.rnn import pad_sequence
 
 from qwen_term_retrieval.audio.collate import length_buckets
 from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
@@ -80,11 +81,8 @@ def embed_windows(
     spans = model.window_spans(num_frames_B.to(model.device))
     vectors_PD = model(**inputs, clip_index_P=spans[0], start_P=spans[1], end_P=spans[2]).audio_PD
     counts_B = torch.bincount(spans[0], minlength=len(num_frames_B))
-    mask_BW = torch.arange(int(counts_B.max()), device=model.device) < counts_B[:, None]
-    vectors_BWD = vectors_PD.new_zeros(*mask_BW.shape, vectors_PD.shape[-1])
-    # Windows come clip by clip: the cells that the mask marks are theirs, in order.
-    vectors_BWD[mask_BW] = vectors_PD
-    return vectors_BWD, mask_BW
+    vectors_BWD = pad_sequence(vectors_PD.split(counts_B.tolist()), batch_first=True)
+    return vectors_BWD, torch.arange(vectors_BWD.shape[1], device=model.device) < counts_B[:, None]
 
 
 def gather_pairs(found: list[RankedPairs]) -> RankedPairs:

@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 from qwen_term_retrieval.evaluation.evaluator import RECALL_AT, RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.retrieval.calibration import calibrate
+from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
@@ -63,8 +63,9 @@ def run_training(
     trainer.save_state()
     if data_args.eval_split:
         step("evaluate", f"the best checkpoint on {data_args.eval_split!r}")
-        metrics |= trainer.evaluate()
-        trainer.save_metrics("eval", metrics)
+        eval_metrics = trainer.evaluate()
+        trainer.save_metrics("eval", eval_metrics)
+        metrics |= eval_metrics
     if trainer.is_world_process_zero():
         metrics |= judge(trainer, rows, data_args)
     save(trainer, data_args, metrics)
@@ -78,8 +79,11 @@ def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: 
     retriever = TermRetriever(trainer.retrieval_model)
     if data_args.eval_split:
         retriever.index(trainer.glossary.joined_by(spoken_terms(rows[data_args.eval_split])))
-        chosen = calibrate(retriever, rows[data_args.eval_split])
-        step("threshold", f"{chosen.threshold:.3f}, chosen on {data_args.eval_split!r} (F1 {chosen.f1:.3f})")
+        try:
+            chosen = calibrate(retriever, rows[data_args.eval_split])
+            step("threshold", f"{chosen.threshold:.3f}, chosen on {data_args.eval_split!r} (F1 {chosen.f1:.3f})")
+        except CalibrationError as error:  # a model that has learnt nothing is saved all the same
+            logger.warning("the model gets no threshold: %s", error)
     if not data_args.test_split:
         return {}
     step("test", f"{data_args.test_split!r}, never looked at until now")
