@@ -111,7 +111,8 @@ class TermRetrievalTrainer(Trainer):
         rows = annotate_terms(rows, self.glossary)
         if any(parameter.requires_grad for parameter in self.retrieval_model.audio_tower.parameters()):
             return TrainingClips(rows)
-        return TrainingClips(rows, FeatureCache.build(self.retrieval_model, rows, cache_dir=args.feature_cache_dir))
+        cache = FeatureCache.build(self.retrieval_model, rows, keys=rows["key"], cache_dir=args.feature_cache_dir)
+        return TrainingClips(rows, cache)
 
     def _audio_source(self, clips: TrainingClips) -> PcmFrames | CachedFrames:
         if clips.feature_cache is None:
@@ -137,7 +138,7 @@ class TermRetrievalTrainer(Trainer):
         return LengthBucketedSampler(
             train_dataset.durations,
             self._train_batch_size * self.args.world_size,
-            seed=self.args.data_seed or self.args.seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
 
     # ---- loss -------------------------------------------------------------------------------------------------
