@@ -123,3 +123,15 @@ def test_training_learns_and_keeps_the_best_checkpoint(tmp_path):
     assert max(history) > untrained["eval_recall@10"] + 0.1
     assert trainer.evaluate()["eval_recall@10"] == max(history) == trainer.state.best_metric
     assert len(list(tmp_path.glob("checkpoint-*"))) <= 2
+
+
+@pytest.mark.slow
+def test_a_resumed_run_still_knows_how_long_it_has_not_improved(tmp_path):
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "patience": 3}
+    # A learning rate of zero: nothing ever improves after the first evaluation.
+    trainer = make_trainer(tmp_path, 16, max_steps=3, learning_rate=0.0, load_best_model_at_end=True, **settings)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    resumed = make_trainer(tmp_path, 16, max_steps=20, learning_rate=0.0, load_best_model_at_end=True, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 4

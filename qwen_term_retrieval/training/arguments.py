@@ -99,6 +99,10 @@ class TermRetrievalArguments(TrainingArguments):
     resume: bool = field(
         default=False, metadata={"help": "Go on from the last checkpoint in output_dir, or start when there is none."}
     )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True,
+        metadata={"help": "A resumed run keeps its count of evaluations without progress, and its patience."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})
