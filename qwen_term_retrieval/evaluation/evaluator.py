@@ -30,6 +30,7 @@ from qwen_term_retrieval.evaluation.ranking import (
     rank_of_each_gold,
     recall_at_k,
 )
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import gold_ids, judge_matches, unlabelled_ids
 from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
@@ -316,14 +317,8 @@ def load_split(dataset: str, split: str) -> datasets.Dataset:
 
 
 def _pad(windows: Sequence[ClipWindows]) -> EncodedChunks:
-    """Windows of clips to one padded batch; at least one column."""
-    counts_B = torch.tensor([len(clip.vectors) for clip in windows])
-    mask_BW = torch.arange(max(1, int(counts_B.max()))) < counts_B[:, None]
-    vectors_BWD = torch.zeros(*mask_BW.shape, windows[0].vectors.shape[1])
-    spans_BW2 = torch.zeros(*mask_BW.shape, 2)
-    vectors_BWD[mask_BW] = torch.cat([clip.vectors for clip in windows])
-    spans_BW2[mask_BW] = torch.cat([clip.spans for clip in windows])
-    return EncodedChunks(list(range(len(windows))), vectors_BWD, spans_BW2, mask_BW)
+    joined = AudioEmbeddings.from_clips([clip.vectors for clip in windows], [clip.spans for clip in windows])
+    return EncodedChunks(list(range(len(windows))), joined.vectors, joined.spans, joined.mask)
 
 
 def _span_errors(row: Mapping[str, Any], found: Sequence[TermMatch], index: TermIndex) -> list[tuple[float, float]]:

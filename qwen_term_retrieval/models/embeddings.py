@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass
 class AudioEmbeddings:
-    """Windows of B clips, up to W each, on the CPU.
+    """Windows of B clips, up to W each; spans and mask on the CPU.
 
     Attributes:
         vectors: (B, W, D), unit norm, zero where there is no window.
@@ -25,10 +26,12 @@ class AudioEmbeddings:
 
     @classmethod
     def from_clips(cls, vectors: Sequence[torch.Tensor], spans: Sequence[torch.Tensor]) -> AudioEmbeddings:
-        """Join the windows of single clips, (W, D) and (W, 2) each."""
+        """Join the windows of single clips, (W, D) and (W, 2) each; at least one column, even where no clip has any."""
         counts_B = torch.tensor([len(vectors_WD) for vectors_WD in vectors])
+        width = max(1, int(counts_B.max()))
+        empty = (0, 0, 0, width - int(counts_B.max()))
         return cls(
-            vectors=pad_sequence(list(vectors), batch_first=True),
-            spans=pad_sequence(list(spans), batch_first=True),
-            mask=torch.arange(int(counts_B.max())) < counts_B[:, None],
+            vectors=F.pad(pad_sequence(list(vectors), batch_first=True), empty),
+            spans=F.pad(pad_sequence(list(spans), batch_first=True), empty),
+            mask=torch.arange(width) < counts_B[:, None],
         )

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.glossary import spoken_spellings
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.index import TermIndex
     from qwen_term_retrieval.retrieval.matches import TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
-
-_LONGEST_TERM_WORDS = 8
 
 
 class CalibrationError(ValueError):
@@ -92,13 +90,8 @@ def gold_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
 
 def unlabelled_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
     """Ids of the terms whose words stand in the row's text, one after the other, without being listed."""
-    words = normalize_term(row.get("text") or "", index.language).split()
-    spans = (
-        " ".join(words[first:end])
-        for first in range(len(words))
-        for end in range(first + 1, min(first + _LONGEST_TERM_WORDS, len(words)) + 1)
-    )
-    return {identity for span in spans if (identity := index.id_of(span)) is not None} - gold_ids(row, index)
+    spoken = {index.id_of(spelling) for spelling in spoken_spellings(row.get("text") or "", index.language)}
+    return {identity for identity in spoken if identity is not None} - gold_ids(row, index)
 
 
 def precision_recall_curve(scores: ArrayLike, right: ArrayLike, num_gold: int) -> PrecisionRecallCurve:

@@ -21,6 +21,7 @@ import torch
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, clip_pcm
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.retrieval.stream import Chunk, Chunker
@@ -132,7 +133,9 @@ class ClipEncoder:
                 vectors_PD = self.model.pool_spans(
                     features, num_frames_C, clip_P.to(device), start_P.to(device), end_P.to(device)
                 )
-            yield _pad_windows([position for position, _ in batch], clip_P, vectors_PD, spans_P2)
+            counts = torch.bincount(clip_P, minlength=len(batch)).tolist()
+            joined = AudioEmbeddings.from_clips(vectors_PD.split(counts), spans_P2.split(counts))
+            yield EncodedChunks([position for position, _ in batch], joined.vectors, joined.spans, joined.mask)
 
     def encode(
         self, clips: Sequence[Any], *, sampling_rate: int | None = None, batch_size: int = 8
@@ -172,19 +175,6 @@ def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int
         raise ValueError(f'windows must be "auto", "clip" or a mapping with sizes and stride, not {chosen!r}')
     rate = model.frame_rate
     return [round(seconds * rate) for seconds in DEFAULT_WINDOW_SECONDS], max(1, round(DEFAULT_STRIDE_SECONDS * rate))
-
-
-def _pad_windows(
-    clips: list[int], chunk_P: torch.Tensor, vectors_PD: torch.Tensor, spans_P2: torch.Tensor
-) -> EncodedChunks:
-    """Windows, chunk by chunk, to (C, W, …) and a mask; at least one column."""
-    counts_C = torch.bincount(chunk_P, minlength=len(clips))
-    mask_CW = torch.arange(max(1, int(counts_C.max()))) < counts_C[:, None]
-    vectors_CWD = vectors_PD.new_zeros(*mask_CW.shape, vectors_PD.shape[1])
-    vectors_CWD[mask_CW.to(vectors_PD.device)] = vectors_PD
-    spans_CW2 = spans_P2.new_zeros(*mask_CW.shape, 2)
-    spans_CW2[mask_CW] = spans_P2
-    return EncodedChunks(clips, vectors_CWD, spans_CW2, mask_CW)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import xxhash
 from num2words import num2words
 
 MAX_TERM_WORDS = 50
+LONGEST_SPOKEN_WORDS = 8
 _NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
 _APOSTROPHES = re.compile("[’ʼ]")
 _NOT_WORD = re.compile(r"(?:[^\w+#']|_|(?<!\w)'|'(?!\w))+")
@@ -57,6 +58,18 @@ def _words(number: int, language: str, to: str = "cardinal") -> str:
 def term_id(term: str, language: str = "en") -> int:
     """Stable identity of a term: 63-bit xxh3 of its normalised spelling, the same in every process and run."""
     return xxhash.xxh3_64_intdigest(normalize_term(term, language).encode()) >> 1
+
+
+def spoken_spellings(text: str, language: str = "en") -> Iterator[str]:
+    """Every run of up to `LONGEST_SPOKEN_WORDS` words of a text: the terms that are said in it, labelled or not.
+
+    >>> list(spoken_spellings("Atrial fibrillation"))
+    ['atrial', 'atrial fibrillation', 'fibrillation']
+    """
+    words = normalize_term(text, language).split()
+    for first in range(len(words)):
+        for end in range(first + 1, min(first + LONGEST_SPOKEN_WORDS, len(words)) + 1):
+            yield " ".join(words[first:end])
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ import datasets
 import numpy as np
 import torch
 
-from qwen_term_retrieval.text.glossary import Glossary, normalize_term, term_id
+from qwen_term_retrieval.text.glossary import Glossary, normalize_term, spoken_spellings, term_id
 from qwen_term_retrieval.training.sampling import Visit
 
 NO_ID = -1
-LONGEST_TERM_WORDS = 8
 
 
 def spoken_terms(rows: datasets.Dataset) -> list[str]:
@@ -74,13 +73,7 @@ def _annotate_batch(texts: list[str], terms: list[list[str]], ids_by_spelling: d
 
 
 def _spoken_ids(text: str, ids_by_spelling: dict[str, int]) -> list[int]:
-    words = normalize_term(text).split() if text else []
-    spans = (
-        " ".join(words[first:last])
-        for first in range(len(words))
-        for last in range(first + 1, min(first + LONGEST_TERM_WORDS, len(words)) + 1)
-    )
-    return sorted({ids_by_spelling[span] for span in spans if span in ids_by_spelling})
+    return sorted({ids_by_spelling[spelling] for spelling in spoken_spellings(text) if spelling in ids_by_spelling})
 
 
 class TrainingClips(torch.utils.data.Dataset):
