@@ -16,13 +16,13 @@ import numpy as np
 import soundfile
 import soxr
 
+from qwen_term_retrieval.audio.utterance import Audio
+
 FRAMES_PER_BLOCK = 1 << 18
 MAX_CHANNELS = 64
 SAMPLING_RATE = 16_000
 # A resampler overshoots here and there; a larger share of clipped samples means floats on another scale.
 _CLIPPED_SHARE = 0.01
-
-Audio = str | Path | bytes | np.ndarray
 
 
 class BadAudioError(ValueError):

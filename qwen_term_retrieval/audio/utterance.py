@@ -8,11 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_term_retrieval.audio.decoding import Audio
+import numpy as np
 
 TermSpan = tuple[float, float]
 _SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
 _SPLIT_ORDER = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """An encoded recording that lies inside another file, as a member of a tar does; offset and size in bytes.
+
+    `suffix` (".flac") tells its format where its first bytes do not.
+    """
+
+    path: Path
+    offset: int
+    num_bytes: int
+    suffix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}, bytes {self.offset} to {self.offset + self.num_bytes}"
+
+
+Audio = str | Path | FileSlice | bytes | np.ndarray
 
 
 class CorpusError(ValueError):
@@ -23,7 +42,8 @@ class CorpusError(ValueError):
 class Utterance:
     """One recording of a corpus.
 
-    `audio` is a path, encoded bytes, or an array with its `sampling_rate`. `term_spans` holds seconds within the clip,
+    `audio` is a path, a URL of any fsspec file system, a slice of a file, encoded bytes, or an array with its
+    `sampling_rate`; the clip is all of it, or its seconds `start` to `end`. `term_spans` holds seconds within the clip,
     one `(start, end)` (or None) a term; None as a whole where no span is known. `source` says where the row stands,
     for messages. `extra` passes through to the dataset as columns.
     """
@@ -37,13 +57,15 @@ class Utterance:
     language: str | None = None
     split: str = "train"
     sampling_rate: int | None = None
+    start: float = 0.0
+    end: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
     @property
     def where(self) -> str:
         """Row, key and file, as error messages name an utterance."""
-        file = f", file {self.audio}" if isinstance(self.audio, str | Path) else ""
+        file = f", file {self.audio}" if isinstance(self.audio, str | Path | FileSlice) else ""
         return f"{self.source or 'utterance'}: key {self.key!r}{file}"
 
 
