@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.training.sampling import LengthBucketedSampler, Visit
+from qwen_term_retrieval.training.sampling import DurationBatchSampler, LengthBucketedSampler, Visit
 
 LENGTHS = np.random.default_rng(0).uniform(0.3, 6.0, size=203)
 
@@ -50,3 +50,69 @@ def test_any_sizes_give_a_permutation(batch_size, epoch, pool_batches):
     visits = list(sampler)
     assert sorted(visit.clip for visit in visits) == list(range(64))
     assert all(isinstance(visit, Visit) and visit.draw >= 0 for visit in visits)
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
+    whole = list(LengthBucketedSampler(LENGTHS, 16, seed=1))
+    monkeypatch.setattr("qwen_term_retrieval.training.sampling._DRAWN_AT_ONCE", 7)
+    assert list(LengthBucketedSampler(LENGTHS, 16, seed=1)) == whole
+
+
+@given(
+    st.lists(st.floats(0.1, 12.0), min_size=8, max_size=120),
+    st.floats(100.0, 400.0),
+    st.integers(0, 3),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 5),
+)
+def test_a_batch_stays_within_its_seconds_and_every_rank_gets_an_equal_share_of_it(
+    durations, budget, epoch, num_ranks, bucket_batches
+):
+    def sampler(rank, num_ranks):
+        sampler = DurationBatchSampler(
+            durations, budget, 5, rank=rank, num_ranks=num_ranks, bucket_batches=bucket_batches
+        )
+        sampler.set_epoch(epoch)
+        return sampler
+
+    whole = list(sampler(0, 1))
+    assert len(whole) == len(sampler(0, 1))
+    for batch in whole:
+        assert len(batch) % 8 == 0
+        assert len(batch) * max(durations[visit.clip] for visit in batch) <= budget * (1 + 1e-9)
+    clips = [visit.clip for batch in whole for visit in batch]
+    assert len(set(clips)) == len(clips)
+    shares = [list(sampler(rank, num_ranks)) for rank in range(num_ranks)]
+    assert len({len(share) for share in shares}) == 1
+    for number, batch in enumerate(whole):
+        assert [visit for share in shares for visit in share[number]] == batch
+        assert len({len(share[number]) for share in shares}) == 1
+
+
+def test_every_epoch_has_as_many_batches_and_leaves_other_clips_out():
+    sampler = DurationBatchSampler(LENGTHS, 60.0, seed=0, bucket_batches=3)
+    left_out = []
+    for epoch in range(8):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        left_out.append(set(range(203)) - {visit.clip for batch in batches for visit in batch})
+    assert max(map(len, left_out)) < 8
+    assert len(set.union(*left_out)) > 8
+    assert not set.intersection(*left_out)
+
+
+def test_short_clips_come_in_larger_batches():
+    sampler = DurationBatchSampler(LENGTHS, 60.0, seed=0, bucket_batches=2)
+    sizes = {len(batch) for batch in sampler}
+    assert min(sizes) == 8
+    assert max(sizes) == 32
+
+
+def test_what_cannot_be_batched_by_duration_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"8 clips of 6\.0 s do not fit .* allow 48"):
+        DurationBatchSampler([6.0] * 10, 40.0, seed=0)
+    with pytest.raises(ValueError, match="3 processes cannot share"):
+        DurationBatchSampler(LENGTHS, 60.0, seed=0, num_ranks=3)
+    with pytest.raises(ValueError, match="fewer than the smallest batch"):
+        DurationBatchSampler(LENGTHS[:7], 60.0, seed=0)

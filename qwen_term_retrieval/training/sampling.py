@@ -1,17 +1,22 @@
 """Which clip comes when: a pure function of (seed, epoch, position), the same for any number of ranks.
 
 Each position of the order carries the clip's index and a `draw`, a number from which everything random about that
-visit (how its spans are jittered) is derived. Nothing depends on the state of a random generator, so skipping to a
-position on resume costs nothing and changes nothing.
+visit (how its spans are jittered, what noise is added) is derived. Nothing depends on the state of a random generator:
+a run resumes from its step number alone.
+
+`LengthBucketedSampler` gives batches of one size, `DurationBatchSampler` batches of one budget of audio seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+_DRAWN_AT_ONCE = 4096
 
 
 class Visit(NamedTuple):
@@ -67,9 +72,104 @@ class LengthBucketedSampler(Sampler[Visit]):
         return np.concatenate([generator.permutation(batches).ravel(), rest])
 
     def __iter__(self) -> Iterator[Visit]:
-        draws = np.random.default_rng((self.seed, self.epoch, 1)).integers(1 << 62, size=len(self))
-        for index, draw in zip(self.order().tolist(), draws.tolist(), strict=True):
-            yield Visit(index, draw)
+        order = self.order()
+        parts = np.split(order, range(_DRAWN_AT_ONCE, len(order), _DRAWN_AT_ONCE))
+        return chain.from_iterable(_visits(parts, self.seed, self.epoch))
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+
+class DurationBatchSampler(Sampler[list[Visit]]):
+    """Batches within a budget of seconds, padding included: few clips where they are long, many where they are short.
+
+    Clips are sorted by length once and cut into buckets. All batches of a bucket have one size, set by its longest
+    clip, so that every epoch has the same number of batches. An epoch shuffles the clips of each bucket, then the
+    batches. The few clips that do not fill a bucket's last batch are left out, others in the next epoch.
+
+    Args:
+        durations: of each clip, in seconds.
+        max_batch_seconds: of a global batch, over all ranks: its number of clips times the longest of them.
+        seed: of the order; `set_epoch` changes it from epoch to epoch.
+        rank: whose share of each global batch to give.
+        num_ranks: that share the global batches equally.
+        divisible_by: the size of a global batch is a multiple of it, so that batches are the same on any number of
+            ranks that divides it.
+        bucket_batches: batches in a bucket; more of them shuffle better and pad more.
+
+    Raises:
+        ValueError: `num_ranks` does not divide `divisible_by`, too few clips, or too long ones.
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[float] | np.ndarray,
+        max_batch_seconds: float,
+        seed: int,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
+        divisible_by: int = 8,
+        bucket_batches: int = 32,
+    ):
+        if divisible_by % num_ranks:
+            raise ValueError(
+                f"{num_ranks} processes cannot share batches of a multiple of {divisible_by} clips equally; "
+                f"use a number of processes that divides {divisible_by}"
+            )
+        if len(durations) < divisible_by:
+            raise ValueError(f"{len(durations)} training clips are fewer than the smallest batch of {divisible_by}")
+        self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.divisible_by = divisible_by
+        self.epoch = 0
+        self._buckets = list(_buckets(np.asarray(durations), max_batch_seconds, divisible_by, bucket_batches))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def batches(self) -> list[np.ndarray]:
+        """Clip indices of the global batches of the current epoch, each int64 (batch,)."""
+        generator = np.random.default_rng((self.seed, self.epoch))
+        batches = []
+        for clips, batch_size in self._buckets:
+            shuffled = generator.permutation(clips)[: len(clips) // self.divisible_by * self.divisible_by]
+            batches += np.split(shuffled, range(batch_size, len(shuffled), batch_size))
+        return [batches[number] for number in generator.permutation(len(batches))]
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        for visits in _visits(self.batches(), self.seed, self.epoch):
+            share = len(visits) // self.num_ranks
+            yield visits[self.rank * share : (self.rank + 1) * share]
+
+    def __len__(self) -> int:
+        return sum(-(-(len(clips) // self.divisible_by * self.divisible_by) // size) for clips, size in self._buckets)
+
+
+def _buckets(
+    durations: np.ndarray, max_batch_seconds: float, divisible_by: int, bucket_batches: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """(clip indices, batch size) of each bucket, the longest clips first."""
+    order = np.argsort(-durations, kind="stable")
+    while len(order):
+        longest = float(durations[order[0]])
+        batch_size = int(max_batch_seconds / longest) // divisible_by * divisible_by
+        if not batch_size:
+            raise ValueError(
+                f"{divisible_by} clips of {longest:.1f} s do not fit into max_batch_seconds {max_batch_seconds:g}; "
+                f"allow {divisible_by * longest:.0f}, or leave out long clips"
+            )
+        num_clips = batch_size * bucket_batches
+        if len(order) - num_clips < divisible_by:  # what is left would never fill a batch
+            num_clips = len(order)
+        yield order[:num_clips], batch_size
+        order = order[num_clips:]
+
+
+def _visits(parts: Iterable[np.ndarray], seed: int, epoch: int) -> Iterator[list[Visit]]:
+    """Clip indices with their draws; the draws depend on the position alone, not on how the order is cut in parts."""
+    generator = np.random.default_rng((seed, epoch, 1))
+    for part in parts:
+        draws = generator.integers(1 << 62, size=len(part))
+        yield [Visit(clip, draw) for clip, draw in zip(part.tolist(), draws.tolist(), strict=True)]
