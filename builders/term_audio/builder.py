@@ -23,8 +23,9 @@ from pyarrow import parquet
 from qwen_term_retrieval.audio.corpus import read_corpus
 from qwen_term_retrieval.audio.manifests import is_manifest
 from qwen_term_retrieval.audio.pack import Pack, is_pack
-from qwen_term_retrieval.audio.pack_json import read_pack_json
+from qwen_term_retrieval.audio.pack_json import PACK_LAYOUT, read_pack_json
 from qwen_term_retrieval.audio.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
+from qwen_term_retrieval.audio.tables import conformed
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
 from qwen_term_retrieval.registration import ContentKeyedBuilder
 
@@ -59,7 +60,7 @@ class TermAudio(ContentKeyedBuilder):
         pack = self._given_pack(config)
         if pack is not None:
             return f"{read_pack_json(pack)['checksum']}"
-        digest = xxhash.xxh3_64()
+        digest = xxhash.xxh3_64(f"{PACK_LAYOUT}\n".encode())
         for file in (file for files in config.data_files.values() for file in files):
             status = Path(file).stat()
             digest.update(f"{file}\n{status.st_size} {status.st_mtime_ns}\n".encode())
@@ -76,15 +77,18 @@ class TermAudio(ContentKeyedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         options = dl_manager.download_config
         pack = self._open_pack(num_workers=options.num_proc or 1, anew=options.force_download)
-        schema = parquet.read_schema(pack.table(pack.splits[0]))
-        self.info.features = datasets.Features.from_arrow_schema(schema)
-        return [datasets.SplitGenerator(split, {"files": [str(pack.table(split))]}) for split in pack.splits]
+        self.info.features = datasets.Features.from_arrow_schema(pack.schema)
+        return [
+            datasets.SplitGenerator(split, {"files": [str(file) for file in pack.tables(split)]})
+            for split in pack.splits
+        ]
 
     def _generate_tables(self, files: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+        schema = self.info.features.arrow_schema
         for number, name in enumerate(files):
             with parquet.ParquetFile(name) as file:
                 for batch_number, batch in enumerate(file.iter_batches(ROWS_PER_BATCH)):
-                    yield Key(number, batch_number), pa.Table.from_batches([batch])
+                    yield Key(number, batch_number), conformed(pa.Table.from_batches([batch]), schema)
 
     def _open_pack(self, num_workers: int = 1, *, anew: bool = False) -> Pack:
         """The pack that the data files are, or else the one made of them, made now if it is not there."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import read_pack_json
+from qwen_term_retrieval.audio.pack_json import read_pack_json, shards_of
 from qwen_term_retrieval.audio.shards import DTYPE, PackError, ShardHeader
 from qwen_term_retrieval.packages import cache_root
 
@@ -40,7 +40,7 @@ def register_pack(folder: str | Path) -> None:
         PackError: not a pack, or a damaged one.
     """
     folder = Path(folder).absolute()
-    for shard in read_pack_json(folder)["shards"]:
+    for shard in shards_of(read_pack_json(folder)):
         _paths[shard["uid"]] = folder / shard["file"]
         _leave_hint(shard["uid"], folder / shard["file"])
 
@@ -57,11 +57,23 @@ def shard_samples(uid: int) -> np.ndarray:
     return samples
 
 
+def shard_path(uid: int) -> Path:
+    """The file that the samples of a shard come from.
+
+    Raises:
+        MissingShardError: the shard is nowhere to be found.
+    """
+    shard_samples(uid)
+    return _paths[uid]
+
+
 def _open_shard(uid: int) -> np.ndarray:
     tried = []
     for path in dict.fromkeys([_paths[uid]] if uid in _paths else []) | dict.fromkeys(_hints(uid)):
         try:
-            return _map(path, uid)
+            samples = _map(path, uid)
+            _paths[uid] = path
+            return samples
         except (OSError, PackError) as error:
             tried.append(f"  {path}: {error if isinstance(error, PackError) else error.strerror}")
     seen = "It was seen here:\n" + "\n".join(tried) if tried else "No pack that holds it was ever opened here."

@@ -5,18 +5,36 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from difflib import get_close_matches
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import parquet
 from tqdm import tqdm
 
+from qwen_term_retrieval.audio.feature import Clip
+from qwen_term_retrieval.audio.keys import KeyTable
 from qwen_term_retrieval.audio.locations import register_pack
-from qwen_term_retrieval.audio.pack_json import PACK_JSON, file_xxh64, read_pack_json
-from qwen_term_retrieval.audio.sealing import index_name
+from qwen_term_retrieval.audio.pack_json import PACK_JSON, file_xxh64, read_pack_json, shards_of
+from qwen_term_retrieval.audio.sealing import INDEX_SUFFIX
 from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
+from qwen_term_retrieval.audio.tables import SplitTotals, split_totals, united_schema
+from qwen_term_retrieval.audio.utterance import split_rank
+
+_KEYS_TO_COMPARE = 2000
+
+
+@dataclass(frozen=True)
+class KeyedClip:
+    """A clip found by its key; `row` counts within the split, as `load_dataset` gives it."""
+
+    key: str
+    split: str
+    row: int
+    clip: Clip
 
 
 @dataclass(frozen=True)
@@ -24,22 +42,37 @@ class Pack:
     """A pack on disk. Use `Pack.open(folder)`; rows come from `load_dataset(folder)`.
 
     `content` is what `pack.json` says.
+
+    >>> pack = Pack.open("packs/mine")
+    >>> pack.find("train/0001").clip.pcm        # int16 (num_samples,)
     """
 
     folder: Path
     content: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: str | Path) -> Pack:
+    def open(cls, folder: str | Path, *, verify: bool = False) -> Pack:
         """Open a pack and enter its shards into the table of known locations. Costs one small file.
 
+        Args:
+            verify: read every byte of it first, and compare with the checksums.
+
         Raises:
-            PackError: not a pack, `pack.json` damaged, or of another version.
+            PackError: not a pack, `pack.json` damaged, or of another version; with `verify`, any damage.
         """
         folder = Path(folder).absolute()
-        content = read_pack_json(folder)
+        pack = cls(folder, read_pack_json(folder))
+        if verify and (damages := pack.verify()):
+            raise PackError("; ".join(damages))
         register_pack(folder)
-        return cls(folder, content)
+        return pack
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the mapped key indexes, which would travel as copies.
+        return Pack, (self.folder, self.content)
+
+    def __len__(self) -> int:
+        return self.num_clips
 
     @property
     def uuid(self) -> str:
@@ -50,16 +83,78 @@ class Pack:
         return self.content["sampling_rate"]
 
     @property
+    def increments(self) -> list[dict[str, Any]]:
+        """What was packed, appended or merged in, in the order of the rows."""
+        return self.content["increments"]
+
+    @property
     def splits(self) -> list[str]:
-        return list(self.content["splits"])
+        names = {split for increment in self.increments for split in increment["splits"]}
+        return sorted(names, key=split_rank)
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """`{"file", "uid", "bytes", "xxh64", "clips"}` of each shard."""
+        return shards_of(self.content)
 
     @property
     def num_clips(self) -> int:
-        return sum(split["num_clips"] for split in self.content["splits"].values())
+        return sum(totals.num_clips for totals in self.totals.values())
 
-    def table(self, split: str) -> Path:
-        """The Parquet file of a split."""
-        return self.folder / self.content["splits"][split]["file"]
+    @property
+    def totals(self) -> dict[str, SplitTotals]:
+        """Clips and seconds of each split."""
+        return split_totals(self.increments)
+
+    def tables(self, split: str) -> list[Path]:
+        """The Parquet files of a split, in the order of its rows."""
+        return [
+            self.folder / increment["splits"][split]["file"]
+            for increment in self.increments
+            if split in increment["splits"]
+        ]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows of all splits, with the features of `datasets`; see `tables.conformed`."""
+        files = [self.folder / split["file"] for increment in self.increments for split in increment["splits"].values()]
+        return united_schema([parquet.read_schema(file) for file in files], self.sampling_rate)
+
+    def find(self, key: str) -> KeyedClip:
+        """The clip of a key, found in a memory-mapped index.
+
+        Raises:
+            PackError: no clip has it; the message names keys like it.
+        """
+        for number, table in enumerate(self._key_tables):
+            place = table.find(key)
+            if place is not None:
+                before = self.increments[:number]
+                first = sum(increment["splits"].get(place.split, {"num_clips": 0})["num_clips"] for increment in before)
+                clip = Clip(place.shard, place.offset, place.length, self.sampling_rate)
+                return KeyedClip(key, place.split, first + place.row, clip)
+        near = self._near(key)
+        raise PackError(
+            f"{self.folder}: no clip has the key {key!r}"
+            + (f"; near it are {', '.join(map(repr, near))}" if near else "")
+        )
+
+    def keys(self) -> Iterator[str]:
+        """All keys, increment by increment, in no useful order."""
+        for table in self._key_tables:
+            yield from table.keys()
+
+    @cached_property
+    def _key_tables(self) -> list[KeyTable]:
+        return [KeyTable(self.folder / increment["keys"]) for increment in self.increments]
+
+    def _near(self, key: str) -> list[str]:
+        folder = key.rpartition("/")[0]
+        for prefix in dict.fromkeys((key[: len(folder) + 3], folder, "")):
+            likely = [k for table in self._key_tables for k in table.starting_with(prefix, _KEYS_TO_COMPARE)]
+            if near := get_close_matches(key, likely, 3):
+                return near
+        return []
 
     def verify(self, *, quiet: bool = True) -> list[str]:
         """Read every byte and compare with the checksums; one line per damage found, naming file and clips.
@@ -84,8 +179,8 @@ class Pack:
     def _checks(self) -> Iterator[tuple[Callable[[], Iterator[str]], int]]:
         for name, expected in self.content["files"].items():
             yield partial(self._verify_file, name, expected), expected["bytes"]
-        for number, shard in enumerate(self.content["shards"]):
-            yield partial(self._verify_shard, number, shard), shard["bytes"]
+        for shard in self.shards:
+            yield partial(self._verify_shard, shard), shard["bytes"]
 
     def _verify_file(self, name: str, expected: dict[str, Any]) -> Iterator[str]:
         path = self.folder / name
@@ -94,7 +189,7 @@ class Pack:
         elif file_xxh64(path) != expected["xxh64"]:
             yield f"{path}: damaged"
 
-    def _verify_shard(self, number: int, shard: dict[str, Any]) -> Iterator[str]:
+    def _verify_shard(self, shard: dict[str, Any]) -> Iterator[str]:
         path = self.folder / shard["file"]
         try:
             with path.open("rb") as file:
@@ -108,11 +203,11 @@ class Pack:
         if header.uid != shard["uid"]:
             yield f"{path}: a shard of another pack ({header.pack_uuid})"
         elif file_xxh64(path, skip=HEADER_BYTES) != shard["xxh64"]:
-            yield f"{path}: damaged; {self._damaged_clips(number, path)}"
+            yield f"{path}: damaged; {self._damaged_clips(path)}"
 
-    def _damaged_clips(self, number: int, path: Path) -> str:
+    def _damaged_clips(self, path: Path) -> str:
         try:
-            index = ShardIndex.load(self.folder / index_name(number))
+            index = ShardIndex.load(path.with_suffix(INDEX_SUFFIX))
         except PackError:
             return "its index is damaged too, so which clips cannot be told"
         damaged = [
@@ -124,32 +219,29 @@ class Pack:
 
     def inspect(self) -> str:
         """What is in the pack, as text for a terminal."""
-        content = self.content
+        increments = self.increments
         lines = [
             f"{self.folder}",
-            f"  pack {self.uuid}, format {content['version']}, {self.sampling_rate} Hz int16 mono",
+            f"  pack {self.uuid}, format {self.content['version']}, {self.sampling_rate} Hz int16 mono",
         ]
-        for name, split in content["splits"].items():
+        for name, split in self.totals.items():
             lines.append(
-                f"  {name:<12} {split['num_clips']:>9} clips  {split['duration_s'] / 3600:>8.2f} h  "
-                f"{split['num_no_term_clips']:>8} without a term"
+                f"  {name:<12} {split.num_clips:>9} clips  {split.duration_s / 3600:>8.2f} h  "
+                f"{split.num_no_term_clips:>8} without a term"
             )
-        num_bytes = sum(shard["bytes"] for shard in content["shards"])
-        lines.append(
-            f"  {len(content['shards'])} shards, {num_bytes / 1e6:.1f} MB; columns: {', '.join(self._columns())}"
-        )
-        if content["num_clipped_samples"]:
-            lines.append(f"  {content['num_clipped_samples']} samples were out of range and clipped")
-        for problem in content["problems"]:
+        num_bytes = sum(shard["bytes"] for shard in self.shards)
+        lines.append(f"  {len(self.shards)} shards, {num_bytes / 1e6:.1f} MB; columns: {', '.join(self.schema.names)}")
+        if len(increments) > 1:
+            lines.append(f"  {len(increments)} increments, packed one after another or merged")
+        if num_clipped := sum(increment["num_clipped_samples"] for increment in increments):
+            lines.append(f"  {num_clipped} samples were out of range and clipped")
+        for problem in (problem for increment in increments for problem in increment["problems"]):
             lines.append(f"  {problem['action']}: {problem['where']}: {problem['problem']}")
         lines += ["  first clips:", *(f"    {line}" for line in self._first_clips(5))]
         return "\n".join(lines)
 
-    def _columns(self) -> list[str]:
-        return parquet.read_schema(self.table(self.splits[0])).names
-
     def _first_clips(self, count: int) -> Iterator[str]:
-        with parquet.ParquetFile(self.table(self.splits[0])) as file:
+        with parquet.ParquetFile(self.tables(self.splits[0])[0]) as file:
             batch = next(file.iter_batches(batch_size=count, columns=["key", "duration", "text", "terms"]))
         for row in batch.to_pylist():
             yield f"{row['key']}  {row['duration']:.2f} s  {row['text']!r}  terms: {row['terms']}"

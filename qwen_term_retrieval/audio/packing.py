@@ -38,10 +38,11 @@ from tqdm import tqdm
 from qwen_term_retrieval.audio.atomic import sync_folder
 from qwen_term_retrieval.audio.corpus import read_corpus, with_unique_keys
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.audio.keys import keys_name
 from qwen_term_retrieval.audio.pack_json import PACK_JSON, file_xxh64, write_pack_json
 from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART, PartJob, PartResult, make_part
 from qwen_term_retrieval.audio.sealing import index_name, seal_shards, shard_name
-from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader
+from qwen_term_retrieval.audio.shards import HEADER_BYTES, PackError, ShardHeader
 from qwen_term_retrieval.audio.tables import Survey, survey_parts, table_name, write_card, write_tables
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
 
@@ -238,43 +239,38 @@ def _results(jobs: Iterator[PartJob], pool: Executor | None) -> Iterator[tuple[P
 
 def _finish(pack: Path, headers: list[ShardHeader], survey: Survey, settings: dict[str, Any]) -> None:
     """Write `pack.json` and drop what an interrupted run with another corpus may have left beside it."""
-    tables = [table_name(split) for split in survey.splits]
+    tables = {split: table_name(split, 0) for split in survey.splits}
     indexes = [index_name(number) for number in range(len(headers))]
     shards = [shard_name(number) for number in range(len(headers))]
+    vouched_for = (*indexes, *tables.values(), keys_name(0))
     for path in pack.iterdir():
-        if path.name not in {*tables, *indexes, *shards, "README.md"}:
+        if path.name not in {*vouched_for, *shards, "README.md"}:
             path.unlink()
-    write_pack_json(
-        pack,
-        {
-            "uuid": str(survey.pack_uuid),
-            "sampling_rate": headers[0].sampling_rate,
-            "dtype": DTYPE,
-            "splits": {split: {**vars(totals), "file": table_name(split)} for split, totals in survey.splits.items()},
-            "shards": [
-                {
-                    "file": name,
-                    "uid": header.uid,
-                    "bytes": HEADER_BYTES + header.num_bytes,
-                    "xxh64": f"{header.xxh64:016x}",
-                    "clips": header.num_clips,
-                }
-                for name, header in zip(shards, headers, strict=True)
-            ],
-            "files": {
-                name: {"bytes": (pack / name).stat().st_size, "xxh64": file_xxh64(pack / name)}
-                for name in (*indexes, *tables)
-            },
-            "num_clipped_samples": survey.num_clipped_samples,
-            "problems": survey.problems,
-            "made": {
-                **settings,
-                "qwen_term_retrieval": version("qwen_term_retrieval"),
-                "libsndfile": soundfile.__libsndfile_version__,
-                "soxr": soxr.__version__,
-            },
+    increment = {
+        "uuid": str(survey.pack_uuid),
+        "splits": {split: {"file": tables[split], **vars(totals)} for split, totals in survey.splits.items()},
+        "keys": keys_name(0),
+        "shards": [
+            {
+                "file": name,
+                "uid": header.uid,
+                "bytes": HEADER_BYTES + header.num_bytes,
+                "xxh64": f"{header.xxh64:016x}",
+                "clips": header.num_clips,
+            }
+            for name, header in zip(shards, headers, strict=True)
+        ],
+        "num_clipped_samples": survey.num_clipped_samples,
+        "problems": survey.problems,
+        "made": {
+            **settings,
+            "qwen_term_retrieval": version("qwen_term_retrieval"),
+            "libsndfile": soundfile.__libsndfile_version__,
+            "soxr": soxr.__version__,
         },
-    )
+    }
+    files = {name: {"bytes": (pack / name).stat().st_size, "xxh64": file_xxh64(pack / name)} for name in vouched_for}
+    write_pack_json(pack, headers[0].sampling_rate, [increment], files)
 
 
 def _publish(pack: Path, out: Path) -> None:

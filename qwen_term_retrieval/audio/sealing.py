@@ -15,6 +15,7 @@ from qwen_term_retrieval.audio.atomic import atomic_file
 from qwen_term_retrieval.audio.parts import pcm_path, read_part
 from qwen_term_retrieval.audio.shards import HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader, ShardIndex, aligned
 
+INDEX_SUFFIX = ".index.npz"
 _COPY_BYTES = 1 << 20
 
 
@@ -33,7 +34,7 @@ def shard_name(number: int) -> str:
 
 
 def index_name(number: int) -> str:
-    return f"shard_{number:05d}.index.npz"
+    return f"shard_{number:05d}{INDEX_SUFFIX}"
 
 
 def clips_of_parts(parts: Path, num_parts: int) -> Iterator[dict[str, Any]]:

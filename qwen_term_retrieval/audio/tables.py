@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio.atomic import atomic_file
 from qwen_term_retrieval.audio.feature import MmapAudio
+from qwen_term_retrieval.audio.keys import keys_name, write_keys
 from qwen_term_retrieval.audio.parts import read_part
 from qwen_term_retrieval.audio.sealing import clips_of_parts, index_name
 from qwen_term_retrieval.audio.shards import ShardHeader, ShardIndex
@@ -32,6 +34,17 @@ class SplitTotals:
     num_clips: int = 0
     num_no_term_clips: int = 0
     duration_s: float = 0.0
+
+
+def split_totals(increments: Sequence[Mapping[str, Any]]) -> dict[str, SplitTotals]:
+    """Totals of each split over the increments of a `pack.json`, train first."""
+    totals: dict[str, SplitTotals] = {}
+    for increment in increments:
+        for split, of_split in increment["splits"].items():
+            sums = totals.setdefault(split, SplitTotals())
+            for name in vars(sums):
+                setattr(sums, name, getattr(sums, name) + of_split[name])
+    return {split: totals[split] for split in sorted(totals, key=split_rank)}
 
 
 @dataclass
@@ -112,8 +125,35 @@ def row_features(sampling_rate: int, extra_schema: pa.Schema) -> datasets.Featur
     )
 
 
-def table_name(split: str) -> str:
-    return f"{split}-00000-of-00001.parquet"
+def table_name(split: str, increment: int) -> str:
+    return f"{split}-{increment:05d}.parquet"
+
+
+def united_schema(schemas: Sequence[pa.Schema], sampling_rate: int) -> pa.Schema:
+    """One schema for the tables of several increments: the columns of all, numbers of mixed types promoted.
+
+    Raises:
+        ValueError: a column has types that do not go together.
+    """
+    try:
+        united = pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"a column has types that do not go together: {error}") from error
+    of_every_pack = row_features(sampling_rate, pa.schema([]))
+    return row_features(
+        sampling_rate, pa.schema([field for field in united if field.name not in of_every_pack])
+    ).arrow_schema
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of one increment under the schema of all: columns that the increment lacks are null."""
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_tables(
@@ -123,15 +163,35 @@ def write_tables(
     schema = row_features(sampling_rate, survey.extra_schema).arrow_schema
     places = _places(pack, headers)
     no_extras = dict.fromkeys(survey.extra_schema.names)
+    splits = list(survey.splits)
+    keys, split_of, row_of, shard, offset, length = [], [], [], [], [], []
+    num_rows = dict.fromkeys(splits, 0)
     with ExitStack() as stack:
         tables = {
-            split: _Table(stack.enter_context(atomic_file(pack / table_name(split))), schema) for split in survey.splits
+            split: _Table(stack.enter_context(atomic_file(pack / table_name(split, 0))), schema) for split in splits
         }
         for clip in clips_of_parts(parts, num_parts):
             # Nulls first: a corpus may have a column "length" of its own, and rows without it.
-            tables[clip["split"]].add({"audio": next(places), **clip, **no_extras, **clip["extra"]})
+            place = next(places)
+            tables[clip["split"]].add({"audio": place, **clip, **no_extras, **clip["extra"]})
+            keys.append(clip["key"])
+            split_of.append(splits.index(clip["split"]))
+            row_of.append(num_rows[clip["split"]])
+            num_rows[clip["split"]] += 1
+            for column, value in zip((shard, offset, length), place.values(), strict=True):
+                column.append(value)
         for table in tables.values():
             table.close()
+    write_keys(
+        pack / keys_name(0),
+        keys,
+        splits=splits,
+        split=np.array(split_of),
+        row=np.array(row_of),
+        shard=np.array(shard),
+        offset=np.array(offset),
+        length=np.array(length),
+    )
 
 
 def _places(pack: Path, headers: Sequence[ShardHeader]) -> Iterator[dict[str, int]]:

@@ -78,8 +78,8 @@ def test_missing_cut_and_foreign_files_are_found(pack, noise, make_corpus, tmp_p
     shard.unlink()
     assert damages(pack) == [f"{shard}: missing"]
     shard.write_bytes(whole)
-    (pack / "train-00000-of-00001.parquet").unlink()
-    assert damages(pack) == [f"{pack / 'train-00000-of-00001.parquet'}: missing"]
+    (pack / "train-00000.parquet").unlink()
+    assert damages(pack) == [f"{pack / 'train-00000.parquet'}: missing"]
 
 
 def test_a_folder_without_pack_json_is_no_pack(tmp_path):

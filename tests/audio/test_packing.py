@@ -30,7 +30,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def rows_of(folder: Path, split: str = "train") -> list[dict]:
-    return parquet.read_table(Pack.open(folder).table(split)).to_pylist()
+    tables = Pack.open(folder).tables(split)
+    return [row for table in tables for row in parquet.read_table(table).to_pylist()]
 
 
 def in_memory(noise, count: int, **fields) -> list[Utterance]:
@@ -78,7 +79,7 @@ def test_the_bytes_do_not_depend_on_the_workers(make_corpus, tmp_path):
         pack_corpus(corpus, tmp_path / "threads", executor=executor, **settings)
     pack_corpus(iter(list(read_corpus(corpus))), tmp_path / "utterances", num_workers=1, **settings)
     expected = contents(tmp_path / "here")
-    assert len(Pack.open(tmp_path / "here").content["shards"]) > 2
+    assert len(Pack.open(tmp_path / "here").shards) > 2
     for other in ("processes", "threads", "utterances"):
         assert contents(tmp_path / other) == expected
 
@@ -87,7 +88,7 @@ def test_shards_stay_within_their_bound_and_a_longer_clip_gets_its_own(noise, tm
     utterances = in_memory(noise, 8)
     utterances[3] = Utterance("long", noise(99, 3.0), sampling_rate=RATE)
     pack_corpus(utterances, tmp_path / "pack", shard_bytes=20_000, num_workers=1, quiet=True)
-    shards = Pack.open(tmp_path / "pack").content["shards"]
+    shards = Pack.open(tmp_path / "pack").shards
     assert [shard["clips"] for shard in shards] == [2, 1, 1, 2, 2]
     assert [shard["bytes"] > 20_000 for shard in shards] == [False, False, True, False, False]
     assert not Pack.open(tmp_path / "pack").verify()
@@ -226,7 +227,7 @@ def test_bad_audio_is_an_error_that_names_file_row_key_and_remedy(number, spoile
 def test_skipped_audio_is_listed_on_screen_and_in_the_pack(spoiled, tmp_path, caplog):
     summary = pack_corpus(spoiled, tmp_path / "pack", num_workers=1, on_error="skip", quiet=True)
     assert [row["key"] for row in rows_of(tmp_path / "pack")] == ["train/0001"]
-    listed = Pack.open(tmp_path / "pack").content["problems"]
+    listed = Pack.open(tmp_path / "pack").increments[0]["problems"]
     assert listed == summary.problems
     for problem, expected in zip(listed, PROBLEMS, strict=True):
         assert expected in problem["problem"]
@@ -247,7 +248,7 @@ def test_silenced_audio_keeps_its_row_with_a_second_of_silence_and_no_span(spoil
 def test_clipped_samples_are_counted(tmp_path):
     loud = Utterance("loud", np.array([0.1, 2.0, -3.0]), sampling_rate=RATE)
     summary = pack_corpus([loud], tmp_path / "pack", num_workers=1, quiet=True)
-    assert summary.num_clipped_samples == Pack.open(tmp_path / "pack").content["num_clipped_samples"] == 2
+    assert summary.num_clipped_samples == Pack.open(tmp_path / "pack").increments[0]["num_clipped_samples"] == 2
     assert "2 samples were out of range" in str(summary)
 
 
