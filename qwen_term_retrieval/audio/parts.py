@@ -112,7 +112,7 @@ def _add_clip(utterance: Utterance, job: PartJob, file: BinaryIO, part: dict[str
     start = file.tell()
     try:
         length, crc32, clipped = _write_pcm(utterance, job.sampling_rate, file)
-        row = _row(utterance, length / job.sampling_rate)
+        row = clip_row(utterance, length / job.sampling_rate)
     except BadAudioError as error:
         file.seek(start)
         file.truncate()
@@ -126,7 +126,7 @@ def _add_clip(utterance: Utterance, job: PartJob, file: BinaryIO, part: dict[str
         if job.on_error == "skip":
             return
         length, crc32, clipped = _write_silence(job.sampling_rate, file)
-        row = _row(utterance, length / job.sampling_rate, keep_spans=False)
+        row = clip_row(utterance, length / job.sampling_rate, keep_spans=False)
     part["clips"].append({**row, "length": length, "crc32": crc32, "clipped": clipped})
 
 
@@ -161,7 +161,7 @@ def _metadata_json(utterance: Utterance) -> str:
         raise CorpusError(f"{utterance.where}: a column holds what JSON cannot ({error}); make it text") from error
 
 
-def _row(utterance: Utterance, duration: float, *, keep_spans: bool = True) -> dict[str, Any]:
+def clip_row(utterance: Utterance, duration: float, *, keep_spans: bool = True) -> dict[str, Any]:
     spans = _spans(utterance, duration) if keep_spans else [None] * len(utterance.terms)
     return {
         "key": utterance.key,

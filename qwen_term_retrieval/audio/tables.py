@@ -75,15 +75,15 @@ def survey_parts(parts: Path, num_parts: int, sampling_rate: int) -> Survey:
             totals.num_no_term_clips += not clip["terms"]
             totals.duration_s += clip["duration"]
             survey.num_clipped_samples += clip["clipped"]
-        schema = _schema_of_extras([clip["extra"] for clip in part["clips"]])
+        schema = schema_of_extras([clip["extra"] for clip in part["clips"]])
         schemas[schema.to_string()] = schema
-    survey.extra_schema = _unified(list(schemas.values()))
+    survey.extra_schema = unified_extras(list(schemas.values()))
     survey.pack_uuid = uuid.UUID(bytes=digest.digest())
     survey.splits = {split: survey.splits[split] for split in sorted(survey.splits, key=split_rank)}
     return survey
 
 
-def _schema_of_extras(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+def schema_of_extras(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
     names = dict.fromkeys(name for row in rows for name in row)
     fields = []
     for name in names:
@@ -94,7 +94,7 @@ def _schema_of_extras(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _unified(schemas: list[pa.Schema]) -> pa.Schema:
+def unified_extras(schemas: list[pa.Schema]) -> pa.Schema:
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
