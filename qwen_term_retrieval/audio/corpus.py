@@ -1,89 +1,168 @@
 """Recordings and what is said in them, from the layouts people have, one `Utterance` at a time.
 
-`read_corpus` takes a folder (audio with `metadata.{csv,tsv,jsonl,parquet}`, `.termaudio` manifests, or audio alone) or
-one manifest, and yields in an order that depends on nothing but the source. Nothing is decoded here: a broken
-recording shows when it is packed, a broken manifest as soon as its row is read.
+`read_corpus` finds out which layout a source has, or is told, and leaves the reading to one file a layout under
+`readers/`. The order depends on nothing but the source. Nothing is decoded here: a broken recording shows when it is
+packed, a broken manifest as soon as its row is read.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
 import xxhash
 
-from qwen_term_retrieval.audio.manifests import MANIFEST_SUFFIX, read_manifest
-from qwen_term_retrieval.audio.utterance import (
-    CorpusError,
-    Utterance,
-    default_key,
-    split_of_path,
-    split_rank,
+from qwen_term_retrieval.audio.readers.files import (
+    Location,
+    entries_in,
+    is_file,
+    is_folder,
+    joined,
+    located,
+    parent,
+    path_of,
+    suffix_of,
 )
+from qwen_term_retrieval.audio.readers.folder import AUDIO_SUFFIXES, is_folder_manifest, read_folder
+from qwen_term_retrieval.audio.readers.json_rows import json_rows
+from qwen_term_retrieval.audio.readers.kaldi import WAV_SCP, read_kaldi
+from qwen_term_retrieval.audio.readers.lhotse import is_cut, read_lhotse
+from qwen_term_retrieval.audio.readers.manifests import KIND_OF_SUFFIX, is_manifest, read_manifest
+from qwen_term_retrieval.audio.readers.nemo import read_nemo
+from qwen_term_retrieval.audio.readers.rows import RowRules
+from qwen_term_retrieval.audio.readers.webdataset import TAR_SUFFIXES, read_webdataset
+from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path
 
-__all__ = ["CorpusError", "Utterance", "read_corpus"]
+if TYPE_CHECKING:
+    import datasets
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-AUDIO_SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) | {".opus", ".aif", ".oga"}
+__all__ = ["FORMATS", "CorpusError", "Utterance", "is_manifest", "read_corpus", "with_unique_keys"]
+
+Reader = Callable[[Location, RowRules], Iterator[Utterance]]
 
 
-def read_corpus(source: str | Path, *, split: str | None = None) -> Iterator[Utterance]:
-    """Yield the utterances of a folder or manifest.
+def _read_saved_dataset(folder: Location, rules: RowRules) -> Iterator[Utterance]:
+    from qwen_term_retrieval.audio.readers.hf_datasets import read_saved_dataset
 
-    Manifests hold one row a clip, in JSON Lines (`.jsonl`, `.termaudio`), a JSON list, CSV/TSV (lists split by `|`) or
-    Parquet. Columns: `audio` (or `file_name`, `audio_filepath`, `term_chunk_audio`; relative to the manifest), `key`,
+    return read_saved_dataset(folder, rules)
+
+
+READERS_OF_FOLDERS: dict[str, Reader] = {
+    "folder": read_folder,
+    "kaldi": read_kaldi,
+    "webdataset": read_webdataset,
+    "datasets": _read_saved_dataset,
+}
+READERS_OF_FILES: dict[str, Reader] = {
+    "manifest": read_manifest,
+    "nemo": read_nemo,
+    "lhotse": read_lhotse,
+    "webdataset": read_webdataset,
+}
+FORMATS = tuple(dict.fromkeys((*READERS_OF_FOLDERS, *READERS_OF_FILES)))
+
+
+def read_corpus(
+    source: str | Path | datasets.Dataset | datasets.DatasetDict,
+    *,
+    format: str = "auto",
+    split: str | None = None,
+    key_rule: str = "auto",
+    columns: Mapping[str, str] | None = None,
+) -> Iterator[Utterance]:
+    """Yield the utterances of a corpus.
+
+    >>> read_corpus("recordings/")                          # a folder of audio, with metadata.csv, .jsonl … or alone
+    >>> read_corpus("terms.jsonl")                          # a manifest: JSON Lines, JSON, CSV, TSV or Parquet
+    >>> read_corpus("train_manifest.json")                  # NeMo
+    >>> read_corpus("data/train")                           # Kaldi: wav.scp, segments, text, utt2spk, utt2lang
+    >>> read_corpus("cuts_train.jsonl.gz")                  # Lhotse
+    >>> read_corpus("shards/")                              # tars in WebDataset layout
+    >>> read_corpus(load_dataset("user/speech"))            # any dataset with a column of audio
+    >>> read_corpus("s3://bucket/recordings")               # any fsspec file system: a folder or a manifest
+
+    Columns of a row: `audio` (or `file_name`, `audio_filepath`, `term_chunk_audio`; relative to the manifest), `key`,
     `text` (or `transcription`, `transcript`, `sentence`, `term_chunk_text`), `terms` (or
-    `term_chunk_audio_ground_truth_terms`), `term_starts`, `term_ends`, `speaker`, `language`, `split`; `duration` is
-    measured anew; all others pass through. A key is, unless given, the audio path below the corpus without its suffix.
+    `term_chunk_audio_ground_truth_terms`), `term_starts`, `term_ends`, `speaker`, `language`, `split`; `clip_start` and
+    `clip_end` in seconds, where the clip is only that part of its recording. `duration` is measured anew; all others
+    pass through. In CSV and TSV, lists are split by `|`.
 
-    The split is the `split` given here, else the row's, else the folder `train`, `validation` or `test` the audio lies
-    in, else the manifest's own name, else "train"; `dev`, `val`, `valid` and `eval` mean "validation".
+    The split is the `split` given here, else the row's, else the folder `train`, `validation` or `test` the manifest
+    or the audio lies in, else the manifest's own name, else "train"; `dev`, `val`, `valid` and `eval` mean
+    "validation".
+
+    Args:
+        source: folder, file, URL of either, or a dataset.
+        format: one of `FORMATS`; "auto" looks at the folder, the suffix, and the first row of JSON.
+        split: of all utterances.
+        key_rule: how the key of a row without one follows from its audio: "path" (below the corpus, without suffix),
+            "term_chunks" (below the folder of that name, as term-level corpora have it) or "auto" (the second where
+            there is such a folder). A clip of a longer recording has its milliseconds added.
+        columns: names of columns that are not named as above: `{"text": "raw_text"}`.
 
     Raises:
         CorpusError: naming file, row and remedy.
         FileNotFoundError: where `source` does not exist or holds no audio.
     """
-    path = Path(source)
-    if path.is_file():
-        return read_manifest(path, root=path.parent, split=split)
-    if not path.is_dir():
-        raise FileNotFoundError(f"corpus {path} does not exist; give a folder of audio or a manifest")
-    if (path / "pack.json").is_file():
-        raise CorpusError(f"{path} is a pack already; open it with load_dataset({str(path)!r})")
-    manifests = find_manifests(path)
-    if manifests:
-        return (utterance for file in manifests for utterance in read_manifest(file, root=path, split=split))
-    return _read_bare_audio(path, split)
+    if format not in ("auto", *FORMATS):
+        raise CorpusError(f"unknown format {format!r}; known are auto, {', '.join(FORMATS)}")
+    if not isinstance(source, str | Path):
+        from qwen_term_retrieval.audio.readers.hf_datasets import read_dataset
+
+        return read_dataset(source, RowRules(Path(), split, key_rule, columns or {}))
+    location = located(source)
+    if is_folder(location):
+        rules = RowRules(location, split, key_rule, columns or {})
+        kind, readers = "folder", READERS_OF_FOLDERS
+        format = _format_of_folder(location) if format == "auto" else format
+    elif is_file(location):
+        rules = RowRules(parent(location), split, key_rule, columns or {})
+        kind, readers = "file", READERS_OF_FILES
+        format = _format_of_file(location) if format == "auto" else format
+    else:
+        raise FileNotFoundError(f"corpus {location} does not exist; give a folder of audio or a manifest")
+    if format not in readers:
+        raise CorpusError(f"{location} is a {kind}; of a {kind}, the formats {', '.join(readers)} can be read")
+    return readers[format](location, rules)
 
 
-def find_manifests(folder: Path) -> list[Path]:
-    """The `.termaudio` files and `metadata.*` tables under a folder, split by split."""
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        tables = sorted(name for name in files if name in {f"metadata{suffix}" for suffix in TABLE_SUFFIXES})
-        if len(tables) > 1:
-            raise CorpusError(f"{parent} holds {' and '.join(tables)}; keep the one to be read")
-        found += [Path(parent, name) for name in (*tables, *sorted(n for n in files if n.endswith(MANIFEST_SUFFIX)))]
-    return sorted(found, key=lambda file: split_rank(split_of_path(file.relative_to(folder)) or "train"))
+def _format_of_folder(folder: Location) -> str:
+    """By what lies in it, or in its folders that are named as splits."""
+    entries = entries_in(folder)
+    if "pack.json" in entries:
+        raise CorpusError(f"{folder} is a pack already; open it with load_dataset({str(folder)!r})")
+    if "dataset_dict.json" in entries or {"state.json", "dataset_info.json"} <= set(entries):
+        return "datasets"
+    folders = [name for name, is_one in entries.items() if is_one]
+    splits = [name for name in folders if split_of_path(PurePosixPath(name, "_"))]
+    names = {*entries, *(name for split in splits for name in entries_in(joined(folder, split)))}
+    if WAV_SCP in names:
+        return "kaldi"
+    is_loose = any(is_folder_manifest(name) or PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES for name in names)
+    has_tars = any(name.endswith(TAR_SUFFIXES) for name in names)
+    # Beside other folders, a tar is what they were unpacked from.
+    return "webdataset" if has_tars and not is_loose and splits == folders else "folder"
 
 
-def _read_bare_audio(root: Path, split: str | None) -> Iterator[Utterance]:
-    """Every audio file of a folder without manifests: no text, no terms."""
-    found = False
-    for parent, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            if path.suffix.lower() in AUDIO_SUFFIXES:
-                found = True
-                of_folder = split_of_path(path.relative_to(root).parent / "_")
-                yield Utterance(default_key(path, root), path, split=split or of_folder or "train", source=str(root))
-    if not found:
-        raise FileNotFoundError(f"{root} holds no audio and no manifest (metadata.csv, .jsonl, .parquet, *.termaudio)")
+def _format_of_file(file: Location) -> str:
+    """By its suffix, and for JSON by its first row."""
+    if path_of(file).name.endswith(TAR_SUFFIXES):
+        return "webdataset"
+    if path_of(file).name == WAV_SCP:
+        raise CorpusError(f"{file}: give the folder it lies in, with the files beside it")
+    if not is_manifest(file):
+        raise CorpusError(
+            f"{file}: no format has the suffix {suffix_of(file)!r}; known are {', '.join(KIND_OF_SUFFIX)} and .tar"
+        )
+    if KIND_OF_SUFFIX[suffix_of(file)] == "json":
+        _, row = next(json_rows(file), ("", None))
+        if is_cut(row):
+            return "lhotse"
+        if isinstance(row, Mapping) and "audio_filepath" in row:
+            return "nemo"
+    return "manifest"
 
 
 class SeenKeys:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 TermSpan = tuple[float, float]
 _SPLIT_NAMES = {"dev": "validation", "val": "validation", "valid": "validation", "eval": "validation"}
+KEY_RULES = ("auto", "path", "term_chunks")
 _SPLIT_ORDER = ("train", "validation", "test")
 
 
@@ -74,9 +75,9 @@ def split_rank(split: str) -> tuple[int, str]:
     return (_SPLIT_ORDER.index(split) if split in _SPLIT_ORDER else len(_SPLIT_ORDER), split)
 
 
-def split_of_path(relative: Path) -> str | None:
-    """The split that a path's folders, or else its stem, name; None where they name none."""
-    for part in (*relative.parts[:-1], relative.stem):
+def split_of_path(relative: PurePath) -> str | None:
+    """The split that a path's folders, or else its stem (`train`, `train-00000-of-00007`), name; None where none."""
+    for part in (*relative.parts[:-1], re.split(r"[-_]\d|\.", relative.name)[0]):
         name = _SPLIT_NAMES.get(part.lower(), part.lower())
         if name in _SPLIT_ORDER:
             return name
@@ -90,11 +91,31 @@ def checked_split(name: str, where: str) -> str:
     return name
 
 
-def default_key(audio: Path, root: Path) -> str:
-    """The path below `root` (or below a folder `term_chunks`, as term-level corpora have it) without its suffix."""
+def is_url(text: str) -> bool:
+    """Whether a name is a URL of some file system, not a path: `s3://…`, `zip://…::…`."""
+    return "://" in text
+
+
+def default_key(audio: PurePath, root: PurePath, rule: str = "auto") -> str:
+    """The key of a recording that has none of its own: its path without the suffix.
+
+    Args:
+        audio: path of the recording.
+        root: the corpus.
+        rule: "path": below `root`. "term_chunks": below the last folder of that name, as term-level corpora have it:
+            `…/term_chunks/POD/POD0000000002/X.wav` → `POD/POD0000000002/X`. "auto": the second where there is such a
+            folder, else the first.
+
+    Raises:
+        CorpusError: an unknown rule; "term_chunks" for a path without such a folder.
+    """
+    if rule not in KEY_RULES:
+        raise CorpusError(f"unknown key rule {rule!r}; known are {', '.join(KEY_RULES)}")
     parts = audio.parts
-    if "term_chunks" in parts:
-        audio = Path(*parts[len(parts) - parts[::-1].index("term_chunks") :])
+    if rule != "path" and "term_chunks" in parts[:-1]:
+        audio = PurePath(*parts[len(parts) - parts[::-1].index("term_chunks") :])
+    elif rule == "term_chunks":
+        raise CorpusError(f"{audio} lies in no folder term_chunks; use the key rule 'path', or give a column 'key'")
     elif audio.is_relative_to(root):
         audio = audio.relative_to(root)
     return audio.with_suffix("").as_posix().lstrip("/")

@@ -160,10 +160,15 @@ def test_a_line_that_is_not_utf8_or_not_json_is_named(tmp_path):
         list(read_corpus(path))
 
 
-def test_json_lines_named_json_and_tables_cut_wrong_are_errors_with_a_hint(tmp_path):
-    path = write_lines(tmp_path / "rows.json", GOOD, GOOD)
-    with pytest.raises(CorpusError, match=r"line 2: not JSON.*Name it \.jsonl"):
+def test_json_lines_may_be_named_json_and_an_object_over_many_lines_is_an_error_with_a_hint(tmp_path):
+    path = write_lines(tmp_path / "rows.json", GOOD, {"audio": "b.wav"})
+    assert [u.key for u in read_corpus(path)] == ["a", "b"]
+    path.write_text(json.dumps(GOOD, indent=1))
+    with pytest.raises(CorpusError, match=r"rows.json, line 1: not JSON.*Write one a line, or a list"):
         list(read_corpus(path))
+
+
+def test_tables_cut_wrong_are_errors(tmp_path):
     table = tmp_path / "rows.csv"
     table.write_text("audio,text\na.wav,well, well\n")
     with pytest.raises(CorpusError, match=r"rows.csv, line 2: more cells than the header"):
@@ -181,7 +186,7 @@ def test_sources_that_are_no_corpus_say_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no audio"):
         list(read_corpus(tmp_path / "empty"))
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(CorpusError, match=r"no manifest format has the suffix '.txt'"):
+    with pytest.raises(CorpusError, match=r"no format has the suffix '.txt'; known are"):
         list(read_corpus(tmp_path / "notes.txt"))
     write_metadata(tmp_path / "two", ".csv")
     (tmp_path / "two" / "metadata.jsonl").touch()
