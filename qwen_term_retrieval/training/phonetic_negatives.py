@@ -1,0 +1,73 @@
+"""Terms that sound alike, as negatives that no model has to be trained to find.
+
+Two steps, as an inexact search has them: every term becomes a vector of the counts of its one to three consecutive
+phonemes, hashed into `_HASHED_DIM` places, whose nearest neighbours by cosine are found exactly; of these, the `k` with
+the least edit distance between their phonemes are kept.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme
+from qwen_term_retrieval.training.mining import NO_TERM, nearest_wrong_terms
+
+_HASHED_DIM = 256
+_CANDIDATES_A_NEIGHBOUR = 4
+_LONGEST_RUN = 3
+
+
+def phonetic_neighbours(
+    terms: Sequence[Term], phonemizer: GraphemeToPhoneme, k: int, *, show_progress: bool = False
+) -> NDArray[np.int32]:
+    """For each term, the `k` others that sound most like it, the nearest first.
+
+    Terms that sound the same are not given: no audio could tell which of them is wrong.
+
+    Returns:
+        int32 (N, k), rows of `terms`, -1 where there are fewer.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    sounds = [tuple(symbols) for symbols in phonemizer.phonemes([term.text for term in terms])]
+    vectors_ND = _hashed_runs(sounds)
+    neighbours_NC = nearest_wrong_terms(
+        vectors_ND,
+        np.arange(len(terms)),
+        torch.full((len(terms),), -torch.inf),
+        vectors_ND,
+        [[row] for row in range(len(terms))],
+        _CANDIDATES_A_NEIGHBOUR * k,
+        show_progress=show_progress,
+    )
+    table_NK = np.full((len(terms), k), NO_TERM, np.int32)
+    for row, candidates in enumerate(neighbours_NC.tolist()):
+        distances = {
+            other: Levenshtein.normalized_distance(sounds[row], sounds[other])
+            for other in candidates
+            if other != NO_TERM and sounds[other] != sounds[row]
+        }
+        nearest = sorted(distances, key=lambda other: (distances[other], other))[:k]
+        table_NK[row, : len(nearest)] = nearest
+    return table_NK
+
+
+def _hashed_runs(sounds: Sequence[Sequence[str]]) -> torch.Tensor:
+    """Unit vectors (N, D) of how often each run of one to three phonemes occurs; ends of a term count as phonemes."""
+    vectors_ND = np.zeros((len(sounds), _HASHED_DIM), np.float32)
+    places: dict[tuple[str, ...], int] = {}
+    for row, symbols in enumerate(sounds):
+        bounded = ("<", *symbols, ">")
+        for length in range(1, _LONGEST_RUN + 1):
+            for start in range(len(bounded) - length + 1):
+                run = bounded[start : start + length]
+                if run not in places:
+                    places[run] = zlib.crc32(" ".join(run).encode()) % _HASHED_DIM
+                vectors_ND[row, places[run]] += 1
+    return torch.nn.functional.normalize(torch.from_numpy(vectors_ND), dim=1)
