@@ -1,4 +1,4 @@
-"""Registers our feature and builder with `datasets`; the only file that touches its private names.
+"""Registers our features and builder with `datasets`; the only file that touches its private names.
 
 `datasets` 5 has `register_feature`, and no way to add a builder. Its own builders stand in a handful of tables in
 `datasets.packaged_modules`; ours is entered into the same tables, and no function is replaced:
@@ -14,6 +14,7 @@ import warnings
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import packaged_modules
 from datasets.features.features import register_feature
 
@@ -52,13 +53,23 @@ class IncompatibleDatasetsError(ImportError):
     """The installed `datasets` has moved what this library hooks into."""
 
 
+def row_numbers(dataset: datasets.Dataset) -> np.ndarray | None:
+    """Which row of the underlying table each row of a dataset is, (num_rows,); None where they are the same.
+
+    `select` and `shuffle` leave the table as it is and note row numbers beside it, for which datasets 5.2 has no public
+    name; asking for the rows instead would copy them one by one.
+    """
+    return None if dataset._indices is None else dataset._indices.column(0).to_numpy()
+
+
 def register() -> None:
-    """Make `MmapAudio` and the `term_audio` builder known to `datasets`; doing it twice changes nothing.
+    """Make our features and the `term_audio` builder known to `datasets`; doing it twice changes nothing.
 
     Raises:
         IncompatibleDatasetsError: naming the table that is gone and the version that was found.
     """
     from qwen_term_retrieval.audio.feature import MmapAudio
+    from qwen_term_retrieval.audio.file_audio import FileAudio
 
     missing = [name for name in TABLES if not hasattr(packaged_modules, name)]
     if missing:
@@ -66,11 +77,12 @@ def register() -> None:
             f"datasets {datasets.__version__} has no {', '.join(missing)} in datasets.packaged_modules. Install a "
             "version that this library was tested with (constraints.txt), or adapt qwen_term_retrieval/registration.py."
         )
-    if datasets.features.features._FEATURE_TYPES.get(MmapAudio.__name__) is not MmapAudio:
-        with warnings.catch_warnings():
-            # "experimental", said to everybody who imports us; the tests watch it instead.
-            warnings.simplefilter("ignore", UserWarning)
-            register_feature(MmapAudio, MmapAudio.__name__)
+    for feature in (MmapAudio, FileAudio):
+        if datasets.features.features._FEATURE_TYPES.get(feature.__name__) is not feature:
+            with warnings.catch_warnings():
+                # "experimental", said to everybody who imports us; the tests watch it instead.
+                warnings.simplefilter("ignore", UserWarning)
+                register_feature(feature, feature.__name__)
     packaged_modules._PACKAGED_DATASETS_MODULES[BUILDER_NAME] = (BUILDER_MODULE, BUILDER_HASH)
     packaged_modules._MODULE_TO_EXTENSIONS[BUILDER_NAME] = list(SUFFIXES)
     packaged_modules._MODULE_TO_METADATA_FILE_NAMES[BUILDER_NAME] = []

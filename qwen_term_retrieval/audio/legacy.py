@@ -1,0 +1,268 @@
+"""Shards of the system before this one, and packs, as one keyed collection of recordings.
+
+A legacy shard is `shard_00000.dat`, raw int16 mono without a header, and `shard_00000.index.npz` with arrays `key`,
+`relpath`, `offset`, `length` (int64, in samples) and `sr`. The old writer saved keys and paths as pickled objects, and
+unpickling runs whatever code the file holds: such an index opens only with `allow_pickle=True`.
+
+To make a pack of them: `pack_corpus(legacy_utterances(folder), "pack")`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from qwen_term_retrieval.audio.pack_json import PACK_JSON
+from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader
+from qwen_term_retrieval.audio.utterance import Utterance, split_of_path
+
+_FULL_SCALE = np.float32(1 / 32768)
+
+
+class MMapAudioCollection:
+    """The recordings of a folder of legacy shards, or of a pack, by key.
+
+    >>> collection = MMapAudioCollection("mmap_shards", allow_pickle=True)
+    >>> wav, sr, key, relpath = collection.get_by_key("POD/POD0000000002/X")
+    >>> shard, position = collection.k2loc["POD/POD0000000002/X"]
+
+    Args:
+        folder: with `shard_N.dat` and `shard_N.index.npz`.
+        allow_pickle: read indexes that hold pickled objects. Only where you trust their maker: unpickling runs code.
+
+    Raises:
+        FileNotFoundError: no shards there.
+        PackError: an index that is damaged, missing or pickled, or that reaches past the end of its shard.
+    """
+
+    def __init__(self, folder: str | Path, allow_pickle: bool = False) -> None:
+        self.folder = Path(folder).absolute()
+        self.allow_pickle = allow_pickle
+        self.shards = [_open_shard(path, allow_pickle) for path in _shard_files(self.folder)]
+        self._first_row = np.cumsum([0, *(len(shard) for shard in self.shards)])
+
+    def __len__(self) -> int:
+        return int(self._first_row[-1])
+
+    @cached_property
+    def k2loc(self) -> KeyLocations:
+        """Key → (number of the shard, position in it)."""
+        return KeyLocations(self)
+
+    def get_by_key(self, key: str) -> tuple[np.ndarray, int, str, str]:
+        """`(wav, sr, key, relpath)`: wav is float32 (num_samples,) in [-1, 1), sr in Hz.
+
+        Raises:
+            KeyError: no recording has this key.
+        """
+        number, position = self.k2loc[key]
+        shard = self.shards[number]
+        wav = np.multiply(shard.pcm(position), _FULL_SCALE, dtype=np.float32)
+        return wav, int(shard.rate[position]), key, shard.relpath[position].as_py()
+
+    def key_at(self, row: int) -> tuple[str, int, int]:
+        """Key, shard number and position of the recording that stands at `row`, all shards counted through."""
+        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        position = row - int(self._first_row[number])
+        return self.shards[number].key[position].as_py(), number, position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MMapAudioCollection, (self.folder, self.allow_pickle)
+
+    def __repr__(self) -> str:
+        return f"MMapAudioCollection({str(self.folder)!r}, {len(self)} recordings in {len(self.shards)} shards)"
+
+
+class KeyLocations(Mapping[str, tuple[int, int]]):
+    """Key → (number of the shard, position in it): two sorted arrays, 16 bytes a key, instead of a dict.
+
+    Where a key is there twice, the later recording counts.
+    """
+
+    def __init__(self, collection: MMapAudioCollection) -> None:
+        self._collection = collection
+        hashes = np.concatenate([_hashes(shard.key) for shard in collection.shards])
+        self._row = np.argsort(hashes, kind="stable")
+        self._hash = hashes[self._row]
+
+    def __getitem__(self, key: str) -> tuple[int, int]:
+        digest = _hash(key)
+        first, last = np.searchsorted(self._hash, digest, "left"), np.searchsorted(self._hash, digest, "right")
+        for row in self._row[first:last][::-1]:
+            found, number, position = self._collection.key_at(int(row))
+            if found == key:
+                return number, position
+        example = f"; a key there is {self._collection.key_at(0)[0]!r}" if len(self._collection) else ""
+        raise KeyError(f"{self._collection.folder} holds no recording {key!r}{example}")
+
+    def __iter__(self) -> Iterator[str]:
+        """Each key, in the order of the shards."""
+        for row in range(len(self._row)):
+            key, number, position = self._collection.key_at(row)
+            if self[key] == (number, position):
+                yield key
+
+    def __len__(self) -> int:
+        # Equal hashes are equal keys but for one in 10^7 collections of a million; those are looked at one by one.
+        same = np.flatnonzero(self._hash[1:] == self._hash[:-1])
+        keys = [[self._collection.key_at(int(row))[0] for row in self._row[i : i + 2]] for i in same]
+        return len(self._row) - sum(first == second for first, second in keys)
+
+
+def _hash(key: str) -> np.uint64:
+    return np.uint64(xxhash.xxh3_64_intdigest(key.encode()))
+
+
+def _hashes(keys: pa.Array) -> np.ndarray:
+    return np.fromiter(map(_hash, keys.to_pylist()), np.uint64, len(keys))
+
+
+def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterator[Utterance]:
+    """The recordings of legacy shards, in order, with an extra column `relpath`; they have no text and no terms.
+
+    Raises:
+        FileNotFoundError, PackError: as `MMapAudioCollection`.
+    """
+    for shard in MMapAudioCollection(folder, allow_pickle).shards:
+        for position in range(len(shard)):
+            relpath = shard.relpath[position].as_py()
+            yield Utterance(
+                shard.key[position].as_py(),
+                shard.pcm(position),
+                split=split_of_path(Path(relpath).parent / "_") or "train",
+                sampling_rate=int(shard.rate[position]),
+                extra={"relpath": relpath},
+                source=f"{shard.path}, clip {position}",
+            )
+
+
+def is_legacy(folder: Path) -> bool:
+    """Whether a folder holds legacy shards: some `.dat` with an index beside it, and no `pack.json`."""
+    return not (folder / PACK_JSON).exists() and any(_index_of(path).is_file() for path in folder.glob("shard_*.dat"))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard: `samples` int16, all of its file; of each clip key and relpath, and in samples offset and length."""
+
+    path: Path
+    samples: np.ndarray
+    key: pa.Array
+    relpath: pa.Array
+    offset: np.ndarray
+    length: np.ndarray
+    rate: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def pcm(self, position: int) -> np.ndarray:
+        """int16 (num_samples,): a read-only view of the memory map."""
+        start = int(self.offset[position])
+        return self.samples[start : start + int(self.length[position])]
+
+
+def _shard_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the one that holds shard_00000.dat")
+    files = [path for path in folder.iterdir() if re.fullmatch(r"shard_\d+\.dat", path.name)]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no shard_00000.dat; give the folder of the shards")
+    return sorted(files, key=lambda path: int(path.stem.removeprefix("shard_")))
+
+
+def _index_of(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.index.npz")
+
+
+def _open_shard(path: Path, allow_pickle: bool) -> _Shard:
+    index = _index_of(path)
+    num_bytes = path.stat().st_size
+    if num_bytes % SAMPLE_BYTES:
+        raise PackError(f"{path}: {num_bytes} bytes are no whole number of int16 samples. Was a copy cut short?")
+    is_packed = (path.parent / PACK_JSON).is_file()
+    rate, first = _packed_rate(path) if is_packed else (None, 0)
+    arrays = _read_index(index, allow_pickle)
+    key = _strings(arrays, "key", index)
+    offset, length = (_integers(arrays, name, index, len(key)) for name in ("offset", "length"))
+    num_samples = num_bytes // SAMPLE_BYTES
+    # In this order no sum can overflow.
+    wrong = (offset < first) | (length < 1) | (length > num_samples) | (offset > num_samples - length)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise PackError(
+            f"{index}: clip {key[at].as_py()!r} lies at samples {offset[at]} + {length[at]}, outside of {path.name} "
+            f"with its {num_samples} samples. Was the shard cut short, or is the index another's?"
+        )
+    return _Shard(
+        path,
+        np.memmap(path, DTYPE, "r") if num_samples else np.zeros(0, DTYPE),
+        key,
+        _strings(arrays, "relpath", index, len(key)) if "relpath" in arrays else key,
+        offset,
+        length,
+        _rates(arrays, index, len(key)) if rate is None else np.full(len(key), rate),
+    )
+
+
+def _packed_rate(path: Path) -> tuple[int, int]:
+    """Rate in Hz of a shard of a pack, and its first sample after the header."""
+    with path.open("rb") as file:
+        return ShardHeader.read(file, str(path)).sampling_rate, HEADER_BYTES // SAMPLE_BYTES
+
+
+def _read_index(path: Path, allow_pickle: bool) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise PackError(f"{path} is missing: without it nobody knows what {path.parent} holds. Copy it again.")
+    try:
+        with np.load(path, allow_pickle=allow_pickle) as arrays:
+            # `dtype`, pickled too, only ever said int16.
+            return {name: arrays[name] for name in arrays.files if name in ("key", "relpath", "offset", "length", "sr")}
+    except Exception as error:
+        # A damaged zip raises a dozen kinds (RuntimeError where a flipped bit says "encrypted"), a pickle any at all.
+        if not allow_pickle and "allow_pickle=False" in str(error):
+            raise PackError(
+                f"{path} holds pickled objects, and reading them runs whatever code they hold. If you trust who made "
+                f"it: MMapAudioCollection({str(path.parent)!r}, allow_pickle=True). A pack of it has no pickles: "
+                "pack_corpus(legacy_utterances(folder, allow_pickle=True), OUT)"
+            ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, problem: object) -> PackError:
+    return PackError(f"{path}: damaged index ({problem}). Copy it again.")
+
+
+def _strings(arrays: Mapping[str, np.ndarray], name: str, path: Path, length: int | None = None) -> pa.Array:
+    """Text of any numpy kind as Arrow: a third of the memory, and quick to take apart."""
+    values = arrays.get(name)
+    if values is None or values.ndim != 1 or (length is not None and len(values) != length):
+        raise _damaged(path, f"no array {name!r} with an entry a clip")
+    try:
+        texts = values.tolist()
+        return pa.array([text.decode() if isinstance(text, bytes) else text for text in texts], pa.large_string())
+    except (UnicodeDecodeError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _damaged(path, f"{name!r} does not hold text: {error}") from error
+
+
+def _integers(arrays: Mapping[str, np.ndarray], name: str, path: Path, length: int) -> np.ndarray:
+    values = arrays.get(name)
+    if values is None or values.shape != (length,) or values.dtype.kind not in "iu":
+        raise _damaged(path, f"no array {name!r} with an integer a clip")
+    return values.astype(np.int64)
+
+
+def _rates(arrays: Mapping[str, np.ndarray], path: Path, length: int) -> np.ndarray:
+    """Hz of each clip; the old writer stored one number a shard."""
+    values = arrays.get("sr", np.array(16_000))
+    if values.dtype.kind not in "iu" or values.size not in (1, length) or (values < 1).any():
+        raise _damaged(path, "no sampling rate 'sr'")
+    return np.broadcast_to(values.reshape(-1), length).astype(np.int64)

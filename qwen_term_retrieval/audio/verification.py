@@ -1,0 +1,81 @@
+"""Reading with proof: samples are given out only if the CRC of the packed clip they belong to is right.
+
+The CRCs stand in the shard's index; the index is checked against `pack.json`, which carries its own checksum. Clips are
+copied before they are checked: what was proven is what is returned, even if the disk gives other bytes a moment later.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from qwen_term_retrieval.audio.locations import shard_path, shard_samples
+from qwen_term_retrieval.audio.pack_json import file_xxh64, read_pack_json
+from qwen_term_retrieval.audio.shards import PackError, ShardIndex
+
+_INDEXES_IN_MEMORY = 256
+
+
+def verified_samples(uid: int, offset: int, length: int) -> np.ndarray:
+    """int16 (length,) of a shard from sample `offset` of its file on: read-only, as they were packed.
+
+    Raises:
+        MissingShardError: the shard is nowhere to be found.
+        PackError: the samples differ from what was packed, or lie in no single clip; index or `pack.json` are damaged.
+    """
+    path = shard_path(uid)
+    index = _checked_index(path)
+    clip = int(np.searchsorted(index.offset, offset, side="right")) - 1
+    if clip < 0 or offset + length > index.offset[clip] + index.length[clip]:
+        raise PackError(f"{path}: no clip holds samples {offset} to {offset + length}; dataset and pack do not match")
+    start = int(index.offset[clip])
+    pcm = shard_samples(uid)[start : start + int(index.length[clip])].copy()
+    if zlib.crc32(pcm.data) != index.crc32[clip]:
+        key = ShardIndex.load(_index_path(path)).keys[clip]
+        raise PackError(
+            f"{path}: clip {key!r} is damaged: its samples are not those that were packed. Copy the pack again, or "
+            f"pack anew; `qtr verify {path.parent}` lists all damage."
+        )
+    pcm.flags.writeable = False
+    return pcm[offset - start : offset - start + length]
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Compare files of a pack with the checksums that `pack.json` has of them.
+
+    Raises:
+        PackError: naming the file that is missing or altered.
+    """
+    expected = read_pack_json(folder)["files"]
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise PackError(f"{path} is missing. Copy the pack again, or pack anew.")
+        if name not in expected or file_xxh64(path) != expected[name]["xxh64"]:
+            raise PackError(f"{path} is damaged: it is not the file that pack.json names. Copy the pack, or pack anew.")
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Of a shard's clips: `offset` and `length` in samples, sorted by offset; `crc32` of their bytes."""
+
+    offset: np.ndarray
+    length: np.ndarray
+    crc32: np.ndarray
+
+
+@lru_cache(_INDEXES_IN_MEMORY)
+def _checked_index(shard: Path) -> _Places:
+    check_files(shard.parent, [_index_path(shard).name])
+    # Member by member: the keys, most of the file, are needed for messages only.
+    with np.load(_index_path(shard), allow_pickle=False) as arrays:
+        return _Places(arrays["offset"], arrays["length"], arrays["crc32"])
+
+
+def _index_path(shard: Path) -> Path:
+    return shard.with_name(f"{shard.stem}.index.npz")
