@@ -7,8 +7,8 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch.nn.functional import normalize
 
-from qwen_term_retrieval.losses.contrastive import Queries, contains, contrastive_loss, first_occurrences
-from qwen_term_retrieval.losses.distributed import gather_rows, pad_to_widest
+from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss, first_occurrences
+from qwen_term_retrieval.losses.distributed import gather_rows
 
 SCALE = torch.tensor(10.0)
 
@@ -29,7 +29,7 @@ def test_one_positive_a_query_is_symmetric_cross_entropy():
     ids = torch.arange(6)
     logits = (SCALE * audio @ text.T).float()
     expected = (torch.nn.functional.cross_entropy(logits, ids) + torch.nn.functional.cross_entropy(logits.T, ids)) / 2
-    assert contrastive_loss(make_queries(audio, ids[:, None].tolist()), text, ids, SCALE) == pytest.approx(
+    assert contrastive_loss(make_queries(audio, ids[:, None].tolist()), Candidates(text, ids), SCALE) == pytest.approx(
         expected.item(), abs=1e-6
     )
 
@@ -37,7 +37,7 @@ def test_one_positive_a_query_is_symmetric_cross_entropy():
 def test_two_positives_do_not_compete_with_each_other():
     audio = normalize(torch.tensor([[1.0, 1.0, 0.0]]), dim=-1)
     terms = torch.eye(3)
-    loss = contrastive_loss(make_queries(audio, [[0, 1]]), terms, torch.arange(3), torch.tensor(100.0))
+    loss = contrastive_loss(make_queries(audio, [[0, 1]]), Candidates(terms, torch.arange(3)), torch.tensor(100.0))
     assert loss.item() < 1e-6
 
 
@@ -45,8 +45,9 @@ def test_a_term_is_never_a_negative_for_a_clip_that_contains_it():
     audio = torch.eye(3)[:1]
     terms = torch.stack([torch.eye(3)[0], torch.eye(3)[0], torch.eye(3)[2]])
     ids = torch.tensor([4, 5, 6])
-    as_negative = contrastive_loss(make_queries(audio, [[4]]), terms, ids, SCALE)
-    as_neutral = contrastive_loss(make_queries(audio, [[4]], [[5]]), terms, ids, SCALE)
+    candidates = Candidates(terms, ids)
+    as_negative = contrastive_loss(make_queries(audio, [[4]]), candidates, SCALE)
+    as_neutral = contrastive_loss(make_queries(audio, [[4]], [[5]]), candidates, SCALE)
     assert as_negative.item() > math.log(2) / 2
     assert as_neutral.item() < 1e-3
 
@@ -58,13 +59,14 @@ def test_the_best_window_counts_and_padding_never_does():
     queries = make_queries(vectors, [[0]])
     queries.mask_QW[0, 2] = False
     terms = torch.eye(4)[:2]
-    loss = contrastive_loss(queries, terms, torch.arange(2), torch.tensor(50.0))
+    loss = contrastive_loss(queries, Candidates(terms, torch.arange(2)), torch.tensor(50.0))
     assert loss.item() < 1e-6
 
 
 def test_a_batch_without_any_positive_costs_nothing_and_keeps_gradients_finite():
     audio = unit_rows(3, 4).requires_grad_()
-    loss = contrastive_loss(make_queries(audio, [[-1]] * 3), unit_rows(2, 4), torch.tensor([1, 2]), SCALE)
+    candidates = Candidates(unit_rows(2, 4), torch.tensor([1, 2]))
+    loss = contrastive_loss(make_queries(audio, [[-1]] * 3), candidates, SCALE)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(audio.grad, torch.zeros_like(audio))
@@ -72,7 +74,8 @@ def test_a_batch_without_any_positive_costs_nothing_and_keeps_gradients_finite()
 
 def test_a_row_with_nothing_but_positives_costs_nothing_and_sends_no_nan():
     audio = unit_rows(2, 4).requires_grad_()
-    loss = contrastive_loss(make_queries(audio, [[1], [1]]), unit_rows(1, 4), torch.tensor([1]), SCALE)
+    candidates = Candidates(unit_rows(1, 4), torch.tensor([1]))
+    loss = contrastive_loss(make_queries(audio, [[1], [1]]), candidates, SCALE)
     loss.backward()
     assert loss.item() == 0
     assert audio.grad.isfinite().all()
@@ -83,8 +86,19 @@ def test_first_occurrences_keeps_the_order():
     assert first_occurrences(torch.empty(0, dtype=torch.long)).tolist() == []
 
 
-def test_padding_ids_match_nothing():
-    assert contains(torch.tensor([[-1, 2]]), torch.tensor([0, 2, 3])).tolist() == [[False, True, False]]
+def test_a_batch_without_any_candidate_costs_nothing():
+    audio = unit_rows(3, 4).requires_grad_()
+    empty = Candidates(torch.empty(0, 4, dtype=torch.float64), torch.empty(0, dtype=torch.long))
+    loss = contrastive_loss(make_queries(audio, [[1]] * 3), empty, SCALE)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(audio.grad, torch.zeros_like(audio))
+
+
+def test_a_candidate_of_several_ranks_is_gathered_once():
+    gathered = Candidates(torch.arange(3.0)[:, None], torch.tensor([5, 2, 5])).gather()
+    assert gathered.ids_N.tolist() == [5, 2]
+    assert gathered.vectors_ND.tolist() == [[0.0], [1.0]]
 
 
 # Sixteen clips of a global batch: repeated terms, several windows, uneven numbers of candidates on the two ranks.
@@ -101,7 +115,7 @@ def rank_loss(audio_tower, term_tower, clips):
     vectors = normalize(audio_tower(data), dim=-1)
     queries = make_queries(vectors, [TERMS_OF_CLIP[clip] for clip in clips], [NEUTRAL_OF_CLIP[clip] for clip in clips])
     terms = normalize(term_tower(unit_rows(8, 6, seed=3)[ids]), dim=-1)
-    return contrastive_loss(queries, terms, torch.tensor(ids), SCALE)
+    return contrastive_loss(queries, Candidates(terms, torch.tensor(ids)).gather(), SCALE)
 
 
 def make_towers():
@@ -121,7 +135,7 @@ def train_rank(process, init_file, results):
     for gradient in gradients:
         torch.distributed.all_reduce(gradient)
         gradient /= 2
-    uneven = gather_rows(pad_to_widest(torch.full((process + 1, process + 1), process), -1))
+    uneven = gather_rows(torch.full((process + 1, 2), process))
     results[process] = (loss.item(), [gradient.tolist() for gradient in gradients], uneven.tolist())
     torch.distributed.destroy_process_group()
 
@@ -138,4 +152,4 @@ def test_two_ranks_equal_one(tmp_path):
     assert gradients_0 == gradients_1
     for parameter, gradient in zip(towers.parameters(), gradients_0, strict=True):
         torch.testing.assert_close(torch.tensor(gradient, dtype=torch.float64), parameter.grad, atol=1e-5, rtol=0)
-    assert uneven == [[0, -1], [1, 1], [1, 1]]
+    assert uneven == [[0, 0], [1, 1], [1, 1]]

@@ -1,8 +1,8 @@
 """Multi-positive InfoNCE between spoken queries and candidate terms, the same on N ranks as on one.
 
-A query is a piece of a clip: one vector (its span is known, or the clip is one span), or several windows of which the
-best counts (max over windows). A candidate is a term, or a chunk text, embedded once however often the global batch
-holds it. For each query a candidate is one of three:
+A query is a piece of a clip: one vector (its span is known, or the clip is one span), or several windows, of which the
+best counts or a soft maximum (`windows.py`). A candidate is a term, or a chunk text, embedded once however often the
+global batch holds it. For each query a candidate is one of three:
 
 - positive: it is what was said there;
 - neutral: it is said elsewhere in the same clip, or is an alias of it, or part of it; it takes no part in the loss;
@@ -15,6 +15,9 @@ With s the scaled cosine and N the negatives, a query with positives P costs
 so positives do not compete with each other (the "out" form of supervised contrastive learning, Khosla et al. 2020).
 The same is done in the other direction, each candidate choosing among the queries, and the two are averaged.
 
+Each rank scores its own queries against the candidates of all ranks; for the other direction the ranks exchange one
+number a candidate, so no query ever leaves its rank.
+
 Shapes: Q queries, W windows, N candidates, D embedding; P and M padded lists of ids (padding is -1).
 """
 
@@ -25,9 +28,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from qwen_term_retrieval.losses.distributed import gather_rows, pad_to_widest, rank, row_counts, world_size
+from qwen_term_retrieval.losses.distributed import gather_rows, sum_over_ranks, world_size
+from qwen_term_retrieval.losses.pairs import NO_ID, Pairs, matching_pairs
+from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, ScoreTable, negative_log_sum_exp
 
-NO_ID = -1
+__all__ = ["NO_ID", "Candidates", "Queries", "contrastive_loss"]
 
 
 @dataclass
@@ -46,45 +51,84 @@ class Queries:
     positive_ids_QP: torch.Tensor
     neutral_ids_QM: torch.Tensor
 
-    def gather(self) -> Queries:
-        """The queries of all ranks."""
-        return Queries(
-            gather_rows(pad_to_widest(self.vectors_QWD, 0.0)),
-            gather_rows(pad_to_widest(self.mask_QW.long(), 0)).bool(),
-            gather_rows(pad_to_widest(self.positive_ids_QP, NO_ID)),
-            gather_rows(pad_to_widest(self.neutral_ids_QM, NO_ID)),
+    def table(self, ids_N: torch.Tensor, window_temperature: float | None, block_elements: int) -> ScoreTable:
+        """Their scores against candidates of these ids."""
+        return ScoreTable(
+            self.mask_QW,
+            positives=matching_pairs(self.positive_ids_QP, ids_N),
+            excluded=matching_pairs(torch.cat([self.positive_ids_QP, self.neutral_ids_QM], 1), ids_N),
+            window_temperature=window_temperature,
+            block_elements=block_elements,
         )
 
 
+@dataclass
+class Candidates:
+    """What queries choose among.
+
+    Attributes:
+        vectors_ND: unit norm.
+        ids_N: int64, each once.
+    """
+
+    vectors_ND: torch.Tensor
+    ids_N: torch.Tensor
+
+    def gather(self) -> Candidates:
+        """The candidates of all ranks, each once, differentiably."""
+        vectors_ND, ids_N = gather_rows(self.vectors_ND), gather_rows(self.ids_N)
+        first_N = first_occurrences(ids_N)
+        if len(first_N) == len(ids_N):
+            return Candidates(vectors_ND, ids_N)
+        return Candidates(vectors_ND.index_select(0, first_N), ids_N[first_N])
+
+
 def contrastive_loss(
-    queries: Queries, candidates_ND: torch.Tensor, candidate_ids_N: torch.Tensor, logit_scale: torch.Tensor
+    queries: Queries,
+    candidates: Candidates,
+    logit_scale: torch.Tensor,
+    *,
+    window_temperature: float | None = None,
+    block_elements: int = BLOCK_ELEMENTS,
 ) -> torch.Tensor:
     """Symmetric multi-positive InfoNCE over the global batch.
 
     Args:
         queries: this rank's queries.
-        candidates_ND: this rank's candidates, unit norm, each id once.
-        candidate_ids_N: their ids, int64.
+        candidates: those of all ranks (`Candidates.gather`).
         logit_scale: inverse temperature, a scalar.
+        window_temperature: None scores a query by its best window; a number softens that maximum, see `reduce_windows`.
+        block_elements: scores held in memory at a time.
 
     Returns:
         This rank's share of the loss: its mean over ranks, which is what DDP takes of the gradients, is the loss of
         the global batch. Zero, with a gradient path, where no query has a positive.
     """
-    everyone = queries.gather()
-    bank_ND, bank_ids_N = gather_rows(candidates_ND), gather_rows(candidate_ids_N)
-    first_N = first_occurrences(bank_ids_N)
-    bank_ND, bank_ids_N = bank_ND[first_N], bank_ids_N[first_N]
-
-    query_loss_sum, num_queries = _choose_candidates(queries, bank_ND, bank_ids_N, logit_scale)
-    own_N = _owned_here(first_N, row_counts(candidates_ND))
-    bank_loss_sum, num_candidates = _choose_queries(everyone, bank_ND[own_N], bank_ids_N[own_N], logit_scale)
-
-    totals = torch.stack([num_queries, num_candidates]).to(logit_scale.dtype)
+    table = queries.table(candidates.ids_N, window_temperature, block_elements)
+    by_query_Q, by_candidate_N, positive_P = negative_log_sum_exp(
+        queries.vectors_QWD, candidates.vectors_ND, logit_scale, table
+    )
     if world_size() > 1:
-        torch.distributed.all_reduce(totals)
-    share = world_size() / totals.clamp(min=1)
-    return (query_loss_sum * share[0] + bank_loss_sum * share[1]) / 2
+        by_candidate_N = gather_rows(by_candidate_N[None]).logsumexp(0)
+    query_weight_P, candidate_weight_P = _pair_weights(
+        table.positives, len(by_query_Q), len(by_candidate_N), positive_P.dtype
+    )
+    # One positive's term is -log(e^s / (e^s + e^n)) = softplus(n - s), with n the log-sum-exp of the negatives.
+    as_query_P = F.softplus(by_query_Q.index_select(0, table.positives.query_P) - positive_P)
+    as_candidate_P = F.softplus(by_candidate_N.index_select(0, table.positives.candidate_P) - positive_P)
+    return (as_query_P * query_weight_P + as_candidate_P * candidate_weight_P).sum() * (world_size() / 2)
+
+
+def _pair_weights(
+    positives: Pairs, num_queries: int, num_candidates: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight of each positive pair in the mean over queries and in that over candidates of the global batch."""
+    positives_Q = positives.query_P.bincount(minlength=num_queries)
+    positives_N = sum_over_ranks(positives.candidate_P.bincount(minlength=num_candidates))
+    queries_chosen = sum_over_ranks((positives_Q > 0).sum())
+    candidates_chosen = (positives_N > 0).sum()
+    query_weight_P = (positives_Q[positives.query_P] * queries_chosen).to(dtype).reciprocal()
+    return query_weight_P, (positives_N[positives.candidate_P] * candidates_chosen).to(dtype).reciprocal()
 
 
 def first_occurrences(ids_N: torch.Tensor) -> torch.Tensor:
@@ -93,58 +137,3 @@ def first_occurrences(ids_N: torch.Tensor) -> torch.Tensor:
     position = torch.arange(len(ids_N), device=ids_N.device)
     first = torch.full((int(inverse.max()) + 1 if len(ids_N) else 0,), len(ids_N), device=ids_N.device)
     return first.scatter_reduce(0, inverse, position, "amin").sort().values
-
-
-def window_logits(queries: Queries, candidates_ND: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    """Scaled cosine of each query with each candidate, the best of its windows: (Q, N)."""
-    scores_QWN = queries.vectors_QWD @ candidates_ND.T
-    if scores_QWN.shape[1] > 1:
-        scores_QWN = scores_QWN.masked_fill(~queries.mask_QW[..., None], torch.finfo(scores_QWN.dtype).min)
-        scores_QN = scores_QWN.amax(1)
-    else:
-        scores_QN = scores_QWN[:, 0]
-    return (logit_scale * scores_QN).float()
-
-
-def _choose_candidates(queries, bank_ND, bank_ids_N, logit_scale):
-    logits_QN = window_logits(queries, bank_ND, logit_scale)
-    positive_QN = contains(queries.positive_ids_QP, bank_ids_N)
-    neutral_QN = contains(queries.neutral_ids_QM, bank_ids_N) & ~positive_QN
-    return multi_positive_cross_entropy(logits_QN, positive_QN, neutral_QN)
-
-
-def _choose_queries(everyone, own_ND, own_ids_N, logit_scale):
-    logits_QN = window_logits(everyone, own_ND, logit_scale)
-    positive_QN = contains(everyone.positive_ids_QP, own_ids_N)
-    neutral_QN = contains(everyone.neutral_ids_QM, own_ids_N) & ~positive_QN
-    return multi_positive_cross_entropy(logits_QN.T, positive_QN.T, neutral_QN.T)
-
-
-def contains(ids_QP: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    """Whether list q holds id n: bool (Q, N). Padding (-1) matches nothing: ids are non-negative."""
-    found_QN = torch.zeros(len(ids_QP), len(ids_N), dtype=torch.bool, device=ids_QP.device)
-    for ids_Q in ids_QP.unbind(1):
-        found_QN |= ids_Q[:, None] == ids_N[None]
-    return found_QN
-
-
-def multi_positive_cross_entropy(
-    logits_QN: torch.Tensor, positive_QN: torch.Tensor, neutral_QN: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over rows that have a positive of the row's loss, and how many such rows there are.
-
-    With the log-sum-exp of a row's negatives n, one positive's term is log(1 + e^(n - s_p)) = softplus(n - s_p).
-    """
-    # A finite floor, not -inf: a row without negatives must cost 0 and send no NaN back.
-    floor = torch.finfo(logits_QN.dtype).min
-    negatives_Q = logits_QN.masked_fill(positive_QN | neutral_QN, floor).logsumexp(1)
-    per_positive_QN = F.softplus(negatives_Q[:, None] - logits_QN) * positive_QN
-    num_positives_Q = positive_QN.sum(1)
-    loss_Q = per_positive_QN.sum(1) / num_positives_Q.clamp(min=1)
-    return loss_Q.sum(), (num_positives_Q > 0).sum()
-
-
-def _owned_here(first_N: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Which of the unique candidates came first from this rank."""
-    start = sum(counts[: rank()])
-    return (first_N >= start) & (first_N < start + counts[rank()])

@@ -67,11 +67,10 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(gathered.unbind(0), counts, strict=True)])
 
 
-def pad_to_widest(rows: torch.Tensor, value: int | float) -> torch.Tensor:
-    """Pad dimension 1 with `value` to the widest of all ranks, so that `gather_rows` can follow."""
+def sum_over_ranks(counts: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor without gradient over all ranks; of one shape on every rank."""
     if world_size() == 1:
-        return rows
-    width = torch.tensor(rows.shape[1], device=rows.device)
-    dist.all_reduce(width, op=dist.ReduceOp.MAX)
-    padding = int(width) - rows.shape[1]
-    return F.pad(rows, (0, 0) * (rows.dim() - 2) + (0, padding), value=value)
+        return counts
+    total = counts.detach().clone()
+    dist.all_reduce(total)
+    return total

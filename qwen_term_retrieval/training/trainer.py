@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from qwen_term_retrieval.losses.contrastive import Queries, contrastive_loss
+from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.models.feature_cache import FeatureCache
 from qwen_term_retrieval.models.model_card import model_card
@@ -169,8 +169,7 @@ class TermRetrievalTrainer(Trainer):
                 queries["positive_ids_QP"],
                 queries["neutral_ids_QM"],
             ),
-            outputs.text_ND[candidates["rows_N"]],
-            candidates["ids_N"],
+            Candidates(outputs.text_ND[candidates["rows_N"]], candidates["ids_N"]).gather(),
             outputs.logit_scale,
         )
 

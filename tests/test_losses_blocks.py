@@ -1,0 +1,130 @@
+"""Scores in blocks: the loss and gradients of the whole table, without the whole table."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
+from qwen_term_retrieval.losses.pairs import matching_pairs, positions_of
+
+
+def contains(ids_QM, ids_N):
+    return (ids_QM[:, :, None] == ids_N).any(1) & (ids_N >= 0)
+
+
+def whole_table_loss(queries, candidates, logit_scale):
+    """The definition of the loss, with every score and every mask written out."""
+    scores_QWN = logit_scale * queries.vectors_QWD @ candidates.vectors_ND.T
+    logits_QN = scores_QWN.masked_fill(~queries.mask_QW[..., None], -torch.inf).amax(1)
+    positive_QN = contains(queries.positive_ids_QP, candidates.ids_N)
+    neutral_QN = contains(queries.neutral_ids_QM, candidates.ids_N) & ~positive_QN
+    losses = []
+    for logits, positive, neutral in [(logits_QN, positive_QN, neutral_QN), (logits_QN.T, positive_QN.T, neutral_QN.T)]:
+        rows = [
+            torch.stack([-F.log_softmax(torch.cat([s[None], row[~p & ~n]]), 0)[0] for s in row[p]]).mean()
+            for row, p, n in zip(logits, positive, neutral, strict=True)
+            if p.any()
+        ]
+        losses.append(torch.stack(rows).mean() if rows else logits.sum() * 0)
+    return sum(losses) / 2
+
+
+def make_batch(num_queries, num_windows, num_candidates, seed=0, dim=6):
+    generator = torch.Generator().manual_seed(seed)
+
+    def unit(*shape):
+        return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1).requires_grad_()
+
+    def ids(columns):
+        return torch.randint(-1, 2 * num_candidates, (num_queries, columns), generator=generator)
+
+    mask = torch.rand(num_queries, num_windows, generator=generator) < 0.7
+    mask[:, 0] = True
+    queries = Queries(unit(num_queries, num_windows, dim), mask, ids(2), ids(3))
+    candidate_ids = torch.randperm(2 * num_candidates, generator=generator)[:num_candidates]
+    scale = torch.tensor(12.0, dtype=torch.float64, requires_grad=True)
+    return queries, Candidates(unit(num_candidates, dim), candidate_ids), scale
+
+
+def value_and_gradients(loss, queries, candidates, scale):
+    return [loss.detach(), *torch.autograd.grad(loss, (queries.vectors_QWD, candidates.vectors_ND, scale))]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**16))
+def test_blocks_give_the_loss_and_gradients_of_the_whole_table(Q, W, N, block_elements, seed):
+    batch = make_batch(Q, W, N, seed)
+    expected = value_and_gradients(whole_table_loss(*batch), *batch)
+    found = value_and_gradients(contrastive_loss(*batch, block_elements=block_elements), *batch)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("num_windows", [1, 4])
+def test_soft_windows_have_the_right_gradients_even_of_the_temperature(num_windows):
+    queries, candidates, scale = make_batch(5, num_windows, 6)
+
+    def loss(vectors, bank, scale):
+        soft = Queries(vectors, queries.mask_QW, queries.positive_ids_QP, queries.neutral_ids_QM)
+        return contrastive_loss(
+            soft, Candidates(bank, candidates.ids_N), scale, window_temperature=0.2, block_elements=50
+        )
+
+    assert torch.autograd.gradcheck(loss, (queries.vectors_QWD, candidates.vectors_ND, scale))
+
+
+def test_half_precision_embeddings_are_scored_in_single_precision():
+    queries, candidates, scale = make_batch(20, 1, 20, dim=32)
+    half = Queries(
+        queries.vectors_QWD.detach().bfloat16().requires_grad_(),
+        queries.mask_QW,
+        queries.positive_ids_QP,
+        queries.neutral_ids_QM,
+    )
+    bank = Candidates(candidates.vectors_ND.detach().bfloat16(), candidates.ids_N)
+    rounded = Queries(half.vectors_QWD.detach().double(), half.mask_QW, half.positive_ids_QP, half.neutral_ids_QM)
+    expected = contrastive_loss(rounded, Candidates(bank.vectors_ND.double(), bank.ids_N), scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = contrastive_loss(half, bank, scale.float())
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert half.vectors_QWD.grad.dtype == torch.bfloat16
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest tensor had that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize(("num_windows", "window_temperature"), [(1, None), (3, None), (3, 0.1)])
+def test_no_tensor_is_ever_larger_than_a_block_or_the_embeddings(num_windows, window_temperature):
+    batch = make_batch(300, num_windows, 300)
+    embeddings = max(batch[0].vectors_QWD.numel(), batch[1].vectors_ND.numel())
+    with LargestTensor() as largest:
+        loss = contrastive_loss(*batch, window_temperature=window_temperature, block_elements=4_000)
+        loss.backward()
+    assert largest.elements <= max(embeddings, 4_000)
+    with LargestTensor() as largest:
+        contrastive_loss(*batch, block_elements=10**9).backward()
+    assert largest.elements >= 300 * 300
+
+
+def test_padding_ids_match_nothing_and_a_repeated_id_is_one_pair():
+    ids = torch.tensor([[-1, 2, 2], [3, -1, 0]])
+    assert positions_of(ids, torch.tensor([0, 2, 3])).tolist() == [[-1, 1, 1], [2, -1, 0]]
+    pairs = matching_pairs(ids, torch.tensor([0, 2, 3]))
+    assert pairs.query_P.tolist() == [0, 1, 1]
+    assert pairs.candidate_P.tolist() == [1, 0, 2]
