@@ -65,6 +65,7 @@ class FeatureCache:
         clips: Any,
         *,
         keys: Sequence[str] | None = None,
+        digests: Sequence[tuple[bytes, int]] | None = None,
         cache_dir: str | Path | None = None,
         batch_size: int = 32,
         dtype: Literal["float16", "float32"] = "float16",
@@ -76,6 +77,8 @@ class FeatureCache:
             model: its audio tower must be frozen.
             clips: clips as `TermRetrievalModel.encode_audio` takes them, or a dataset with a column `audio`.
             keys: what errors call the clips; their numbers if left out.
+            digests: of clips that are costly to get: 16 bytes that tell each from all others, and about how many
+                samples it has. Only what is missing is then looked at.
             cache_dir: by default in the library's cache.
             batch_size: clips of similar length encoded at a time.
             dtype: float16 halves the disk space and changes features by less than a thousandth.
@@ -88,11 +91,9 @@ class FeatureCache:
         names = keys if keys is not None else _Numbered()
         folder = Path(cache_dir or cache_root() / "features") / _tower_key(model, dtype)
         folder.mkdir(parents=True, exist_ok=True)
-        hashes, lengths = [], []
-        for index, clip in enumerate(_clips(clips)):
-            pcm = clip_pcm(clip, SAMPLING_RATE, name=names[index])
-            hashes.append(xxhash.xxh3_128_digest(np.ascontiguousarray(pcm).data))
-            lengths.append(len(pcm))
+        if digests is None:
+            digests = list(_digests(clips, names))
+        hashes, lengths = [digest for digest, _ in digests], [length for _, length in digests]
         hidden_size = model.audio_tower.hidden_size
         cache = cls(folder, hashes, model.config.audio_layers, hidden_size, np.dtype(dtype))
         first_of = {digest: index for index, digest in reversed(list(enumerate(hashes)))}
@@ -211,6 +212,12 @@ class _Numbered(Sequence[str]):
 
     def __len__(self) -> int:
         raise TypeError("endless")
+
+
+def _digests(clips: Any, names: Any) -> Iterator[tuple[bytes, int]]:
+    for index, clip in enumerate(_clips(clips)):
+        pcm = clip_pcm(clip, SAMPLING_RATE, name=names[index])
+        yield xxhash.xxh3_128_digest(np.ascontiguousarray(pcm).data), len(pcm)
 
 
 def _clip(clips: Any, index: int) -> Any:

@@ -22,6 +22,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
+from qwen_term_retrieval.audio.noise import AugmentationConfig
+
 
 @dataclass
 class ModelArguments:
@@ -80,6 +82,13 @@ class TermRetrievalArguments(TrainingArguments):
     span_jitter: float = field(
         default=0.1, metadata={"help": "Each end of a known term span moves by up to this share of its length."}
     )
+    augmentation: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Noise, rooms, speed, telephones and gain for training clips: settings of `AugmentationConfig` "
+            "(audio/noise.py) as a mapping in a recipe, or as JSON. `{}`: its defaults. Left out: clips as they are."
+        },
+    )
     patience: int = field(
         default=3, metadata={"help": "Evaluations without a better eval_recall@10 before stopping; 0: never."}
     )
@@ -104,6 +113,7 @@ class TermRetrievalArguments(TrainingArguments):
         metadata={"help": "A resumed run keeps its count of evaluations without progress, and its patience."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation"]  # noqa: RUF012
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})
     dataloader_drop_last: bool = field(
@@ -120,6 +130,10 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
         if self.bank_negatives < 0:
             raise ValueError(f"bank_negatives must not be negative, not {self.bank_negatives}")
+        if isinstance(self.augmentation, str):
+            raise ValueError(f"augmentation must be a mapping, such as '{{}}', not {self.augmentation!r}")
+        if self.augmentation is not None:
+            AugmentationConfig.from_dict(self.augmentation)
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.remove_unused_columns:

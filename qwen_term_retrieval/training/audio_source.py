@@ -8,34 +8,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
 from qwen_term_retrieval.audio.collate import pad_pcm
+from qwen_term_retrieval.models.distortion import distort
 from qwen_term_retrieval.models.feature_cache import FeatureCache
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.training.augmentation import Augmentation, DistortedCopies
 
 
 @dataclass
 class PcmFrames:
     """int16 audio to the device; mel and tower run there.
 
-    `num_frames` maps samples (B,) to encoder frames (B,).
+    Args:
+        num_frames: samples (B,) to encoder frames (B,).
+        augmentation: distorts rows that its `visit` has prepared.
     """
 
     num_frames: Callable[[torch.Tensor], torch.Tensor]
+    augmentation: Augmentation | None = None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        pcm_BS, num_samples_B = pad_pcm([row["audio"].pcm for row in rows])
+        if self.augmentation is None:
+            pcm_BS, num_samples_B = pad_pcm([row["audio"].pcm for row in rows])
+        else:
+            visits = [(row["clip"], row["distortion"]) for row in rows]
+            pcm_BS, num_samples_B, distortions = self.augmentation.load(visits)
+            pcm_BS, _ = distort(pcm_BS, num_samples_B, distortions)
         return {"pcm_BS": pcm_BS, "num_samples_B": num_samples_B}, self.num_frames(num_samples_B)
 
 
 @dataclass
 class CachedFrames:
-    """Frames of a frozen tower, read from the cache by row number."""
+    """Frames of a frozen tower, read from the cache by row number.
+
+    Args:
+        cache: of the clips, or of `DistortedCopies` of them.
+        num_clips: in the training set, as `copy` counts in steps of it; only for rows that have one.
+    """
 
     cache: FeatureCache
+    num_clips: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        features_BTH, num_frames_B = self.cache.get([row["clip"] for row in rows])
+        features_BTH, num_frames_B = self.cache.get([row["clip"] + self.num_clips * row.get("copy", 0) for row in rows])
         return {"features_BTH": features_BTH, "num_frames_B": num_frames_B}, num_frames_B
+
+
+def cached_features(
+    model: TermRetrievalModel,
+    rows: datasets.Dataset,
+    augmentation: Augmentation | None = None,
+    cache_dir: str | Path | None = None,
+) -> FeatureCache:
+    """Frames of a frozen tower for every row, and with an augmentation for the distorted copies of every row."""
+    keys = rows["key"][:]
+    if augmentation is None:
+        return FeatureCache.build(model, rows, keys=keys, cache_dir=cache_dir)
+    copies = DistortedCopies(augmentation)
+    return FeatureCache.build(
+        model, copies, keys=keys * (len(copies) // len(rows)), digests=copies.digests(), cache_dir=cache_dir
+    )

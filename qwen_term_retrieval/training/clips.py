@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from qwen_term_retrieval.text.glossary import Glossary, normalize_term, spoken_spellings, term_id
+from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.sampling import Visit
 
 NO_ID = -1
@@ -82,11 +83,13 @@ class TrainingClips(torch.utils.data.Dataset):
     Args:
         rows: the output of `annotate_terms`.
         feature_cache: cached frames of a frozen audio tower, in row order; then no audio is read.
+        augmentation: distorts each visit.
     """
 
-    def __init__(self, rows: datasets.Dataset, feature_cache: Any = None):
+    def __init__(self, rows: datasets.Dataset, feature_cache: Any = None, augmentation: Augmentation | None = None):
         self.rows = rows
         self.feature_cache = feature_cache
+        self.augmentation = augmentation
         self._columns = rows if feature_cache is None else rows.remove_columns("audio")
         self.durations = np.asarray(rows.with_format("arrow")["duration"].to_numpy())
 
@@ -97,7 +100,7 @@ class TrainingClips(torch.utils.data.Dataset):
         rows = self._columns.__getitems__([visit.clip for visit in visits])
         for row, visit in zip(rows, visits, strict=True):
             row["clip"], row["draw"] = visit
-        return rows
+        return rows if self.augmentation is None else [self.augmentation.visit(row) for row in rows]
 
     def __getitem__(self, visit: Visit) -> dict[str, Any]:
         return self.__getitems__([visit])[0]
