@@ -173,7 +173,7 @@ class TokenPack:
         count = self.content["num_documents"] * len(self.content["columns"]) + 1
         if starts.dtype != np.int64 or starts.shape != (count,) or starts[-1] != self.content["num_tokens"]:
             raise PackError(f"{path}: does not belong to this pack, or is damaged. Copy the folder again.")
-        return starts
+        return starts.view(np.ndarray)
 
     def verify(self, *, quiet: bool = True) -> list[str]:
         """Read every byte and compare with the checksums; one line per damage found. Empty: not a bit differs."""
