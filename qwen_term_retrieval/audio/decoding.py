@@ -1,51 +1,60 @@
 """One recording, whatever its format, rate and channels, to mono int16: `pcm_blocks` as a stream, `clip_pcm` whole.
 
-Decoding is a stream, so a recording of an hour costs no more memory than one of a second. Samples of 16 bits at the
-pack's rate pass through bit for bit. Everything else becomes float32, the mean of its channels, resampled by soxr at
-high quality; what leaves [-1, 1] is clipped, and counted. NaN and infinity are refused: they have no right value.
+Decoding is a stream, so a recording of an hour costs no more memory than one of a second. Mono samples of up to 16 bits
+at the pack's rate pass through bit for bit, and never become floats. Everything else becomes float32, the mean of its
+channels, resampled by soxr at high quality; what leaves [-1, 1] is clipped, and counted. NaN and infinity are refused:
+they have no right value.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 
-from qwen_term_retrieval.audio.utterance import Audio
+from qwen_term_retrieval.audio.sound_files import (
+    MAX_CHANNELS,
+    AudioHeader,
+    BadAudioError,
+    opened_sound,
+    probe,
+    read_blocks,
+)
+from qwen_term_retrieval.audio.utterance import Audio, FileSlice
+
+__all__ = ["SAMPLING_RATE", "AudioHeader", "BadAudioError", "clip_pcm", "pcm_blocks", "probe"]
 
 FRAMES_PER_BLOCK = 1 << 18
-MAX_CHANNELS = 64
 SAMPLING_RATE = 16_000
+# Encodings that libsndfile decodes to 16 bits or fewer: as int16 and as float they are the same samples.
+_EXACT_IN_INT16 = frozenset(
+    {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "ALAC_16", "DPCM_8", "DPCM_16"}
+)
 # A resampler overshoots here and there; a larger share of clipped samples means floats on another scale.
 _CLIPPED_SHARE = 0.01
-
-
-class BadAudioError(ValueError):
-    """A recording that cannot be used as it is; the message says why, and the caller adds which one."""
 
 
 def pcm_blocks(audio: Audio, rate: int, *, array_rate: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
     """Yield `(pcm, num_clipped)`: int16 `(num_samples,)` mono at `rate` Hz, and how many samples were clipped.
 
     Args:
-        audio: path, encoded bytes, or an array: int16 or float in [-1, 1], `(num_samples,)` or
-            `(num_samples, channels)`.
+        audio: path, URL of any fsspec file system, slice of a file, encoded bytes, or an array: int16 or float in
+            [-1, 1], `(num_samples,)` or `(num_samples, channels)`.
         rate: sampling rate of the blocks, in Hz.
         array_rate: sampling rate of `audio`, in Hz; needed for arrays only.
 
     Raises:
-        BadAudioError: no samples, NaN or infinity, unreadable or missing file, array of the wrong type or shape.
+        BadAudioError: no samples, NaN or infinity, a file that is missing, unreadable, cut short or corrupt, or an
+            array of the wrong type or shape.
     """
-    source_rate, blocks = _array_blocks(audio, array_rate) if isinstance(audio, np.ndarray) else _file_blocks(audio)
+    blocks = _array_pcm(audio, array_rate, rate) if isinstance(audio, np.ndarray) else _file_pcm(audio, rate)
     num_samples = 0
-    for block in _resample(blocks, source_rate, rate):
-        num_samples += len(block)
-        yield _to_int16(block)
+    for pcm, num_clipped in blocks:
+        num_samples += len(pcm)
+        yield pcm, num_clipped
     if num_samples == 0:
         raise BadAudioError("holds 0 samples")
 
@@ -94,50 +103,33 @@ def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip"
     return pcm
 
 
-def _file_blocks(audio: str | Path | bytes) -> tuple[int, Iterator[np.ndarray]]:
-    if isinstance(audio, bytes):
-        source: str | io.BytesIO = io.BytesIO(audio)
-    else:
-        if not Path(audio).is_file():
-            raise BadAudioError("the file does not exist")
-        source = str(audio)
-    try:
-        file = soundfile.SoundFile(source)
-    except (soundfile.LibsndfileError, TypeError) as error:
-        # TypeError: soundfile asks for rate and channels when the suffix says headerless PCM (.raw).
-        raise BadAudioError(f"soundfile cannot read it ({_reason(error)}); convert it to WAV, FLAC or Ogg") from error
-    return file.samplerate, _decode(file)
+def _file_pcm(audio: str | Path | FileSlice | bytes, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    with opened_sound(audio) as file:
+        if file.samplerate == rate and file.channels == 1 and file.subtype in _EXACT_IN_INT16:
+            for block in read_blocks(file, "int16", FRAMES_PER_BLOCK):
+                yield block[:, 0].astype("<i2", copy=False), 0
+        else:
+            yield from _converted(read_blocks(file, "float32", FRAMES_PER_BLOCK), file.samplerate, rate)
 
 
-def _decode(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    with file:
-        try:
-            while len(block := file.read(FRAMES_PER_BLOCK, dtype="float32", always_2d=True)):
-                yield block
-        except soundfile.LibsndfileError as error:
-            raise BadAudioError(f"corrupt near sample {file.tell()} ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rpartition(": ")[2].strip().rstrip(".")
-
-
-def _array_blocks(array: np.ndarray, rate: int | None) -> tuple[int, Iterator[np.ndarray]]:
-    if rate is None:
+def _array_pcm(array: np.ndarray, array_rate: int | None, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    if array_rate is None:
         raise BadAudioError("an array without its sampling rate; give Utterance(sampling_rate=…)")
     if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
         raise BadAudioError(f"an array of {array.dtype}; give int16, or floats in [-1, 1]")
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > MAX_CHANNELS):
         raise BadAudioError(f"an array of shape {array.shape}; give (num_samples,) or (num_samples, channels)")
     frames = array[:, None] if array.ndim == 1 else array
+    blocks = (frames[start : start + FRAMES_PER_BLOCK] for start in range(0, len(frames), FRAMES_PER_BLOCK))
+    if array.dtype == np.int16 and array_rate == rate and frames.shape[1] == 1:
+        return ((np.ascontiguousarray(block[:, 0], "<i2"), 0) for block in blocks)
     scale = np.float32(1 / 32768) if array.dtype == np.int16 else np.float32(1)
-    starts = range(0, len(frames), FRAMES_PER_BLOCK)
-    return rate, (frames[start : start + FRAMES_PER_BLOCK].astype(np.float32) * scale for start in starts)
+    return _converted((block.astype(np.float32) * scale for block in blocks), array_rate, rate)
 
 
-def _resample(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
-    """Mono float32 blocks at `rate`; the stream gives the same samples as resampling the whole at once."""
-    resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
+def _converted(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Float32 (frames, channels) to int16 mono; the stream gives the same samples as converting the whole at once."""
+    resampler = None if source_rate == rate else soxr.ResampleStream(source_rate, rate, 1, "float32", "HQ")
     num_read = 0
     for block in blocks:
         finite = np.isfinite(block).all(axis=1)
@@ -145,9 +137,9 @@ def _resample(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iter
             raise BadAudioError(f"sample {num_read + int(np.argmin(finite))} is NaN or infinite")
         num_read += len(block)
         mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-        yield mono if source_rate == rate else resampler.resample_chunk(mono)
-    if source_rate != rate and num_read:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield _to_int16(mono if resampler is None else resampler.resample_chunk(mono))
+    if resampler is not None and num_read:
+        yield _to_int16(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
 
 
 def _to_int16(block: np.ndarray) -> tuple[np.ndarray, int]:
