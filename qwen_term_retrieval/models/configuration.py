@@ -22,6 +22,7 @@ class TermRetrievalConfig(PreTrainedConfig):
         segments: levels of the pyramid that a span of audio is pooled with.
         windows: None for one vector a clip, or `{"sizes": (…), "stride": …}` in encoder frames.
         temperature: where `logit_scale` starts: 1 / temperature.
+        logit_bias: where the bias of the sigmoid loss starts; None: the model has none.
         threshold: the cosine from which a term counts as heard; None until `calibrate` has chosen one.
         lora: None, or fields of `peft.LoraConfig` (`r`, `lora_alpha`, `lora_dropout`) for the audio tower.
 
@@ -45,6 +46,7 @@ class TermRetrievalConfig(PreTrainedConfig):
     segments: tuple[int, ...] | list[int] = (1, 2, 4)
     windows: dict[str, Any] | None = None
     temperature: float = 0.07
+    logit_bias: float | None = None
     lora: dict[str, Any] | None = None
     threshold: float | None = None
 

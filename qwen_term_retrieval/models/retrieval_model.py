@@ -47,11 +47,12 @@ _MAX_LOGIT_SCALE = 100.0
 
 @dataclass
 class TermRetrievalOutput(ModelOutput):
-    """What a loss needs: unit vectors of spans and terms, and the scale of their logits (a scalar with gradient)."""
+    """What a loss needs: unit vectors of spans and terms, and scale and bias of their logits (scalars with gradient)."""
 
     audio_PD: torch.Tensor | None = None
     text_ND: torch.Tensor | None = None
     logit_scale: torch.Tensor | None = None
+    logit_bias: torch.Tensor | None = None
 
 
 class TermRetrievalModel(PreTrainedModel):
@@ -83,6 +84,8 @@ class TermRetrievalModel(PreTrainedModel):
         self.audio_head = nn.Linear(sum(config.segments) * self.audio_tower.hidden_size, config.embedding_dim)
         self.text_head = nn.Linear(self.text_tower.hidden_size, config.embedding_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        if config.logit_bias is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias)))
         self.post_init()
         # After post_init, which would give adapters that begin at zero random weights.
         if config.lora is not None:
@@ -221,6 +224,12 @@ class TermRetrievalModel(PreTrainedModel):
         self.text_tower.requires_grad_(trained)
         self._choose_saved_keys()
 
+    def add_logit_bias(self, start: float = -10.0) -> None:
+        """Give the model the learned bias that the sigmoid loss needs, unless it has one."""
+        if self.config.logit_bias is None:
+            self.config.logit_bias = start
+            self.logit_bias = nn.Parameter(torch.tensor(start, device=self.logit_scale.device))
+
     def add_lora(self, r: int = 16, alpha: int = 32, dropout: float = 0.1, **fields: Any) -> None:
         """Freeze the audio tower and add low-rank adapters to its attention and feed-forward layers.
 
@@ -333,6 +342,8 @@ class TermRetrievalModel(PreTrainedModel):
             audio_PD=self.pool_spans(features_BTH, num_frames_B, clip_index_P, start_P, end_P),
             text_ND=self.embed_texts(**text_inputs) if text_inputs is not None else None,
             logit_scale=self.logit_scale.exp().clamp(max=_MAX_LOGIT_SCALE),
+            # A view, so that a gradient with respect to the output is not one with respect to the parameter.
+            logit_bias=None if self.config.logit_bias is None else self.logit_bias.view(()),
         )
 
     # Users' entries -------------------------------------------------------------------------------------------------
