@@ -23,14 +23,15 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from qwen_term_retrieval.audio.noise import AugmentationConfig
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
 from qwen_term_retrieval.losses.distributed import world_size
-from qwen_term_retrieval.models.feature_cache import FeatureCache
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames
+from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features
+from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms, training_glossary
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.recall import evaluate_recall
@@ -85,7 +86,9 @@ class TermRetrievalTrainer(Trainer):
         self._loss_sums = {"audio_text_loss": 0.0, "audio_term_loss": 0.0}
         self._losses_summed = 0
         with args.main_process_first(desc="preparing clips"):
-            self.train_clips = None if train_dataset is None else self._prepare_clips(train_dataset, args)
+            self.train_clips = (
+                None if train_dataset is None else self._prepare_clips(train_dataset, args, training=True)
+            )
             eval_clips = None if eval_dataset is None else self._prepare_clips(eval_dataset, args)
         callbacks = list(kwargs.pop("callbacks", []))
         if args.patience and args.load_best_model_at_end:
@@ -107,17 +110,27 @@ class TermRetrievalTrainer(Trainer):
 
     # ---- clips and batches ------------------------------------------------------------------------------------
 
-    def _prepare_clips(self, rows: datasets.Dataset, args: TermRetrievalArguments) -> TrainingClips:
+    def _prepare_clips(
+        self, rows: datasets.Dataset, args: TermRetrievalArguments, training: bool = False
+    ) -> TrainingClips:
+        """Clips to train on are augmented where the run says so; clips to evaluate on never are."""
         rows = annotate_terms(rows, self.glossary)
-        if any(parameter.requires_grad for parameter in self.retrieval_model.audio_tower.parameters()):
-            return TrainingClips(rows)
-        cache = FeatureCache.build(self.retrieval_model, rows, keys=rows["key"], cache_dir=args.feature_cache_dir)
-        return TrainingClips(rows, cache)
+        tower = self.retrieval_model.audio_tower
+        trained = any(parameter.requires_grad for parameter in tower.parameters())
+        augmentation = None
+        if training and isinstance(args.augmentation, dict):
+            config = AugmentationConfig.from_dict(args.augmentation)
+            num_copies = None if trained else config.augmented_copies
+            augmentation = Augmentation(
+                config, rows, max_seconds=tower.max_seconds, num_copies=num_copies, seed=args.seed
+            )
+        cache = None if trained else cached_features(self.retrieval_model, rows, augmentation, args.feature_cache_dir)
+        return TrainingClips(rows, cache, augmentation)
 
     def _audio_source(self, clips: TrainingClips) -> PcmFrames | CachedFrames:
         if clips.feature_cache is None:
-            return PcmFrames(self.retrieval_model.audio_tower.num_frames)
-        return CachedFrames(clips.feature_cache)
+            return PcmFrames(self.retrieval_model.audio_tower.num_frames, clips.augmentation)
+        return CachedFrames(clips.feature_cache, num_clips=len(clips))
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_clips is None:
