@@ -8,24 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_BUFFER_BYTES = 1 << 20
+
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name `path` only when the block ends without an error.
 
-    The bytes reach the disk before the name does, so that neither a kill nor a power cut leaves half a file under it.
+    Args:
+        durable: the bytes reach the disk before the name does, so that a power cut, too, leaves no half a file under
+            it. Without, a kill is survived, and whoever reads the file after a power cut must check its content.
     """
     # The process id: a worker orphaned by a kill may still be writing the same file.
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with scratch.open("w+b") as file:
+        with scratch.open("w+b", buffering=_BUFFER_BYTES) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -135,7 +135,7 @@ class KeyTable:
         inside = positions < len(self.hashes)
         likely = np.zeros(len(keys), bool)
         likely[inside] = self.hashes[positions[inside]] == hashes[inside]
-        return [keys[i] for i in np.flatnonzero(likely) if self.find(keys[i])]
+        return [keys[i] for i in np.flatnonzero(likely).tolist() if self.find(keys[i])]
 
     def shared_with(self, other: KeyTable) -> list[str]:
         """Keys that both hold."""

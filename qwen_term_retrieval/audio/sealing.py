@@ -1,32 +1,32 @@
-"""Finished parts into shards: which clip lies where follows from the clips' order and lengths alone."""
+"""Finished parts into shards: which clip lies where follows from the clips' order and lengths alone.
+
+Parts are laid down while later ones are still being decoded. A shard is finished when the next clip no longer fits:
+then it is brought to the disk, its index is written, which vouches for it when a run goes on after an interruption, and
+the PCM of its parts goes, so that the disk holds the audio about once. Only at the end is it known what pack this is,
+and its uuid is stamped into every header.
+"""
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import groupby
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Self
 
+import numpy as np
+import pyarrow as pa
 import xxhash
 
 from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.parts import pcm_path, read_part
+from qwen_term_retrieval.audio.pack_json import file_xxh64
+from qwen_term_retrieval.audio.parts import Part, pcm_path
 from qwen_term_retrieval.audio.shards import HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader, ShardIndex, aligned
 
 INDEX_SUFFIX = ".index.npz"
 _COPY_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A clip, and where its samples lie in its part, in bytes."""
-
-    part: int
-    start: int
-    num_bytes: int
-    clip: dict[str, Any]
+_NO_PACK = uuid.UUID(int=0)
 
 
 def shard_name(number: int) -> str:
@@ -37,83 +37,149 @@ def index_name(number: int) -> str:
     return f"shard_{number:05d}{INDEX_SUFFIX}"
 
 
-def clips_of_parts(parts: Path, num_parts: int) -> Iterator[dict[str, Any]]:
-    """The rows of all parts, in corpus order."""
-    return (clip for number in range(num_parts) for clip in read_part(parts, number)["clips"])
+@dataclass
+class _OpenShard:
+    """The shard being filled. `runs` says which bytes `(part, start, num_bytes)` of parts it holds.
 
-
-def seal_shards(
-    parts: Path, num_parts: int, pack: Path, *, shard_bytes: int, sampling_rate: int, pack_uuid: uuid.UUID
-) -> list[ShardHeader]:
-    """Write `shard_N.dat` and `shard_N.index.npz` into `pack`, dropping each part's PCM once its shards are sealed.
-
-    Shards that an interrupted run sealed are kept.
-
-    Raises:
-        PackError: where a part is gone that a shard not yet sealed needs: corpus or settings changed in between.
+    `file` is None where an interrupted run left an index of this number: the shard it vouches for may be this one.
     """
-    headers = []
-    for number, placed in enumerate(_plan(parts, num_parts, shard_bytes)):
-        index = ShardIndex.of_clips(
-            [item.clip["key"] for item in placed],
-            [item.clip["length"] for item in placed],
-            [item.clip["crc32"] for item in placed],
-        )
-        header = _sealed_before(pack, number, index, pack_uuid)
-        if header is None:
-            header = _write_shard(pack / shard_name(number), placed, parts, sampling_rate, pack_uuid)
-            with atomic_file(pack / index_name(number)) as file:
-                index.save(file)
-        headers.append(header)
-        for part in range(placed[0].part, placed[-1].part):
-            pcm_path(parts, part).unlink(missing_ok=True)
-    return headers
+
+    number: int
+    file: BinaryIO | None
+    digest: xxhash.xxh64 = field(default_factory=xxhash.xxh64)
+    num_bytes: int = 0
+    runs: list[tuple[int, int, int]] = field(default_factory=list)
+    keys: list[pa.Array] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
+    crc32: list[np.ndarray] = field(default_factory=list)
+
+    def index(self) -> ShardIndex:
+        keys = pa.chunked_array(self.keys).to_pylist()
+        return ShardIndex.of_clips(keys, np.concatenate(self.lengths), np.concatenate(self.crc32))
 
 
-def _plan(parts: Path, num_parts: int, shard_bytes: int) -> Iterator[list[_Placed]]:
-    """Clips of each shard: as many as fit, at least one."""
-    shard: list[_Placed] = []
-    filled = 0
-    for part in range(num_parts):
-        start = 0
-        for clip in read_part(parts, part)["clips"]:
-            num_bytes = aligned(clip["length"] * SAMPLE_BYTES)
-            if shard and HEADER_BYTES + filled + num_bytes > shard_bytes:
-                yield shard
-                shard, filled = [], 0
-            shard.append(_Placed(part, start, num_bytes, clip))
-            start += num_bytes
-            filled += num_bytes
-    if shard:
-        yield shard
+class ShardSealer:
+    """Lays parts into `shard_N.dat` and `shard_N.index.npz`; used as a context.
 
+    Memory holds the index of one shard.
+    """
 
-def _sealed_before(pack: Path, number: int, index: ShardIndex, pack_uuid: uuid.UUID) -> ShardHeader | None:
-    """The header of a shard that an interrupted run finished; its index, written after it, vouches for it."""
-    path = pack / shard_name(number)
-    if not (pack / index_name(number)).is_file() or not path.is_file():
-        return None
-    with path.open("rb") as file:
-        header = ShardHeader.read(file, str(path))
-    same = header.pack_uuid == pack_uuid and ShardIndex.load(pack / index_name(number)).same_as(index)
-    return header if same else None
+    def __init__(self, parts: Path, pack: Path, *, shard_bytes: int, sampling_rate: int, first_number: int = 0) -> None:
+        self._parts = parts
+        self._pack = pack
+        self._shard_bytes = shard_bytes
+        self._sampling_rate = sampling_rate
+        self._first_number = first_number
+        self._headers: list[ShardHeader] = []
+        self._files = ExitStack()
+        self._shard: _OpenShard | None = None
 
+    def __enter__(self) -> Self:
+        return self
 
-def _write_shard(
-    path: Path, placed: list[_Placed], parts: Path, sampling_rate: int, pack_uuid: uuid.UUID
-) -> ShardHeader:
-    digest = xxhash.xxh64()
-    with atomic_file(path) as file:
+    def __exit__(self, *error: object) -> None:
+        self._files.__exit__(*error)  # type: ignore[arg-type]
+
+    def add(self, number: int, part: Part) -> None:
+        """Lay down the clips of the next part.
+
+        Raises:
+            PackError: its PCM is gone: corpus or settings have changed since an interrupted run.
+        """
+        num_bytes = aligned(part.array("length") * SAMPLE_BYTES)
+        ends = np.cumsum(num_bytes)
+        first, start = 0, 0
+        while first < len(num_bytes):
+            shard = self._shard = self._shard or self._open()
+            room = self._shard_bytes - HEADER_BYTES - shard.num_bytes
+            last = int(np.searchsorted(ends, start + room, side="right"))
+            if last <= first and not shard.num_bytes:
+                last = first + 1  # a clip that is longer than any shard
+            if last <= first:
+                self._seal(shard)
+                continue
+            end = int(ends[last - 1])
+            self._lay(shard, (number, start, end - start), part, slice(first, last))
+            first, start = last, end
+
+    def close(self) -> list[ShardHeader]:
+        """Finish the last shard; headers of all, in order, without the uuid of a pack."""
+        if self._shard is not None:
+            self._seal(self._shard)
+        return self._headers
+
+    def _open(self) -> _OpenShard:
+        number = self._first_number + len(self._headers)
+        if (self._pack / index_name(number)).is_file():
+            return _OpenShard(number, None)
+        return _OpenShard(number, self._start_file(number))
+
+    def _start_file(self, number: int) -> BinaryIO:
+        file = self._files.enter_context(atomic_file(self._pack / shard_name(number)))
         file.write(bytes(HEADER_BYTES))
-        for part, run in groupby(placed, key=lambda item: item.part):
-            items = list(run)
-            num_bytes = items[-1].start + items[-1].num_bytes - items[0].start
-            _copy(pcm_path(parts, part), items[0].start, num_bytes, file, digest)
-        num_bytes = file.tell() - HEADER_BYTES
-        header = ShardHeader(sampling_rate, pack_uuid, digest.intdigest(), num_bytes, len(placed))
-        file.seek(0)
-        file.write(header.to_bytes())
-    return header
+        return file
+
+    def _lay(self, shard: _OpenShard, run: tuple[int, int, int], part: Part, clips: slice) -> None:
+        if shard.file is not None:
+            _copy(pcm_path(self._parts, run[0]), run[1], run[2], shard.file, shard.digest)
+        shard.runs.append(run)
+        shard.keys.append(part.rows.column("key")[clips])
+        shard.lengths.append(part.array("length")[clips])
+        shard.crc32.append(part.array("crc32")[clips])
+        shard.num_bytes += run[2]
+
+    def _seal(self, shard: _OpenShard) -> None:
+        index = shard.index()
+        header = _sealed_before(self._pack, shard, index, self._sampling_rate) if shard.file is None else None
+        if header is None:
+            if shard.file is None:
+                shard.file = self._start_file(shard.number)
+                for part, start, num_bytes in shard.runs:
+                    _copy(pcm_path(self._parts, part), start, num_bytes, shard.file, shard.digest)
+            header = ShardHeader(self._sampling_rate, _NO_PACK, shard.digest.intdigest(), shard.num_bytes, len(index))
+            shard.file.seek(0)
+            shard.file.write(header.to_bytes())
+            self._files.close()
+            with atomic_file(self._pack / index_name(shard.number)) as file:
+                index.save(file)
+        self._headers.append(header)
+        self._shard = None
+        # The rest of the last part may belong to the next shard.
+        for part in {run[0] for run in shard.runs} - {shard.runs[-1][0]}:
+            pcm_path(self._parts, part).unlink(missing_ok=True)
+
+
+def _sealed_before(pack: Path, shard: _OpenShard, index: ShardIndex, sampling_rate: int) -> ShardHeader | None:
+    """The header of a shard that an interrupted run finished; its index, written after it, vouches for it."""
+    path = pack / shard_name(shard.number)
+    try:
+        same = ShardIndex.load(pack / index_name(shard.number)).same_as(index)
+    except PackError:
+        return None
+    if not same or not path.is_file() or path.stat().st_size != HEADER_BYTES + shard.num_bytes:
+        return None
+    try:
+        with path.open("rb") as file:
+            header = ShardHeader.read(file, str(path))
+        return header if header.sampling_rate == sampling_rate else None
+    except PackError:
+        # A power cut while the uuid was stamped; the PCM behind it is whole.
+        xxh64 = int(file_xxh64(path, skip=HEADER_BYTES), 16)
+        return ShardHeader(sampling_rate, _NO_PACK, xxh64, shard.num_bytes, len(index))
+
+
+def stamp_uuid(
+    pack: Path, headers: list[ShardHeader], pack_uuid: uuid.UUID, first_number: int = 0
+) -> list[ShardHeader]:
+    """Write into the header of each shard which pack it was made for."""
+    stamped = [replace(header, pack_uuid=pack_uuid) for header in headers]
+    for number, (before, header) in enumerate(zip(headers, stamped, strict=True), first_number):
+        if before != header:
+            with (pack / shard_name(number)).open("r+b") as file:
+                file.write(header.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+    return stamped
 
 
 def _copy(source: Path, start: int, num_bytes: int, target: BinaryIO, digest: xxhash.xxh64) -> None:
@@ -122,7 +188,7 @@ def _copy(source: Path, start: int, num_bytes: int, target: BinaryIO, digest: xx
             f"{source}: needed, but used up by an interrupted run with another corpus or other settings. "
             f"Delete {source.parent.parent} and pack again."
         )
-    with source.open("rb") as file:
+    with source.open("rb", buffering=0) as file:
         file.seek(start)
         while num_bytes:
             block = file.read(min(num_bytes, _COPY_BYTES))

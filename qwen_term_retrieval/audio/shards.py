@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 4096
@@ -103,7 +104,7 @@ class ShardIndex:
     crc32: np.ndarray
 
     @classmethod
-    def of_clips(cls, keys: Sequence[str], lengths: Sequence[int], crc32: Sequence[int]) -> ShardIndex:
+    def of_clips(cls, keys: Sequence[str], lengths: ArrayLike, crc32: ArrayLike) -> ShardIndex:
         """Lay clips out in order, each aligned."""
         num_bytes = aligned(np.asarray(lengths, np.int64) * SAMPLE_BYTES)
         starts = HEADER_BYTES + np.concatenate(([0], np.cumsum(num_bytes)[:-1]))

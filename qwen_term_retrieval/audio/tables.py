@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,14 +16,15 @@ import xxhash
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.feature import MmapAudio
+from qwen_term_retrieval.audio.feature import REFERENCE_TYPE, MmapAudio
 from qwen_term_retrieval.audio.keys import keys_name, write_keys
-from qwen_term_retrieval.audio.parts import read_part
-from qwen_term_retrieval.audio.sealing import clips_of_parts, index_name
+from qwen_term_retrieval.audio.parts import EXTRA, ROW_COLUMNS, Part, read_part
+from qwen_term_retrieval.audio.sealing import index_name
 from qwen_term_retrieval.audio.shards import ShardHeader, ShardIndex
 from qwen_term_retrieval.audio.utterance import CorpusError, split_rank
 
 ROWS_PER_GROUP = 8192
+CARD = "README.md"
 
 
 @dataclass
@@ -47,40 +47,64 @@ def split_totals(increments: Sequence[Mapping[str, Any]]) -> dict[str, SplitTota
     return {split: totals[split] for split in sorted(totals, key=split_rank)}
 
 
-@dataclass
 class Survey:
-    """What one pass over the rows of all parts finds, before anything is written."""
+    """What the rows of all parts hold, and whose they are, taken in one part after another."""
 
-    pack_uuid: uuid.UUID = field(default_factory=lambda: uuid.UUID(int=0))
-    extra_schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    splits: dict[str, SplitTotals] = field(default_factory=dict)
-    num_clipped_samples: int = 0
-    problems: list[dict[str, str]] = field(default_factory=list)
+    def __init__(self, sampling_rate: int) -> None:
+        self.num_parts = 0
+        self.num_clipped_samples = 0
+        self.problems: list[dict[str, str]] = []
+        self._sampling_rate = sampling_rate
+        self._splits: dict[str, SplitTotals] = {}
+        self._digest = xxhash.xxh3_128(str(sampling_rate).encode())
+        self._extra_schemas: dict[str, pa.Schema] = {}
+
+    def add(self, part: Part) -> None:
+        """Take in the next part."""
+        self.num_parts += 1
+        self.problems += part.problems
+        self.num_clipped_samples += int(part.array("clipped").sum())
+        self._digest.update(part.array("digest").astype("<u8").tobytes())
+        lengths = part.array("length")
+        num_terms = part.rows.column("terms").value_lengths().to_numpy()
+        for split, rows in rows_of_splits(part.rows):
+            totals = self._splits.setdefault(split, SplitTotals())
+            totals.num_clips += len(rows)
+            totals.num_no_term_clips += int(np.count_nonzero(num_terms[rows] == 0))
+            totals.duration_s += int(lengths[rows].sum()) / self._sampling_rate
+        extra = _extra_schema(part.rows.schema)
+        self._extra_schemas[extra.to_string()] = extra
+
+    @property
+    def splits(self) -> dict[str, SplitTotals]:
+        return {split: self._splits[split] for split in sorted(self._splits, key=split_rank)}
+
+    @property
+    def uuid(self) -> uuid.UUID:
+        """Follows from every row and sample."""
+        return uuid.UUID(bytes=self._digest.digest())
+
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the tables.
+
+        Raises:
+            CorpusError: a column holds values of types that do not go together.
+        """
+        extra = unified_extras(list(self._extra_schemas.values()))
+        return row_features(self._sampling_rate, extra).arrow_schema
 
 
-def survey_parts(parts: Path, num_parts: int, sampling_rate: int) -> Survey:
-    """Totals, the types of the extra columns, and the pack's uuid: a digest of every row, with length and CRC.
+def rows_of_splits(rows: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray]]:
+    """Each split that rows of a part are in, with the numbers of these rows."""
+    splits = rows.column("split").dictionary_encode()
+    for number, split in enumerate(splits.dictionary.to_pylist()):
+        yield split, np.flatnonzero(splits.indices.to_numpy() == number)
 
-    Raises:
-        CorpusError: where a column holds values of types that do not go together.
-    """
-    survey, digest, schemas = Survey(), xxhash.xxh3_128(str(sampling_rate).encode()), {}
-    for number in range(num_parts):
-        part = read_part(parts, number)
-        survey.problems += part["problems"]
-        for clip in part["clips"]:
-            digest.update(json.dumps(clip, sort_keys=True).encode())
-            totals = survey.splits.setdefault(clip["split"], SplitTotals())
-            totals.num_clips += 1
-            totals.num_no_term_clips += not clip["terms"]
-            totals.duration_s += clip["duration"]
-            survey.num_clipped_samples += clip["clipped"]
-        schema = schema_of_extras([clip["extra"] for clip in part["clips"]])
-        schemas[schema.to_string()] = schema
-    survey.extra_schema = unified_extras(list(schemas.values()))
-    survey.pack_uuid = uuid.UUID(bytes=digest.digest())
-    survey.splits = {split: survey.splits[split] for split in sorted(survey.splits, key=split_rank)}
-    return survey
+
+def _extra_schema(schema: pa.Schema) -> pa.Schema:
+    return pa.schema(
+        [column.with_name(column.name[len(EXTRA) :]) for column in schema if column.name.startswith(EXTRA)]
+    )
 
 
 def schema_of_extras(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
@@ -139,104 +163,156 @@ def united_schema(schemas: Sequence[pa.Schema], sampling_rate: int) -> pa.Schema
         united = pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"a column has types that do not go together: {error}") from error
-    of_every_pack = row_features(sampling_rate, pa.schema([]))
-    return row_features(
-        sampling_rate, pa.schema([field for field in united if field.name not in of_every_pack])
-    ).arrow_schema
+    extra = pa.schema([column for column in united if column.name not in ("audio", *ROW_COLUMNS)])
+    return row_features(sampling_rate, extra).arrow_schema
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Rows of one increment under the schema of all: columns that the increment lacks are null."""
     columns = [
-        table.column(field.name).cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
-        for field in schema
+        table.column(column.name).cast(column.type)
+        if column.name in table.column_names
+        else pa.nulls(len(table), column.type)
+        for column in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_tables(
-    parts: Path, num_parts: int, pack: Path, headers: Sequence[ShardHeader], survey: Survey, sampling_rate: int
+    parts: Path,
+    pack: Path,
+    headers: Sequence[ShardHeader],
+    survey: Survey,
+    *,
+    increment: int = 0,
+    first_shard: int = 0,
 ) -> None:
-    """Write a Parquet file a split; rows keep the corpus' order."""
-    schema = row_features(sampling_rate, survey.extra_schema).arrow_schema
-    places = _places(pack, headers)
-    no_extras = dict.fromkeys(survey.extra_schema.names)
-    splits = list(survey.splits)
-    keys, split_of, row_of, shard, offset, length = [], [], [], [], [], []
-    num_rows = dict.fromkeys(splits, 0)
+    """Write a Parquet file a split, whose rows keep the corpus' order, and the key index."""
+    schema, splits = survey.schema(), list(survey.splits)
+    places, index = _Places(pack, headers, first_shard), _Index(splits)
     with ExitStack() as stack:
         tables = {
-            split: _Table(stack.enter_context(atomic_file(pack / table_name(split, 0))), schema) for split in splits
+            split: _Table(stack.enter_context(atomic_file(pack / table_name(split, increment))), schema)
+            for split in splits
         }
-        for clip in clips_of_parts(parts, num_parts):
-            # Nulls first: a corpus may have a column "length" of its own, and rows without it.
-            place = next(places)
-            tables[clip["split"]].add({"audio": place, **clip, **no_extras, **clip["extra"]})
-            keys.append(clip["key"])
-            split_of.append(splits.index(clip["split"]))
-            row_of.append(num_rows[clip["split"]])
-            num_rows[clip["split"]] += 1
-            for column, value in zip((shard, offset, length), place.values(), strict=True):
-                column.append(value)
-        for table in tables.values():
-            table.close()
-    write_keys(
-        pack / keys_name(0),
-        keys,
-        splits=splits,
-        split=np.array(split_of),
-        row=np.array(row_of),
-        shard=np.array(shard),
-        offset=np.array(offset),
-        length=np.array(length),
-    )
+        for number in range(survey.num_parts):
+            rows = read_part(parts, number).rows
+            placed = places.take(rows.num_rows)
+            table = _under_schema(rows, placed, schema)
+            for split, chosen in rows_of_splits(rows):
+                tables[split].add(table if len(chosen) == len(table) else table.take(pa.array(chosen)))
+            index.add(rows, placed)
+        for each in tables.values():
+            each.close()
+    index.write(pack / keys_name(increment))
 
 
-def _places(pack: Path, headers: Sequence[ShardHeader]) -> Iterator[dict[str, int]]:
-    for number, header in enumerate(headers):
-        index = ShardIndex.load(pack / index_name(number))
-        for offset, length in zip(index.offset.tolist(), index.length.tolist(), strict=True):
-            yield {"shard": header.uid, "offset": offset, "length": length}
+def _under_schema(rows: pa.RecordBatch, placed: pa.StructArray, schema: pa.Schema) -> pa.Table:
+    """Rows of a part as the table has them: without what only packing needs, columns they lack null."""
+    columns = {"audio": placed}
+    for column in schema:
+        # A corpus may have a column "length" of its own, and rows without it.
+        name = column.name if column.name in ROW_COLUMNS else f"{EXTRA}{column.name}"
+        if name in rows.schema.names:
+            columns[column.name] = rows.column(name)
+    return conformed(pa.table(columns), schema)
+
+
+class _Places:
+    """Where the clips of a pack lie, in order, read from the indexes of its shards."""
+
+    def __init__(self, pack: Path, headers: Sequence[ShardHeader], first_shard: int) -> None:
+        self._shards = ((pack / index_name(number), header.uid) for number, header in enumerate(headers, first_shard))
+        self._waiting = np.zeros((3, 0), np.int64)
+
+    def take(self, count: int) -> pa.StructArray:
+        """Uid of the shard, offset and length in samples of the next `count` clips."""
+        while self._waiting.shape[1] < count:
+            path, uid = next(self._shards)
+            index = ShardIndex.load(path)
+            shard = np.stack([np.full(len(index), uid), index.offset, index.length])
+            self._waiting = np.concatenate([self._waiting, shard], axis=1)
+        taken, self._waiting = self._waiting[:, :count], self._waiting[:, count:]
+        return pa.StructArray.from_arrays([pa.array(values) for values in taken], fields=list(REFERENCE_TYPE))
+
+
+class _Index:
+    """Collects the columns of the key index."""
+
+    def __init__(self, splits: list[str]) -> None:
+        self._splits = splits
+        self._num_rows = dict.fromkeys(splits, 0)
+        self._keys: list[pa.Array] = []
+        self._numbers: list[np.ndarray] = []
+
+    def add(self, rows: pa.RecordBatch, placed: pa.StructArray) -> None:
+        split_and_row = np.empty((2, rows.num_rows), np.int64)
+        for split, chosen in rows_of_splits(rows):
+            first = self._num_rows[split]
+            split_and_row[:, chosen] = [
+                np.full(len(chosen), self._splits.index(split)),
+                np.arange(first, first + len(chosen)),
+            ]
+            self._num_rows[split] += len(chosen)
+        self._keys.append(rows.column("key"))
+        self._numbers.append(np.stack([*split_and_row, *(values.to_numpy() for values in placed.flatten())]))
+
+    def write(self, path: Path) -> None:
+        split, row, shard, offset, length = np.concatenate(self._numbers, axis=1)
+        write_keys(
+            path,
+            pa.chunked_array(self._keys),
+            splits=self._splits,
+            split=split,
+            row=row,
+            shard=shard,
+            offset=offset,
+            length=length,
+        )
 
 
 class _Table:
-    """A Parquet file written a row group at a time."""
+    """A Parquet file written in row groups of one size, however the rows come."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._rows: list[dict[str, Any]] = []
+        self._rows = schema.empty_table()
         self._writer = parquet.ParquetWriter(file, schema, compression="zstd")
 
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append({name: row.get(name) for name in self._schema.names})
-        if len(self._rows) == ROWS_PER_GROUP:
-            self._flush()
+    def add(self, rows: pa.Table) -> None:
+        self._rows = pa.concat_tables([self._rows, rows])
+        while len(self._rows) >= ROWS_PER_GROUP:
+            self._write(self._rows.slice(0, ROWS_PER_GROUP))
+            self._rows = self._rows.slice(ROWS_PER_GROUP)
 
-    def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows.clear()
+    def _write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows.combine_chunks())
 
     def close(self) -> None:
-        if self._rows:
-            self._flush()
+        if len(self._rows):
+            self._write(self._rows)
         self._writer.close()
 
 
-def write_card(pack: Path, survey: Survey) -> None:
-    """The dataset card; its `configs:` name the shards, so that `load_dataset(pack)` reaches our builder."""
-    files = "".join(f"  - split: {split}\n    path: shard_*.dat\n" for split in survey.splits)
+def write_card(pack: Path, totals: Mapping[str, SplitTotals]) -> None:
+    """Write the dataset card.
+
+    Its `configs:` name the shards, so that `load_dataset(pack)` reaches our builder.
+    """
+    with atomic_file(pack / CARD) as file:
+        file.write(dataset_card(totals).encode())
+
+
+def dataset_card(totals: Mapping[str, SplitTotals]) -> str:
+    """The text of a pack's `README.md`."""
+    files = "".join(f"  - split: {split}\n    path: shard_*.dat\n" for split in totals)
     rows = "".join(
-        f"| {split} | {totals.num_clips} | {totals.num_no_term_clips} | {totals.duration_s / 3600:.2f} |\n"
-        for split, totals in survey.splits.items()
+        f"| {split} | {each.num_clips} | {each.num_no_term_clips} | {each.duration_s / 3600:.2f} |\n"
+        for split, each in totals.items()
     )
-    card = (
+    return (
         f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}tags:\n- audio\n- term-retrieval\n---\n"
         "# Packed speech for term retrieval\n\n"
         "```python\nimport qwen_term_retrieval  # registers the feature and the builder\n"
         'from datasets import load_dataset\n\nrows = load_dataset("path/to/this/folder")\n```\n\n'
         f"| split | clips | of these without a term | hours |\n|---|---|---|---|\n{rows}"
     )
-    with atomic_file(pack / "README.md") as file:
-        file.write(card.encode())

@@ -1,0 +1,61 @@
+"""The folder beside a pack in which it is made, and the step that puts it in its place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from qwen_term_retrieval.audio.atomic import sync_folder
+from qwen_term_retrieval.audio.shards import PackError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def staging_of(out: Path) -> Iterator[Path]:
+    """`<out>.incomplete`, for one writer at a time; it goes when the block ends without an error.
+
+    Raises:
+        PackError: another process writes to `out`, or the disk is full.
+        OSError: the folder cannot be written to.
+    """
+    staging = out.with_name(f"{out.name}.incomplete")
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        with FileLock(staging / "lock", timeout=0):
+            yield staging
+            _remove(staging)
+    except Timeout as error:
+        raise PackError(f"another process is packing into {out}; wait for it, or give another folder") from error
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise PackError(
+            f"the disk is full, or a file grew over the size allowed here ({error}). Make room and run again: what is "
+            f"in {staging} is kept, and packing goes on from there"
+        ) from error
+
+
+def _remove(staging: Path) -> None:
+    """Delete a staging folder, the notes of an append in it last: until then they say that it had finished."""
+    for path in staging.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    shutil.rmtree(staging)
+
+
+def publish(pack: Path, out: Path) -> None:
+    """Rename a finished pack to `out`, where another pack may be that it replaces."""
+    replaced = out.with_name(f"{out.name}.replaced-{os.getpid()}")
+    if out.exists():
+        out.rename(replaced)
+    pack.rename(out)
+    sync_folder(out.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
