@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-import fsspec
 import numpy as np
 import soundfile
 
+from qwen_term_retrieval.audio.urls import file_system
 from qwen_term_retrieval.audio.utterance import Audio, FileSlice, is_url
 
 MAX_CHANNELS = 64
@@ -142,10 +144,7 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | Bina
             yield io.BytesIO(file.read(audio.num_bytes)) if small else cast(BinaryIO, _Window(file, audio))
     elif isinstance(audio, str) and is_url(audio):
         with _remote_file(audio) as file:
-            start = file.read(BYTES_IN_MEMORY + 1)
-            if len(start) > BYTES_IN_MEMORY:
-                file.seek(0)
-            yield file if len(start) > BYTES_IN_MEMORY else io.BytesIO(start)
+            yield file
     else:
         yield str(_local_file(Path(audio)))
 
@@ -160,13 +159,20 @@ def _local_file(path: Path) -> Path:
 def _remote_file(url: str) -> Iterator[Any]:
     """A broken connection is no bad audio, and stays the OSError it is."""
     try:
-        opened = fsspec.open(url, "rb").open()
+        system, path = file_system(url)
+        opened = system.open(path, "rb")
     except FileNotFoundError as error:
         raise BadAudioError("the file does not exist") from error
     except (ValueError, ImportError) as error:
         raise BadAudioError(f"its file system cannot be reached from here: {error}") from error
     with opened as file:
-        yield file
+        try:
+            start = file.read(BYTES_IN_MEMORY + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise BadAudioError(f"its archive is broken here: {error}") from error
+        if len(start) > BYTES_IN_MEMORY:
+            file.seek(0)
+        yield file if len(start) > BYTES_IN_MEMORY else io.BytesIO(start)
 
 
 class _Window(io.RawIOBase):

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
+from qwen_term_retrieval.audio.urls import file_system
 from qwen_term_retrieval.audio.utterance import CorpusError, is_url
 
 Location = Path | str
@@ -151,6 +150,6 @@ def _taken_apart(url: str) -> tuple[str, str, str]:
 
 def _file_system(url: str) -> tuple[Any, str]:
     try:
-        return fsspec.core.url_to_fs(url)
+        return file_system(url)
     except (ValueError, ImportError) as error:
         raise CorpusError(f"{url}: no such file system here: {error}") from error
