@@ -15,7 +15,7 @@ from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncod
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from qwen_term_retrieval.audio.collate import pad_pcm
-from qwen_term_retrieval.models.audio_tower import Qwen2AudioTower, WhisperTower
+from qwen_term_retrieval.models.audio_towers import Qwen2AudioTower, WhisperTower
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.mel import log_mel
 

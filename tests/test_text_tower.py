@@ -6,7 +6,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.models.phoneme_encoder import PhonemeEncoder
-from qwen_term_retrieval.models.text_tower import HFTextEncoder, build_text_tower
+from qwen_term_retrieval.models.text_encoder import HFTextEncoder
+from qwen_term_retrieval.models.text_tower import build_text_tower
 from qwen_term_retrieval.text.phonetics import PhonemizerError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -75,7 +76,7 @@ def test_settings_rebuild_the_tower_and_another_phonemizer_is_refused(phoneme_en
     ("name", "settings", "complaint"),
     [
         ("phonemes:characters", {"width": 3}, "unexpected keyword argument 'width'; see PhonemeEncoderConfig"),
-        (MINILM, {"pooling": "last"}, "pooling must be 'mean' or 'cls', not 'last'"),
+        (MINILM, {"pooling": "max"}, "pooling must be one of auto, cls, mean, last, not 'max'"),
         (MINILM, {"layers": 2}, r"unknown keys \['layers'\]"),
         ("phonemes:morse", {}, "no phonemizer 'morse'"),
     ],

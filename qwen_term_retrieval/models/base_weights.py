@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from qwen_term_retrieval.models.audio_tower import AUDIO_TOWERS, AudioTower
+from qwen_term_retrieval.models.audio_towers import AUDIO_TOWERS, AudioTower
 from qwen_term_retrieval.models.checkpoints import CheckpointError, resolve_checkpoint, tower_sha256
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.lora import base_state
 
 
-def build_audio_tower(config: TermRetrievalConfig) -> AudioTower:
-    """The tower without its weights; fills in the config of its encoder."""
+def build_audio_tower(config: TermRetrievalConfig, attn_implementation: str | None = None) -> AudioTower:
+    """The tower without its weights; fills in the config of its encoder.
+
+    Raises:
+        ValueError: no adapter knows the checkpoint's type.
+    """
     checkpoint_config = config.audio_tower_config or config.audio_tower
     if isinstance(checkpoint_config, str):
         folder = resolve_checkpoint(checkpoint_config, weight_prefixes=())
@@ -29,7 +33,7 @@ def build_audio_tower(config: TermRetrievalConfig) -> AudioTower:
             f"Set audio_tower_type where the checkpoint's config does not say."
         )
     config.audio_tower_config = AUDIO_TOWERS[kind].encoder_config_of(checkpoint_config)
-    return AUDIO_TOWERS[kind](config.audio_tower_config)
+    return AUDIO_TOWERS[kind](config.audio_tower_config, attn_implementation)
 
 
 def load_strictly(encoder: nn.Module, tensors: dict[str, torch.Tensor], name: Any) -> None:

@@ -14,17 +14,23 @@ class TermRetrievalConfig(PreTrainedConfig):
         audio_tower: Hub id, local folder, or the encoder's config as a dict (random weights).
         audio_tower_type: a key of `AUDIO_TOWERS`, or "auto" for the checkpoint's own `model_type`.
         audio_layers: how many of the last encoder layers are mixed, by a learned softmax.
-        text_tower: "phonemes:<phonemizer>" for a phoneme encoder (see `get_phonemizer`), or the Hub id or local folder
-            of a text encoder.
+        text_tower: "phonemes:<phonemizer>" for a phoneme encoder (see `get_phonemizer`), the Hub id or local folder
+            of a text encoder, or one of each joined by " + " for the sum of sound and meaning. Of Qwen2-Audio's
+            checkpoint its language model is taken.
         text_tower_config: settings of the text tower where they differ from its defaults: those of
-            `PhonemeEncoderConfig`, or `{"pooling": "mean" | "cls"}`.
+            `PhonemeEncoderConfig`, `{"pooling": …}` of a text encoder, or of a sum
+            `{"sound": {…}, "meaning": {…}, "hidden_size": …}`.
+        text_pooling: how a text encoder's tokens become one vector, where `text_tower_config` does not say: "cls",
+            "mean", "last", or "auto" for what the checkpoint was trained with.
         embedding_dim: size of the shared space.
+        pooling: "pyramid" for means over a span's segments, "attention" for means weighted by learned scores.
         segments: levels of the pyramid that a span of audio is pooled with.
         windows: None for one vector a clip, or `{"sizes": (…), "stride": …}` in encoder frames.
         temperature: where `logit_scale` starts: 1 / temperature.
         logit_bias: where the bias of the sigmoid loss starts; None: the model has none.
         threshold: the cosine from which a term counts as heard; None until `calibrate` has chosen one.
         lora: None, or fields of `peft.LoraConfig` (`r`, `lora_alpha`, `lora_dropout`) for the audio tower.
+        text_lora: the same for the pretrained encoder of the text tower.
 
     The rest is filled in by the model and makes a saved model self-contained: the towers' configs, the digests of
     the base weights it was trained with, and whether the checkpoint holds a tower's weights itself.
@@ -42,12 +48,15 @@ class TermRetrievalConfig(PreTrainedConfig):
     audio_layers: int = 1
     text_tower: str = "phonemes:espeak:en-us"
     text_tower_config: dict[str, Any] | None = None
+    text_pooling: str = "auto"
     embedding_dim: int = 384
+    pooling: str = "pyramid"
     segments: tuple[int, ...] | list[int] = (1, 2, 4)
     windows: dict[str, Any] | None = None
     temperature: float = 0.07
     logit_bias: float | None = None
     lora: dict[str, Any] | None = None
+    text_lora: dict[str, Any] | None = None
     threshold: float | None = None
 
     audio_tower_config: dict[str, Any] | None = None
@@ -62,6 +71,8 @@ class TermRetrievalConfig(PreTrainedConfig):
             self.windows = _checked_windows(self.windows)
         for name in ("audio_layers", "embedding_dim"):
             _positive_ints(name, (getattr(self, name),))
+        if self.pooling not in ("pyramid", "attention"):
+            raise ValueError(f"pooling must be 'pyramid' or 'attention', not {self.pooling!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
         super().__post_init__(**kwargs)

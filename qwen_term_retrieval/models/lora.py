@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) in an audio encoder, through peft, without wrapping the model.
+"""Low-rank adapters (Hu et al. 2021) in the encoders of both towers, through peft, without wrapping the model.
 
 `PeftModel` around everything would freeze the heads and rename every parameter; injected adapters leave the model a
 plain `PreTrainedModel` whose checkpoints hold adapters and heads alone.
@@ -13,18 +13,25 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-# Anchored to the encoder's own layers: a bare "q_proj" would match any module of that name in any tower.
-TARGET_MODULES = r"layers\.\d+\.(self_attn\.(q|k|v|out)_proj|fc1|fc2)"
+# BERT's names and those of decoders such as Qwen2; the audio towers name their own.
+TEXT_TARGETS = (
+    r"(.*\.)?layers?\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj"
+    r"|attention\.(self\.(query|key|value)|output\.dense)|intermediate\.dense|output\.dense)"
+)
 
 
-def inject_lora(encoder: nn.Module, fields: dict[str, Any]) -> None:
+def inject_lora(encoder: nn.Module, fields: dict[str, Any], target_modules: str) -> None:
     """Add adapters to `encoder` in place; its own weights are frozen.
 
     Args:
-        encoder: an audio tower's encoder.
-        fields: of `peft.LoraConfig`; `target_modules` defaults to attention and feed-forward layers.
+        encoder: a tower's encoder.
+        fields: of `peft.LoraConfig`.
+        target_modules: a regular expression for the names of the modules to adapt, where the fields do not say.
+
+    Raises:
+        ValueError: no module of the encoder has such a name.
     """
-    inject_adapter_in_model(LoraConfig(**{"target_modules": TARGET_MODULES, **fields}), encoder)
+    inject_adapter_in_model(LoraConfig(**{"target_modules": target_modules, **fields}), encoder)
 
 
 def merge_lora(encoder: nn.Module) -> None:
@@ -35,7 +42,7 @@ def merge_lora(encoder: nn.Module) -> None:
     """
     adapted = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
     if not adapted:
-        raise ValueError("the audio tower has no LoRA adapters to merge")
+        raise ValueError("the tower has no LoRA adapters to merge")
     for name, module in adapted:
         module.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")

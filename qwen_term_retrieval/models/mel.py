@@ -2,7 +2,8 @@
 
 Equals `transformers.WhisperFeatureExtractor` on a 30 s pad, frame by frame, without computing the 30 s: a clip is
 followed by a few frames of silence (guard frames) and no more. The log maximum that Whisper clamps by is taken
-clip by clip, so a clip's frames do not depend on its batch mates.
+clip by clip, so a clip's frames do not depend on its batch mates. `reflected_log_mel` is the same extractor run on a
+clip without a pad, as the processors of Qwen3 run it: the last frames hear the clip's end reflected, not silence.
 
 Shapes: B clips, S samples, M mel bins, T mel frames (10 ms).
 """
@@ -62,14 +63,49 @@ def log_mel(
     num_frames_B = num_mel_frames(num_samples_B)
     num_frames = min(-(-(int(num_frames_B.max()) + GUARD_FRAMES) // 4) * 4, max_frames)
     with torch.autocast(pcm_BS.device.type, enabled=False):
-        wave_BS = pcm_BS.float() / 32768 if pcm_BS.dtype == torch.int16 else pcm_BS.float()
-        missing = num_frames * HOP_SAMPLES - wave_BS.shape[1]
-        wave_BS = F.pad(wave_BS, (0, missing)) if missing > 0 else wave_BS[:, : num_frames * HOP_SAMPLES]
-        position_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
-        wave_BS = wave_BS.masked_fill(position_S >= num_samples_B.to(wave_BS.device)[:, None], 0.0)
-        window, filters_MF = _window_and_filters(num_mel_bins, wave_BS.device)
-        spectrum_BFT = torch.stft(wave_BS, _FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[..., :-1]
-        power_BFT = (spectrum_BFT.abs() ** 2).contiguous()
-        mel_BMT = (filters_MF @ power_BFT).clamp(min=1e-10).log10()
+        wave_BS = silenced_wave(pcm_BS, num_samples_B, num_frames * HOP_SAMPLES)
+        mel_BMT = _log_power(wave_BS, num_mel_bins)
         mel_BMT = torch.maximum(mel_BMT, mel_BMT.amax(dim=(1, 2), keepdim=True) - 8.0)
         return (mel_BMT + 4.0) / 4.0, num_frames_B
+
+
+def reflected_log_mel(
+    pcm_BS: torch.Tensor, num_samples_B: torch.Tensor, *, num_mel_bins: int, min_samples: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-mel frames of each clip alone: one per whole 10 ms, its ends reflected, zero behind its last.
+
+    Args:
+        pcm_BS, num_samples_B, num_mel_bins: as `log_mel` takes them.
+        min_samples: shorter clips are followed by silence up to this length, and framed with it.
+
+    Returns:
+        float32 mel_BMT, and the number of frames of each clip.
+    """
+    padded_B = num_samples_B.to(pcm_BS.device).clamp(min=min_samples)
+    num_frames_B = padded_B // HOP_SAMPLES
+    with torch.autocast(pcm_BS.device.type, enabled=False):
+        wave_BS = silenced_wave(pcm_BS, num_samples_B, int(padded_B.max()) + _FFT_SAMPLES // 2)
+        position_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
+        last_B1 = padded_B[:, None] - 1
+        reflected_BS = torch.where(position_S > last_B1, 2 * last_B1 - position_S, position_S).clamp(min=0)
+        mel_BMT = _log_power(wave_BS.gather(1, reflected_BS), num_mel_bins)[..., : int(num_frames_B.max())]
+        behind_B1T = torch.arange(mel_BMT.shape[-1], device=mel_BMT.device) >= num_frames_B[:, None, None]
+        loudest_B11 = mel_BMT.masked_fill(behind_B1T, -torch.inf).amax(dim=(1, 2), keepdim=True)
+        mel_BMT = (torch.maximum(mel_BMT, loudest_B11 - 8.0) + 4.0) / 4.0
+        return mel_BMT.masked_fill(behind_B1T, 0.0), num_frames_B
+
+
+def silenced_wave(pcm_BS: torch.Tensor, num_samples_B: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """float32 in [-1, 1), cut or filled up to `num_samples`, with silence behind each clip's end."""
+    wave_BS = pcm_BS.float() / 32768 if pcm_BS.dtype == torch.int16 else pcm_BS.float()
+    missing = num_samples - wave_BS.shape[1]
+    wave_BS = F.pad(wave_BS, (0, missing)) if missing > 0 else wave_BS[:, :num_samples]
+    position_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
+    return wave_BS.masked_fill(position_S >= num_samples_B.to(wave_BS.device)[:, None], 0.0)
+
+
+def _log_power(wave_BS: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
+    window, filters_MF = _window_and_filters(num_mel_bins, wave_BS.device)
+    spectrum_BFT = torch.stft(wave_BS, _FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[..., :-1]
+    power_BFT = (spectrum_BFT.abs() ** 2).contiguous()
+    return (filters_MF @ power_BFT).clamp(min=1e-10).log10()

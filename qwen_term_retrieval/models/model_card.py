@@ -64,7 +64,7 @@ def model_card(
         recall: one mapping a row of the recall table, all with the same keys, such as
             `{"bank": "10,000 terms", "n": 342, "recall@1": 0.91, "recall@10": 0.98}`.
     """
-    towers = (config.audio_tower, config.text_tower)
+    towers = (config.audio_tower, *config.text_tower.split(" + "))
     base_models = [tower for tower in towers if isinstance(tower, str) and _HUB_ID.fullmatch(tower)]
     metadata = ModelCardData(
         library_name="qwen_term_retrieval", tags=TAGS, pipeline_tag="feature-extraction", base_model=base_models or None

@@ -4,7 +4,10 @@ Symbols are embedded, mixed by a few residual convolutions, and pooled by the sa
 is trained from scratch and small on purpose: 100,000 terms are embedded in seconds on two CPU cores, and what it has
 to learn is how sounds sound, not what words mean.
 
-Shapes: N terms, L symbols, H hidden.
+A term that is said in several ways has the mean of their vectors: one row a term in every bank, index and loss. The
+best of them would need a row each, known only once the audio is; a glossary that wants it lists them as aliases.
+
+Shapes: N terms, A pronunciations a term, R pronunciations of all terms, L symbols, H hidden.
 """
 
 from __future__ import annotations
@@ -12,14 +15,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from qwen_term_retrieval.models.pooling import pool_pyramid
-from qwen_term_retrieval.text.phonetics import INSTALL_HINT, GraphemeToPhoneme, PhonemizerError, get_phonemizer
+from qwen_term_retrieval.text.phonetics import INSTALL_HINT, PhonemizerError
+from qwen_term_retrieval.text.pronouncing import Pronouncer
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +39,11 @@ class PhonemeEncoderConfig:
     """
 
     phonemizer: str = "espeak:en-us"
+    """Of terms whose language nobody says; several joined by "|" where `heteronyms` is "mean"."""
+    languages: dict[str, str] = field(default_factory=dict)
+    """Phonemizers of the other languages of a mixed glossary, such as {"fr": "espeak:fr-fr"}."""
+    heteronyms: Literal["first", "mean"] = "first"
+    """What stands for a term that is said in several ways: its first pronunciation, or the mean of all."""
     hidden_size: int = 256
     """Width of symbols and convolutions."""
     num_blocks: int = 3
@@ -46,23 +55,26 @@ class PhonemeEncoderConfig:
     symbols: Sequence[str] = field(default_factory=list)
     fingerprint: str = ""
 
-    def bind(self) -> GraphemeToPhoneme:
-        """The phonemizer of this config, filled in when new and checked when saved.
+    def bind(self) -> Pronouncer:
+        """The phonemizers of this config, filled in when new and checked when saved.
 
         Raises:
-            PhonemizerError: it is missing here, or gives other symbols than the model was trained with.
+            ValueError: `heteronyms` is none of its values.
+            PhonemizerError: one is missing here, or gives other symbols than the model was trained with.
         """
-        phonemizer = get_phonemizer(self.phonemizer)
-        fingerprint = phonemizer.fingerprint()
+        if self.heteronyms not in ("first", "mean"):
+            raise ValueError(f"text_tower_config: heteronyms must be 'first' or 'mean', not {self.heteronyms!r}")
+        pronouncer = Pronouncer(self.phonemizer, self.languages, several=self.heteronyms == "mean")
+        fingerprint = pronouncer.fingerprint()
         if not self.symbols:
-            self.symbols, self.fingerprint = list(phonemizer.symbols), fingerprint
+            self.symbols, self.fingerprint = list(pronouncer.symbols), fingerprint
         if self.fingerprint != fingerprint:
             raise PhonemizerError(
                 f"the phonemizer {self.phonemizer!r} of this machine pronounces the probe words differently "
                 f"({fingerprint}) from the one the model was trained with ({self.fingerprint}), so its terms would be "
                 f"wrong. Install the package versions the model was trained with: {INSTALL_HINT}"
             )
-        return phonemizer
+        return pronouncer
 
 
 class _ConvBlock(nn.Module):
@@ -72,10 +84,10 @@ class _ConvBlock(nn.Module):
         self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, config.kernel_size, padding="same")
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_NLH: torch.Tensor, mask_NL1: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_RLH: torch.Tensor, mask_RL1: torch.Tensor) -> torch.Tensor:
         # Padding is zeroed before each convolution, so that a term's vector does not depend on its batch mates.
-        update_NLH = self.conv((self.norm(hidden_NLH) * mask_NL1).transpose(1, 2)).transpose(1, 2)
-        return hidden_NLH + self.dropout(F.gelu(update_NLH))
+        update_RLH = self.conv((self.norm(hidden_RLH) * mask_RL1).transpose(1, 2)).transpose(1, 2)
+        return hidden_RLH + self.dropout(F.gelu(update_RLH))
 
 
 class PhonemeEncoder(nn.Module):
@@ -93,7 +105,7 @@ class PhonemeEncoder(nn.Module):
             self.config = PhonemeEncoderConfig(**settings)
         except TypeError as error:
             raise ValueError(f"text_tower_config: {error}; see PhonemeEncoderConfig for its fields") from error
-        self.phonemizer = self.config.bind()
+        self.pronouncer = self.config.bind()
         self._id_of = {symbol: index for index, symbol in enumerate(self.config.symbols, start=_UNKNOWN + 1)}
         self.num_unknown = 0
         self.embedding = nn.Embedding(len(self.config.symbols) + 2, self.config.hidden_size, padding_idx=_PAD)
@@ -106,45 +118,68 @@ class PhonemeEncoder(nn.Module):
         return sum(self.config.segments) * self.config.hidden_size
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self.config)
+        """The config; what it says by default about languages and heteronyms is left out, as older models have it."""
+        settings = asdict(self.config)
+        new = {"languages": {}, "heteronyms": "first"}
+        return {name: value for name, value in settings.items() if name not in new or value != new[name]}
 
-    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Symbol ids and mask, (N, L) int64 each, on the CPU.
+    def tokenize(self, texts: Sequence[str], languages: Sequence[str | None] | None = None) -> dict[str, torch.Tensor]:
+        """Symbol ids and mask, int64, on the CPU: (N, L) each, or (N, A, L) where `heteronyms` is "mean".
 
         A symbol outside the vocabulary becomes the unknown symbol and is counted in `num_unknown`; so does a text
         that has no sound at all.
+
+        Args:
+            texts: terms.
+            languages: codes of the terms' languages, None where it is not known; see `PhonemeEncoderConfig.languages`.
+
+        Raises:
+            ValueError: a language has no phonemizer.
         """
-        rows = [
-            [self._id_of.get(symbol, _UNKNOWN) for symbol in symbols] or [_UNKNOWN]
-            for symbols in self.phonemizer.phonemes(texts)
+        terms = [
+            [[self._id_of.get(symbol, _UNKNOWN) for symbol in symbols] or [_UNKNOWN] for symbols in ways]
+            for ways in self.pronouncer.pronunciations(texts, languages)
         ]
-        unknown = sum(row.count(_UNKNOWN) for row in rows)
+        unknown = sum(way.count(_UNKNOWN) for ways in terms for way in ways)
         if unknown and not self.num_unknown:
             logger.warning("some terms hold symbols outside the model's vocabulary; counted in `num_unknown`")
         self.num_unknown += unknown
-        longest = max(map(len, rows), default=1)
-        input_ids_NL = torch.tensor([row + [_PAD] * (longest - len(row)) for row in rows], dtype=torch.int64)
-        return {"input_ids": input_ids_NL, "attention_mask": (input_ids_NL != _PAD).long()}
+        most = max(map(len, terms), default=1)
+        longest = max((len(way) for ways in terms for way in ways), default=1)
+        padded = [
+            [way + [_PAD] * (longest - len(way)) for way in ways] + [[_PAD] * longest] * (most - len(ways))
+            for ways in terms
+        ]
+        input_ids_NAL = torch.tensor(padded, dtype=torch.int64).reshape(len(terms), most, longest)
+        input_ids = input_ids_NAL if self.config.heteronyms == "mean" else input_ids_NAL[:, 0]
+        return {"input_ids": input_ids, "attention_mask": (input_ids != _PAD).long()}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (N, hidden_size) of symbol ids and mask, (N, L) each.
+        """Pooled vectors (N, hidden_size) of what `tokenize` gave."""
+        if input_ids.dim() == 2:
+            return self._encode_grouped(input_ids, attention_mask)
+        spoken_NA = attention_mask.any(-1)
+        pooled_RH = self._encode_grouped(input_ids[spoken_NA], attention_mask[spoken_NA])
+        term_R = spoken_NA.nonzero()[:, 0]
+        sum_NH = pooled_RH.new_zeros(len(input_ids), pooled_RH.shape[1]).index_add(0, term_R, pooled_RH)
+        return sum_NH / spoken_NA.sum(1, keepdim=True)
 
-        Terms are taken in groups of like length: one long term would otherwise pad all others to several times theirs.
-        """
-        length_N = attention_mask.sum(-1)
-        order_N = length_N.argsort(stable=True)
+    def _encode_grouped(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """In groups of like length: one long pronunciation would pad all others to several times theirs."""
+        length_R = attention_mask.sum(-1)
+        order_R = length_R.argsort(stable=True)
         pooled = []
-        for rows in order_N.split(_GROUP):
-            longest = int(length_N[rows[-1]])
+        for rows in order_R.split(_GROUP):
+            longest = int(length_R[rows[-1]])
             pooled.append(self._encode(input_ids[rows, :longest], attention_mask[rows, :longest]))
-        return torch.cat(pooled)[order_N.argsort()]
+        return torch.cat(pooled)[order_R.argsort()]
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        mask_NL1 = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
-        hidden_NLH = self.embedding(input_ids)
+        mask_RL1 = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
+        hidden_RLH = self.embedding(input_ids)
         for block in self.blocks:
-            hidden_NLH = block(hidden_NLH, mask_NL1)
-        length_N = attention_mask.sum(-1)
-        row_N = torch.arange(len(length_N), device=length_N.device)
-        start_N = torch.zeros_like(length_N)
-        return pool_pyramid(self.norm(hidden_NLH), length_N, row_N, start_N, length_N, self.config.segments)
+            hidden_RLH = block(hidden_RLH, mask_RL1)
+        length_R = attention_mask.sum(-1)
+        row_R = torch.arange(len(length_R), device=length_R.device)
+        start_R = torch.zeros_like(length_R)
+        return pool_pyramid(self.norm(hidden_RLH), length_R, row_R, start_R, length_R, self.config.segments)

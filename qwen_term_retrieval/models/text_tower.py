@@ -1,87 +1,66 @@
-"""Text towers: terms to pooled vectors, by how they sound or by what they mean.
+"""Text towers: terms to pooled vectors, by how they sound, by what they mean, or by both.
 
 A tower tokenizes on the CPU (`tokenize(texts) -> inputs`, in the collator) and encodes on the device
 (`tower(**inputs) -> h_NH`). `build_text_tower` picks it from `TermRetrievalConfig.text_tower`.
 
-Shapes: N terms, L tokens, H hidden.
+Shapes: N terms, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.models.phoneme_encoder import PhonemeEncoder
+from qwen_term_retrieval.models.sound_and_meaning import SoundAndMeaning
+from qwen_term_retrieval.models.text_encoder import HFTextEncoder
 
 _PHONEMES = "phonemes:"
+_SUM = " + "
+
+TextTower = PhonemeEncoder | HFTextEncoder | SoundAndMeaning
 
 
-class HFTextEncoder(nn.Module):
-    """Any encoder that `AutoModel` builds, pooled over its tokens.
+def build_text_tower(
+    name: str, settings: dict[str, Any] | None, *, pooling: str = "auto", attn_implementation: str | None = None
+) -> TextTower:
+    """The text tower called `name`, without a checkpoint's weights.
 
-    `pooling` is "mean" (over valid tokens) or "cls" (the first token). The encoder's own pooler is removed: it would be
-    parameters without gradient, which distributed training refuses.
+    Args:
+        name: "phonemes:<phonemizer>", a Hub id or local folder, or one of each, joined by " + ".
+        settings: see `TermRetrievalConfig.text_tower_config`.
+        pooling: of a pretrained encoder, where its settings do not say.
+        attn_implementation: of a pretrained encoder.
+
+    Raises:
+        ValueError: the name or the settings make no tower.
     """
-
-    def __init__(self, checkpoint: str, settings: dict[str, Any]):
-        super().__init__()
-        unknown = set(settings) - {"pooling", "encoder"}
-        if unknown:
-            raise ValueError(f"text_tower_config: unknown keys {sorted(unknown)}; a text encoder takes 'pooling'")
-        self.checkpoint = checkpoint
-        self.pooling = settings.get("pooling", "mean")
-        if self.pooling not in {"mean", "cls"}:
-            raise ValueError(f"text_tower_config: pooling must be 'mean' or 'cls', not {self.pooling!r}")
-        self._encoder_config = settings.get("encoder") or AutoConfig.from_pretrained(self._folder()).to_dict()
-        self.encoder = AutoModel.from_config(AutoConfig.for_model(**self._encoder_config))
-        if getattr(self.encoder, "pooler", None) is not None:
-            self.encoder.pooler = None
-        self._tokenizer: Any = None
-
-    def _folder(self) -> Path:
-        return resolve_checkpoint(self.checkpoint)
-
-    @property
-    def hidden_size(self) -> int:
-        return self.encoder.config.hidden_size
-
-    def settings(self) -> dict[str, Any]:
-        return {"pooling": self.pooling, "encoder": self._encoder_config}
-
-    def base_tensors(self) -> dict[str, torch.Tensor]:
-        """The checkpoint's weights. Through `AutoModel`, because it knows each architecture's old names."""
-        weights = AutoModel.from_pretrained(self._folder(), dtype=torch.float32).state_dict()
-        return {name: weights[name] for name in self.encoder.state_dict() if name in weights}
-
-    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Token ids and mask, (N, L) int64 each, on the CPU; longer texts are cut at the encoder's limit."""
-        if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._folder())
-        limit = min(self._tokenizer.model_max_length, getattr(self.encoder.config, "max_position_embeddings", 512))
-        inputs = self._tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (N, hidden_size) of token ids and mask, (N, L) each."""
-        hidden_NLH = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.pooling == "cls":
-            return hidden_NLH[:, 0]
-        mask_NL1 = attention_mask.unsqueeze(-1).to(hidden_NLH.dtype)
-        return (hidden_NLH * mask_NL1).sum(1) / mask_NL1.sum(1).clamp(min=1)
-
-
-TextTower = PhonemeEncoder | HFTextEncoder
-
-
-def build_text_tower(name: str, settings: dict[str, Any] | None) -> TextTower:
-    """The text tower called `name` (see `TermRetrievalConfig.text_tower`), without a checkpoint's weights."""
     settings = dict(settings or {})
+    if _SUM in name:
+        return _build_sum(name, settings, pooling, attn_implementation)
     if name.startswith(_PHONEMES):
         return PhonemeEncoder({**settings, "phonemizer": name.removeprefix(_PHONEMES)})
-    return HFTextEncoder(name, settings)
+    return HFTextEncoder(name, {"pooling": pooling, **settings}, attn_implementation)
+
+
+def _build_sum(name: str, settings: dict[str, Any], pooling: str, attn_implementation: str | None) -> SoundAndMeaning:
+    parts = sorted((part.strip() for part in name.split(_SUM)), key=lambda part: not part.startswith(_PHONEMES))
+    if len(parts) != 2 or [part.startswith(_PHONEMES) for part in parts] != [True, False]:
+        raise ValueError(
+            f"text tower {name!r}: a sum is one phoneme encoder and one pretrained encoder, such as "
+            f"'phonemes:espeak:en-us + sentence-transformers/all-MiniLM-L6-v2'"
+        )
+    unknown = set(settings) - {"sound", "meaning", "hidden_size"}
+    if unknown:
+        raise ValueError(
+            f"text_tower_config: unknown keys {sorted(unknown)}; a sum takes 'sound', 'meaning' and 'hidden_size'"
+        )
+    sound = PhonemeEncoder({**settings.pop("sound", {}), "phonemizer": parts[0].removeprefix(_PHONEMES)})
+    meaning = HFTextEncoder(parts[1], {"pooling": pooling, **settings.pop("meaning", {})}, attn_implementation)
+    return SoundAndMeaning(sound, meaning, **settings)
+
+
+def pretrained_text_encoder(tower: nn.Module) -> tuple[str, HFTextEncoder] | None:
+    """The pretrained encoder in a text tower, and its place in it ("" for the tower itself); None if there is none."""
+    return next(((name, module) for name, module in tower.named_modules() if isinstance(module, HFTextEncoder)), None)

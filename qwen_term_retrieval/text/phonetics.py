@@ -15,6 +15,7 @@ import abc
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -51,6 +52,10 @@ class GraphemeToPhoneme(abc.ABC):
     @abc.abstractmethod
     def phonemes(self, texts: Sequence[str]) -> list[list[str]]:
         """One list of symbols a text, empty where a text has no sound."""
+
+    def pronunciations(self, texts: Sequence[str]) -> list[list[list[str]]]:
+        """Every way that a text is said, the likeliest first; one where the phonemizer knows no other."""
+        return [[symbols] for symbols in self.phonemes(texts)]
 
     def fingerprint(self) -> str:
         """Hex digest of the symbols of some probe words: two phonemizers that sound different differ in it."""
@@ -169,6 +174,7 @@ class EspeakPhonemizer(GraphemeToPhoneme):
 
 # Pronouncing dictionary, letters ------------------------------------------------------------------------------------
 
+_MAX_PRONUNCIATIONS = 4
 _ARPABET = (
     *("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"),
     *("B", "CH", "D", "DH", "F", "G", "HH", "JH", "K", "L", "M", "N", "NG", "P", "R", "S", "SH", "T", "TH"),
@@ -204,12 +210,23 @@ class CmudictPhonemizer(GraphemeToPhoneme):
     def phonemes(self, texts: Sequence[str]) -> list[list[str]]:
         return [[symbol for word in normalize_term(text).split() for symbol in self._word(word)] for text in texts]
 
+    def pronunciations(self, texts: Sequence[str]) -> list[list[list[str]]]:
+        """Up to `_MAX_PRONUNCIATIONS` a text, of those that differ in more than stress."""
+        return [self._ways(normalize_term(text).split()) for text in texts]
+
+    def _ways(self, words: Sequence[str]) -> list[list[str]]:
+        ways = (sum(way, ()) for way in itertools.product(*map(self._variants, words)))
+        return [list(way) for way in itertools.islice(dict.fromkeys(ways), _MAX_PRONUNCIATIONS)]
+
     def _word(self, word: str) -> list[str]:
+        return list(self._variants(word)[0])
+
+    def _variants(self, word: str) -> list[tuple[str, ...]]:
         pronunciations = self._pronunciations.get(word)
         if pronunciations:
-            return [symbol.rstrip("012") for symbol in pronunciations[0]]
+            return [tuple(symbol.rstrip("012") for symbol in symbols) for symbols in pronunciations]
         self.num_unknown_words += 1
-        return _letters(word)
+        return [tuple(_letters(word))]
 
 
 @register_phonemizer("characters")

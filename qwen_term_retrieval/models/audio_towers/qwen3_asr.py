@@ -1,0 +1,36 @@
+"""Qwen3-ASR's audio encoder (Qwen team 2026): 13 frames a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
+from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
+
+from qwen_term_retrieval.models.audio_towers.qwen3 import Qwen3Tower
+from qwen_term_retrieval.models.audio_towers.tower import register_audio_tower
+from qwen_term_retrieval.models.mel import HOP_SAMPLES, reflected_log_mel
+
+_STOCK_MIN_SAMPLES = 8_000
+
+
+@register_audio_tower
+class Qwen3ASRTower(Qwen3Tower):
+    """The stock extractor pads a clip to half a second, and so does `mel`; its own frames alone count as valid."""
+
+    model_types = ("qwen3_asr", "qwen3_asr_encoder")
+    encoder_class = Qwen3ASREncoder
+    config_class = Qwen3ASREncoderConfig
+    weight_prefixes = ("model.audio_tower.", "audio_tower.", "")
+    min_samples = HOP_SAMPLES
+
+    @classmethod
+    def encoder_config_of(cls, checkpoint_config: dict[str, Any]) -> dict[str, Any]:
+        return checkpoint_config.get("audio_config", checkpoint_config)
+
+    def mel(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.encoder.config
+        return reflected_log_mel(
+            pcm_BS, num_samples_B, num_mel_bins=config.num_mel_bins, min_samples=_STOCK_MIN_SAMPLES
+        )
