@@ -118,3 +118,31 @@ def test_jitter_is_a_function_of_the_draw():
         for draw in (1, 1, 2)
     ]
     assert spans[0] == spans[1] != spans[2]
+
+
+def test_hard_negatives_are_private_to_their_clip_and_candidates_of_neither_other_loss():
+    bank = Glossary([f"term {number}" for number in range(9)])
+    chosen = {0: [3, 5, -1], 1: [5, -1, -1]}
+    rows = [
+        {**row("a drug", ["a", "drug"], [(0, 1), (None, None)], text_id=70, term_ids=[71, 72]), "clip": 0},
+        {**row("aspirin", ["aspirin"], [(0, 2.0)], text_id=80, term_ids=[80]), "clip": 1},
+        {**row("nothing of note", text_id=90), "clip": 2},
+    ]
+    collator = TermCollator(
+        load_audio, window_spans, tokenize, FRAME_RATE, bank=bank, hard_negatives_of=chosen.__getitem__
+    )
+    batch = collator(rows)
+    first, second = [bank[3].term_id, bank[5].term_id], [bank[5].term_id, -1]
+    assert batch["term_queries"]["negative_ids_QK"].tolist() == [first, first, second]
+    assert batch["hard_negatives"]["ids_N"].tolist() == first
+    assert not set(first) & set(batch["term_candidates"]["ids_N"].tolist())
+    assert len(batch["model_inputs"]["text_inputs"]["input_ids"]) == 3 + 3 - 1 + 2
+
+
+def test_clips_without_a_term_ask_for_all_windows_and_leave_out_what_they_say():
+    rows = [row("nothing of note", spoken_ids=[4]), row("aspirin", ["aspirin"], [(0, 2.0)], text_id=7, term_ids=[7])]
+    batch = TermCollator(load_audio, window_spans, tokenize, FRAME_RATE, no_term_queries=True)(rows)
+    queries = batch["no_term_queries"]
+    assert queries["windows_QW"].shape == (1, len(window_spans(torch.tensor([100]))[1]))
+    assert queries["neutral_ids_QM"].tolist() == [[4]]
+    assert queries["positive_ids_QP"].tolist() == [[-1]]

@@ -4,7 +4,7 @@ A *query* is what is pooled to be compared: a span of a clip whose times are kno
 term times are not. A *string* is a text to embed; a batch embeds each distinct chunk text and term once, however many
 clips hold it. The two losses then pick their rows by index, so that one forward pass serves both.
 
-Shapes: B clips, P pooled spans, Q queries, W windows, N strings; ids are int64 padded with -1.
+Shapes: B clips, P pooled spans, Q queries, W windows, N strings, K hard negatives; ids are int64 padded with -1.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class TermCollator:
             and show it far more words than are spoken.
         span_jitter: each end of a known span moves by up to this share of its length, as far as the clip allows;
             windows at search time never fit a term exactly either.
+        hard_negatives_of: row number of a clip (`row["clip"]`) -> positions in `bank` of the terms it is compared with
+            alone; -1 for none. Called in the workers: it must pickle.
+        no_term_queries: whether clips without a term ask for all of their windows.
     """
 
     load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]]
@@ -43,30 +46,43 @@ class TermCollator:
     span_jitter: float = 0.1
     bank: Sequence[Term] = ()
     bank_negatives: int = 0
+    hard_negatives_of: Callable[[int], Sequence[int]] | None = None
+    no_term_queries: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         audio_inputs, num_frames_B = self.load_audio(rows)
         spans = _Spans()
         strings = _Strings()
-        texts, terms = _QueryList(), _QueryList()
+        texts, terms, no_terms = _QueryList(), _QueryList(), _QueryList()
         for clip, row in enumerate(rows):
-            frames = float(num_frames_B[clip])
-            whole_clip = spans.add(clip, 0.0, frames)
+            whole_clip = spans.add(clip, 0.0, float(num_frames_B[clip]))
             if row["text_id"] != NO_ID:
                 texts.add([whole_clip], positive=[row["text_id"]], neutral=[])
                 strings.add(row["text_id"], row["text"], "text")
             for term, identity in zip(row["terms"], row["term_ids"], strict=True):
                 strings.add(identity, term, "term")
-            self._add_term_queries(clip, row, frames, num_frames_B, spans, terms)
+            negatives = self._hard_negatives(row)
+            for term in negatives:
+                strings.add(term.term_id, term.text, "hard")
+            self._add_term_queries(clip, row, num_frames_B, spans, terms, [term.term_id for term in negatives])
+            if self.no_term_queries and not row["terms"]:
+                windows = self._add_windows(clip, num_frames_B, spans)
+                no_terms.add(windows, positive=[], neutral=sorted(row["spoken_ids"]))
         for term in self._draw_negatives(rows):
             strings.add(term.term_id, term.text, "term")
-        return {
+        batch: dict[str, Any] = {
             "model_inputs": {**audio_inputs, **spans.tensors(), "text_inputs": self.tokenize(strings.texts)},
             "text_queries": texts.tensors(),
             "term_queries": terms.tensors(),
             "text_candidates": strings.tensors("text"),
             "term_candidates": strings.tensors("term"),
         }
+        if self.hard_negatives_of is not None:
+            batch["term_queries"]["negative_ids_QK"] = pad_lists(terms.negative)
+            batch["hard_negatives"] = strings.tensors("hard")
+        if self.no_term_queries:
+            batch["no_term_queries"] = no_terms.tensors()
+        return batch
 
     def _draw_negatives(self, rows: Sequence[dict[str, Any]]) -> Iterator[Term]:
         """Each clip draws its own, by its own number, so that a batch has the same ones on any number of ranks."""
@@ -75,8 +91,14 @@ class TermCollator:
             for position in generator.integers(len(self.bank), size=self.bank_negatives).tolist():
                 yield self.bank[position]
 
-    def _add_term_queries(self, clip, row, frames, num_frames_B, spans, queries) -> None:
+    def _hard_negatives(self, row: dict[str, Any]) -> list[Term]:
+        if self.hard_negatives_of is None or not row["terms"]:
+            return []
+        return [self.bank[position] for position in self.hard_negatives_of(row["clip"]) if position >= 0]
+
+    def _add_term_queries(self, clip, row, num_frames_B, spans, queries, negative) -> None:
         """One query for each term whose span is known, one over all windows for the terms whose span is not."""
+        frames = float(num_frames_B[clip])
         generator = np.random.default_rng(row["draw"])
         neutral = sorted({*row["term_ids"], *row["spoken_ids"]})
         unplaced = []
@@ -85,11 +107,15 @@ class TermCollator:
                 unplaced.append(identity)
                 continue
             start, end = self._jitter(start * self.frame_rate, end * self.frame_rate, frames, generator)
-            queries.add([spans.add(clip, start, end)], positive=[identity], neutral=neutral)
+            queries.add([spans.add(clip, start, end)], positive=[identity], neutral=neutral, negative=negative)
         if unplaced:
-            _, start_P, end_P = self.window_spans(num_frames_B[clip : clip + 1])
-            windows = [spans.add(clip, start, end) for start, end in zip(start_P.tolist(), end_P.tolist(), strict=True)]
-            queries.add(windows, positive=unplaced, neutral=neutral)
+            windows = self._add_windows(clip, num_frames_B, spans)
+            queries.add(windows, positive=unplaced, neutral=neutral, negative=negative)
+
+    def _add_windows(self, clip, num_frames_B, spans) -> list[int]:
+        """The clip's whole grid."""
+        _, start_P, end_P = self.window_spans(num_frames_B[clip : clip + 1])
+        return [spans.add(clip, start, end) for start, end in zip(start_P.tolist(), end_P.tolist(), strict=True)]
 
     def _jitter(self, start, end, frames, generator) -> tuple[float, float]:
         reach = self.span_jitter * (end - start)
@@ -121,7 +147,7 @@ class _Strings:
 
     texts: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
-    candidates: dict[str, dict[int, int]] = field(default_factory=lambda: {"text": {}, "term": {}})
+    candidates: dict[str, dict[int, int]] = field(default_factory=lambda: {"text": {}, "term": {}, "hard": {}})
 
     def add(self, identity: int, text: str, kind: str) -> None:
         if identity in self.candidates[kind]:
@@ -144,11 +170,13 @@ class _QueryList:
     windows: list[list[int]] = field(default_factory=list)
     positive: list[list[int]] = field(default_factory=list)
     neutral: list[list[int]] = field(default_factory=list)
+    negative: list[list[int]] = field(default_factory=list)
 
-    def add(self, windows: list[int], positive: list[int], neutral: list[int]) -> None:
+    def add(self, windows: list[int], positive: list[int], neutral: list[int], negative: Sequence[int] = ()) -> None:
         self.windows.append(windows)
         self.positive.append(positive)
         self.neutral.append(neutral)
+        self.negative.append(list(negative))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {
