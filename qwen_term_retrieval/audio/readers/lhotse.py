@@ -44,13 +44,15 @@ def read_lhotse(manifest: Location, rules: RowRules) -> Iterator[Utterance]:
 def is_cut(row: Any) -> bool:
     """Whether a row of JSON is what Lhotse writes: a cut, or a recording or supervision, which are refused by name."""
     return isinstance(row, Mapping) and (
-        str(row.get("type")).endswith("Cut") or "sources" in row or {"id", "recording_id", "start"} <= set(row)
+        str(row.get("type")).endswith("Cut")
+        or {"id", "sources", "sampling_rate"} <= set(row)
+        or {"id", "recording_id", "start", "duration"} <= set(row)
     )
 
 
 def _to_row(cut: Mapping[str, Any], folder: Location, where: str) -> dict[str, Any]:
     kind = cut.get("type", "a manifest of recordings or supervisions" if "supervisions" not in cut else "MonoCut")
-    if kind not in ("MonoCut", "MultiCut"):
+    if kind not in ("MonoCut", "MultiCut", "Cut"):  # Lhotse before 0.8 wrote Cut for MonoCut
         remedy = "make cuts of them: lhotse cut simple" if "manifest" in kind else _SAVE
         raise CorpusError(f"{where}: {kind}, not a MonoCut or MultiCut; {remedy}")
     where = f"{where}, cut {cut.get('id')!r}"
