@@ -18,6 +18,7 @@ import soundfile
 
 from qwen_term_retrieval.audio.decoding import BadAudioError, pcm_blocks
 from qwen_term_retrieval.audio.feature import AudioClip, ClipFeature
+from qwen_term_retrieval.audio.sound_files import opened_sound
 from qwen_term_retrieval.audio.utterance import FileSlice
 
 FILE_REFERENCE_TYPE = pa.struct(
@@ -104,16 +105,14 @@ class FileClip(AudioClip):
 
     def _seek(self) -> np.ndarray | None:
         """The window alone, where it can be had exactly without decoding what comes before it."""
-        if self.modified is None or self.byte_offset is not None:
-            return None
-        try:
-            with soundfile.SoundFile(self.path) as file:
-                if file.samplerate != self.sampling_rate or file.format not in _SEEKABLE or file.frames <= self.length:
-                    return None
+        with opened_sound(self._audio()) as file:
+            if file.samplerate != self.sampling_rate or file.format not in _SEEKABLE or file.frames <= self.length:
+                return None
+            try:
                 file.seek(self.start)
                 frames = file.read(self.length, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, TypeError):
-            return None  # decoding will say what is wrong with it
+            except soundfile.LibsndfileError as error:
+                raise BadAudioError(f"corrupt near sample {self.start} ({error})") from error
         return _joined(frames, self.sampling_rate, self.sampling_rate)
 
     def _decode(self) -> np.ndarray:
