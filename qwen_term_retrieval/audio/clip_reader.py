@@ -16,19 +16,22 @@ Shapes: N rows, B clips of a batch, S samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 
-from qwen_term_retrieval.audio.collate import pad_windows
 from qwen_term_retrieval.audio.feature import MmapAudio
 from qwen_term_retrieval.audio.file_audio import FileAudio
 from qwen_term_retrieval.audio.locations import shard_samples
 from qwen_term_retrieval.audio.shards import PackError
 from qwen_term_retrieval.registration import row_numbers
+
+if TYPE_CHECKING:
+    import torch
+
+    from qwen_term_retrieval.audio.collate import PcmBuffers
 
 
 class ClipReader:
@@ -82,10 +85,12 @@ class ClipReader:
         return [np.asarray(window) for window in self._windows(np.asarray(indices))]
 
     def gather(
-        self, indices: Sequence[int] | np.ndarray, *, buffer: torch.Tensor | None = None
+        self, indices: Sequence[int] | np.ndarray, *, buffers: PcmBuffers | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The clips as one batch: pcm_BS int16, zeros after each, and num_samples_B int64; see `pad_pcm`."""
-        return pad_windows(self._windows(np.asarray(indices)), buffer)
+        from qwen_term_retrieval.audio.collate import pad_windows
+
+        return pad_windows(self._windows(np.asarray(indices)), buffers)
 
     def _windows(self, indices: np.ndarray) -> list[memoryview]:
         if self._clips is not None:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from qwen_term_retrieval import ClipReader, MmapAudio, PackError, pack_corpus
+from qwen_term_retrieval.audio.collate import PcmBuffers
 
 
 @pytest.fixture
@@ -47,12 +48,13 @@ def test_a_batch_by_row_number_is_the_batch_of_those_rows(rows, change):
         assert not row[len(clip) :].any()
 
 
-def test_a_buffer_is_used_again(rows):
-    reader = ClipReader(rows)
-    buffer = torch.full((6 * int(reader.num_samples.max()),), 7, dtype=torch.int16)
-    pcm_BS, _ = reader.gather([0, 3, 5], buffer=buffer)
-    assert pcm_BS.data_ptr() == buffer.data_ptr()
+def test_memory_is_used_again(rows):
+    reader, buffers = ClipReader(rows), PcmBuffers()
+    pcm_BS, _ = reader.gather([0, 3, 5], buffers=buffers)
     assert torch.equal(pcm_BS, reader.gather([0, 3, 5])[0])
+    address = pcm_BS.data_ptr()
+    del pcm_BS
+    assert reader.gather([5, 3, 0], buffers=buffers)[0].data_ptr() == address
 
 
 def test_a_reader_pickles_without_samples(rows):
