@@ -126,7 +126,7 @@ class Pack:
         Raises:
             PackError: no clip has it; the message names keys like it.
         """
-        for number, table in enumerate(self._key_tables):
+        for number, table in enumerate(self.key_tables):
             place = table.find(key)
             if place is not None:
                 before = self.increments[:number]
@@ -141,17 +141,31 @@ class Pack:
 
     def keys(self) -> Iterator[str]:
         """All keys, increment by increment, in no useful order."""
-        for table in self._key_tables:
+        for table in self.key_tables:
             yield from table.keys()
 
     @cached_property
-    def _key_tables(self) -> list[KeyTable]:
+    def key_tables(self) -> list[KeyTable]:
+        """The key index of each increment."""
         return [KeyTable(self.folder / increment["keys"]) for increment in self.increments]
+
+    def shard_headers(self, increment: int) -> list[ShardHeader]:
+        """Headers of the shards of an increment, as the files have them.
+
+        Raises:
+            PackError: one is damaged; FileNotFoundError: one is missing.
+        """
+        headers = []
+        for shard in self.increments[increment]["shards"]:
+            path = self.folder / shard["file"]
+            with path.open("rb") as file:
+                headers.append(ShardHeader.read(file, str(path)))
+        return headers
 
     def _near(self, key: str) -> list[str]:
         folder = key.rpartition("/")[0]
         for prefix in dict.fromkeys((key[: len(folder) + 3], folder, "")):
-            likely = [k for table in self._key_tables for k in table.starting_with(prefix, _KEYS_TO_COMPARE)]
+            likely = [k for table in self.key_tables for k in table.starting_with(prefix, _KEYS_TO_COMPARE)]
             if near := get_close_matches(key, likely, 3):
                 return near
         return []

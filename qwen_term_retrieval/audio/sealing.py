@@ -188,12 +188,13 @@ def _copy(source: Path, start: int, num_bytes: int, target: BinaryIO, digest: xx
             f"{source}: needed, but used up by an interrupted run with another corpus or other settings. "
             f"Delete {source.parent.parent} and pack again."
         )
+    block = memoryview(bytearray(min(num_bytes, _COPY_BYTES)))
     with source.open("rb", buffering=0) as file:
         file.seek(start)
         while num_bytes:
-            block = file.read(min(num_bytes, _COPY_BYTES))
-            if not block:
+            count = file.readinto(block[: min(num_bytes, _COPY_BYTES)])
+            if not count:
                 raise PackError(f"{source}: ends early. Delete {source.parent.parent} and pack again.")
-            target.write(block)
-            digest.update(block)
-            num_bytes -= len(block)
+            target.write(block[:count])
+            digest.update(block[:count])
+            num_bytes -= count
