@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -32,6 +32,7 @@ def stream(tmp_path_factory) -> tuple[Path, np.ndarray]:
     return path, ids
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 400), stride=st.integers(1, 500))
 def test_windows_tile_the_stream_and_labels_are_one_token_ahead(stream, length, stride):
     path, ids = stream
@@ -62,6 +63,7 @@ def test_a_window_starts_at_any_offset(stream):
             tokens.window(offset)
 
 
+@settings(deadline=None)
 @given(
     num_tokens=st.integers(1, 300),
     shard_tokens=st.integers(1, 300),
@@ -83,6 +85,7 @@ def test_reading_does_not_depend_on_where_the_stream_is_cut_into_shards(
     np.testing.assert_array_equal(stream.rows(start_B, width), endless[start_B[:, None] + np.arange(width)])
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=400), sequence_length=st.integers(1, 50))
 def test_windows_of_documents_start_with_them_and_predict_each_later_token_once(lengths, sequence_length):
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -96,6 +99,7 @@ def test_windows_of_documents_start_with_them_and_predict_each_later_token_once(
     assert set(first_windows) <= set(start_B.tolist())
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 1000))
 def test_the_order_of_an_epoch_is_a_permutation_that_can_be_read_at_any_position(count, seed, epoch):
     order = WindowOrder(count, seed, epoch)
@@ -124,6 +128,7 @@ def test_every_order_of_four_windows_comes_up_about_equally_often():
     assert max(counts.values()) < 270
 
 
+@settings(deadline=None)
 @given(count=st.integers(8, 500), ranks=st.integers(1, 8), steps=st.integers(0, 500), seed=st.integers(0, 99))
 def test_ranks_share_an_epoch_equally_and_one_integer_resumes_it(count, ranks, steps, seed):
     samplers = [WindowSampler(count, seed=seed, rank=rank, num_ranks=ranks) for rank in range(ranks)]
@@ -206,7 +211,7 @@ def test_indices_count_from_the_end_and_stop_at_it(stream):
 
 def test_settings_that_make_no_sense_are_refused(stream, tmp_path):
     path, _ = stream
-    for settings, message in [
+    for arguments, message in [
         ({"sequence_length": 0}, "must be positive"),
         ({"sequence_length": 8, "stride": 0}, "must be positive"),
         ({"sequence_length": 8, "aligned": "row"}, "must be False or 'document'"),
@@ -217,7 +222,7 @@ def test_settings_that_make_no_sense_are_refused(stream, tmp_path):
         ({"sequence_length": 5000}, "5000 tokens, not enough for one window of 5000"),
     ]:
         with pytest.raises(ValueError, match=message):
-            MmapTokens(path, **{"dtype": "uint16", **settings})
+            MmapTokens(path, **{"dtype": "uint16", **arguments})
     with pytest.raises(PackError, match="not a shard of tokens"):
         MmapTokens(path, 8)
     (tmp_path / "odd.bin").write_bytes(bytes(3))
