@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from qwen_term_retrieval.audio.impulse_responses import FILTER_TAPS, band_filter
 from qwen_term_retrieval.audio.noise import Ingredients
 
 _FULL_SCALE = 32768.0
-_LOUDEST = 32767.0 / 32768.0
+_LOUDEST = 32767.0
 _MU = 255.0
 _TELEPHONE_RATE_HZ = 8000.0
 _TINY = torch.finfo(torch.float64).tiny
@@ -71,34 +72,39 @@ def distort(
     for rows in changed.split(rows_at_once) if len(changed) else ():
         longest = int(num_samples_B[rows].max())
         block = {name: values[rows] if name.endswith("_B") else values for name, values in distortions.items()}
-        wave_BS = _distorted_wave(pcm_BS[rows, :longest].double() / _FULL_SCALE, num_samples_B[rows], block)
-        scale_B[rows] = (_LOUDEST / wave_BS.abs().amax(dim=1)).clamp(max=1.0)
-        distorted_BS[rows, :longest] = (wave_BS * (_FULL_SCALE * scale_B[rows, None])).round().to(torch.int16)
+        wave_BS = _before_gain(pcm_BS[rows, :longest].double(), num_samples_B[rows], block)
+        gain_B = 10 ** (block["gain_db_B"] / 20)
+        scale_B[rows] = (_LOUDEST / (_peak(wave_BS) * gain_B)).clamp(max=1.0)
+        wave_BS *= (gain_B * scale_B[rows])[:, None]
+        distorted_BS[rows, :longest] = wave_BS.round_().to(torch.int16)
     return distorted_BS, scale_B
 
 
-def _distorted_wave(
+def _before_gain(
     wave_BS: torch.Tensor, num_samples_B: torch.Tensor, distortions: dict[str, torch.Tensor]
 ) -> torch.Tensor:
-    valid_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device) < num_samples_B[:, None]
+    """Room, noise and channel; samples in float64 on the scale of int16."""
+    behind_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device) >= num_samples_B[:, None]
     rows, response_RL = _concerned(distortions, "room_B", "room_RL")
     if len(rows):
         dry_RS = wave_BS[rows]
-        wet_RS = convolve(dry_RS, response_RL) * valid_BS[rows]
-        wave_BS[rows] = wet_RS * (_energy(dry_RS) / _energy(wet_RS).clamp(min=_TINY)).sqrt()[:, None]
+        wet_RS = convolve(dry_RS, response_RL).masked_fill_(behind_BS[rows], 0)
+        wave_BS[rows] = wet_RS.mul_((_loudness(dry_RS) / _loudness(wet_RS).clamp(min=_TINY))[:, None])
     rows, noise_RS = _concerned(distortions, "noise_B", "noise_RS")
     if len(rows):
-        noise_RS = noise_RS[:, : wave_BS.shape[1]] / _FULL_SCALE
+        noise_RS = noise_RS[:, : wave_BS.shape[1]]
+        clip_RS = wave_BS[rows]
         snr_db_R = distortions["snr_db_R"][distortions["noise_B"][rows]]
-        gain_R = _noise_gain(wave_BS[rows, : noise_RS.shape[1]], noise_RS, snr_db_R)
-        wave_BS[rows, : noise_RS.shape[1]] += noise_RS * gain_R[:, None]
+        gain_R = _loudness(clip_RS) / _loudness(noise_RS).clamp(min=_TINY) * 10 ** (-snr_db_R / 20)
+        clip_RS[:, : noise_RS.shape[1]].addcmul_(noise_RS, torch.where(snr_db_R.isnan(), 1.0, gain_R)[:, None])
+        wave_BS[rows] = clip_RS
     rows, response_RL = _concerned(distortions, "band_B", "band_RL")
     if len(rows):
-        wave_BS[rows] = convolve(wave_BS[rows], response_RL, delay=FILTER_TAPS // 2) * valid_BS[rows]
+        wave_BS[rows] = convolve(wave_BS[rows], response_RL, FILTER_TAPS // 2).masked_fill_(behind_BS[rows], 0)
     rows = torch.nonzero(distortions["telephone_B"])[:, 0]
     if len(rows):
-        wave_BS[rows] = telephone(wave_BS[rows]) * valid_BS[rows]
-    return wave_BS * (10 ** (distortions["gain_db_B"] / 20))[:, None]
+        wave_BS[rows] = telephone(wave_BS[rows]).masked_fill_(behind_BS[rows], 0)
+    return wave_BS
 
 
 def _concerned(distortions: dict[str, torch.Tensor], places: str, values: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,15 +115,26 @@ def _concerned(distortions: dict[str, torch.Tensor], places: str, values: str) -
 
 
 def convolve(wave_RS: torch.Tensor, response_RL: torch.Tensor, delay: int = 0) -> torch.Tensor:
-    """Convolve each row with its own response; samples `delay` to `delay + S` of the result."""
-    num_samples = wave_RS.shape[1]
-    size = _fast_size(num_samples + response_RL.shape[1] - 1)
-    spectrum = torch.fft.rfft(wave_RS, size) * torch.fft.rfft(response_RL, size)
-    return torch.fft.irfft(spectrum, size)[:, delay : delay + num_samples]
+    """Convolve each row with its own response, or all with one; samples `delay` to `delay + S` of the result.
+
+    A response that is short beside the clips is applied to blocks of them (overlap-save): small transforms are quicker.
+    """
+    num_samples, num_taps = wave_RS.shape[1], response_RL.shape[1]
+    size = _fast_size(min(num_samples + delay + num_taps - 1, 8 * num_taps))
+    step = size - num_taps + 1
+    num_blocks = -(-(num_samples + delay) // step)
+    padded = F.pad(wave_RS, (num_taps - 1, num_blocks * step - num_samples))
+    spectrum = torch.fft.rfft(padded.unfold(1, size, step)) * torch.fft.rfft(response_RL, size)[:, None]
+    blocks = torch.fft.irfft(spectrum, size)[:, :, num_taps - 1 :]
+    return blocks.flatten(1)[:, delay : delay + num_samples]
 
 
 def telephone(wave_RS: torch.Tensor) -> torch.Tensor:
-    """Every second sample in 8 bits of mu-law (G.711's curve), and back to 16 kHz; the band must be cut before."""
+    """Every second sample in 8 bits of mu-law, and back to 16 kHz; the band must be cut before.
+
+    Args:
+        wave_RS: 16 kHz, on the scale of int16.
+    """
     coded_RS = torch.zeros_like(wave_RS)
     coded_RS[:, ::2] = 2 * mu_law(wave_RS[:, ::2])
     low_pass_1L = torch.from_numpy(band_filter(0.0, _TELEPHONE_RATE_HZ / 2 - 200.0)).to(wave_RS)[None]
@@ -125,22 +142,21 @@ def telephone(wave_RS: torch.Tensor) -> torch.Tensor:
 
 
 def mu_law(wave: torch.Tensor) -> torch.Tensor:
-    """Floats in [-1, 1] as they come out of 8 bits of mu-law."""
-    wave = wave.clamp(-1.0, 1.0)
-    compressed = wave.sign() * torch.log1p(_MU * wave.abs()) / np.log1p(_MU)
-    # 255 levels, so that silence stays silence.
-    compressed = (compressed * 127).round() / 127
-    return compressed.sign() * torch.expm1(compressed.abs() * np.log1p(_MU)) / _MU
+    """Samples on the scale of int16 as they come out of 8 bits: the curve of G.711, in 255 steps of which one is 0."""
+    scale = np.log1p(_MU)
+    compressed = torch.log1p(wave.abs() * (_MU / _FULL_SCALE)).clamp(max=scale) / scale
+    heard = torch.expm1((compressed * 127).round() * (scale / 127)) * (_FULL_SCALE / _MU)
+    return heard.copysign(wave)
 
 
-def _noise_gain(wave_RS: torch.Tensor, noise_RS: torch.Tensor, snr_db_R: torch.Tensor) -> torch.Tensor:
-    """0 under a clip of digital silence, which no ratio can be measured by: it stays as it is."""
-    gain_R = (_energy(wave_RS) / _energy(noise_RS).clamp(min=_TINY)).sqrt() * 10 ** (-snr_db_R / 20)
-    return torch.where(snr_db_R.isnan(), torch.ones_like(gain_R), gain_R)
+def _loudness(wave_RS: torch.Tensor) -> torch.Tensor:
+    """Root of the energy: of each row (R,)."""
+    return torch.linalg.vector_norm(wave_RS, dim=1)
 
 
-def _energy(wave_RS: torch.Tensor) -> torch.Tensor:
-    return wave_RS.square().sum(dim=1)
+def _peak(wave_RS: torch.Tensor) -> torch.Tensor:
+    lowest_R, highest_R = wave_RS.aminmax(dim=1)
+    return torch.maximum(-lowest_R, highest_R)
 
 
 def _fast_size(at_least: int) -> int:
