@@ -96,26 +96,26 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def default_key(audio: PurePath, root: PurePath, rule: str = "auto") -> str:
+def default_key(audio: str, root: str, rule: str = "auto") -> str:
     """The key of a recording that has none of its own: its path without the suffix.
 
     Args:
-        audio: path of the recording.
-        root: the corpus.
+        audio: path of the recording, with forward slashes.
+        root: the corpus, "" for none.
         rule: "path": below `root`. "term_chunks": below the last folder of that name, as term-level corpora have it:
             `…/term_chunks/POD/POD0000000002/X.wav` → `POD/POD0000000002/X`. "auto": the second where there is such a
             folder, else the first.
 
     Raises:
-        CorpusError: an unknown rule; "term_chunks" for a path without such a folder.
+        CorpusError: "term_chunks" for a path without such a folder.
     """
-    if rule not in KEY_RULES:
-        raise CorpusError(f"unknown key rule {rule!r}; known are {', '.join(KEY_RULES)}")
-    parts = audio.parts
-    if rule != "path" and "term_chunks" in parts[:-1]:
-        audio = PurePath(*parts[len(parts) - parts[::-1].index("term_chunks") :])
+    _, is_below, rest = f"/{audio}".rpartition("/term_chunks/")
+    if rule != "path" and is_below:
+        audio = rest
     elif rule == "term_chunks":
         raise CorpusError(f"{audio} lies in no folder term_chunks; use the key rule 'path', or give a column 'key'")
-    elif audio.is_relative_to(root):
-        audio = audio.relative_to(root)
-    return audio.with_suffix("").as_posix().lstrip("/")
+    elif root:
+        audio = audio.removeprefix(root.rstrip("/") + "/")
+    folder, slash, name = audio.rpartition("/")
+    stem, dot, _ = name.rpartition(".")
+    return (folder + slash + (stem if dot and stem else name)).lstrip("/")

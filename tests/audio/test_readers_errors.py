@@ -173,7 +173,7 @@ def test_a_kaldi_folder_needs_no_more_than_wav_scp_and_its_splits_are_its_folder
     [
         ({"a.json": b"{}"}, "sample 'a': no member of audio"),
         ({"a.wav": b"", "a.flac": b""}, "sample 'a': two members of audio"),
-        ({"a.wav": b"", "a.json": b"{"}, "its .json is not JSON"),
+        ({"a.wav": b"", "a.json": b"{"}, "sample 'a', .json: not JSON"),
         ({"a.wav": b"", "a.json": b"[]"}, "its .json holds list"),
         ({"a.wav": b"", "a.json": b'{"terms": "x"}'}, "give a list of strings"),
         ({"a.wav": b"", "a.txt": b"caf\xe9"}, "member 'a.txt': not UTF-8"),

@@ -27,16 +27,21 @@ def json_rows(file: Location) -> Iterator[tuple[str, Any]]:
             yield from _list_rows(file, line + "".join(line for _, line in lines))
             return
         where = f"{file}, line {number}"
-        yield where, _parsed(line, where)
+        yield where, parsed_json(line, where)
 
 
 def _list_rows(file: Location, text: str) -> Iterator[tuple[str, Any]]:
     # A file of arrays, one a line, is JSON Lines of the wrong kind, and fails here as "Extra data".
-    rows = _parsed(text, str(file))
+    rows = parsed_json(text, str(file))
     yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _parsed(text: str, where: str) -> Any:
+def parsed_json(text: str, where: str) -> Any:
+    """One JSON value.
+
+    Raises:
+        CorpusError: with the place of what is wrong.
+    """
     try:
         row = json.loads(text)
         # JSON can escape half of a surrogate pair, which no UTF-8 file can hold.

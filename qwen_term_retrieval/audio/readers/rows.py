@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen_term_retrieval.audio.readers.files import Location, joined, path_of
 from qwen_term_retrieval.audio.utterance import (
+    KEY_RULES,
     Audio,
     CorpusError,
     FileSlice,
@@ -63,7 +64,13 @@ class RowRules:
         for column in self.columns:
             if column not in COLUMNS:
                 raise CorpusError(f"columns: {column!r} is none of {', '.join(COLUMNS)}")
-        default_key(PurePosixPath("term_chunks/x"), PurePosixPath(), self.key_rule)
+        if self.key_rule not in KEY_RULES:
+            raise CorpusError(f"unknown key rule {self.key_rule!r}; known are {', '.join(KEY_RULES)}")
+
+    @cached_property
+    def root_path(self) -> str:
+        """Path of the root within its file system; "" for the current folder, which no path begins with."""
+        return "" if (path := str(path_of(self.root))) == "." else path
 
     def list_columns(self) -> set[str]:
         """Names of the columns whose cells are lists."""
@@ -92,18 +99,17 @@ def to_utterance(
     cells = {column: row[name] if name else None for column, name in names.items()}
     given_key = _text_cell(cells["key"], "key", where)
     audio, path, sampling_rate = _audio(cells["audio"], folder, where)
-    if not given_key and path is None:
+    if not given_key and not path:
         raise CorpusError(f"{where}: the audio has no path that its key could follow from; give a column 'key'")
     start, end = _clip_bounds(cells["clip_start"], cells["clip_end"], where)
-    key = given_key or _key_of_path(path or PurePosixPath(), rules, where) + _milliseconds(start, end)
-    if "\0" in key or len(key.encode()) > MAX_KEY_BYTES:
-        raise CorpusError(f"{where}: key {key[:60]!r}… holds NUL or is longer than {MAX_KEY_BYTES} bytes; shorten it")
+    key = given_key or _key_of_path(path or "", rules, where) + _milliseconds(start, end)
+    _check_key(key, where)
     terms = _terms(cells["terms"], where)
     if _is_true(row.get("is_no_term_chunk")) and terms:
         raise CorpusError(f"{where}: is_no_term_chunk is set, but terms are {list(terms)}; correct one of them")
     of_row = _text_cell(cells["split"], "split", where)
-    of_audio = split_of_path(PurePosixPath(key).parent / "_")
-    taken = {name for name in names.values() if name}
+    of_audio = _split_of_folder(key.rpartition("/")[0])
+    taken = names.values()
     return Utterance(
         key=key,
         audio=audio,
@@ -177,7 +183,7 @@ def _names_of_columns(names: tuple[str, ...], renamed: tuple[tuple[str, str], ..
     return known
 
 
-def _audio(value: Any, folder: Location, where: str) -> tuple[Audio, PurePosixPath | None, int | None]:
+def _audio(value: Any, folder: Location, where: str) -> tuple[Audio, str | None, int | None]:
     """What holds the samples, the path that a key may follow from, and the rate of an array in Hz."""
     if isinstance(value, bytes) and value:
         return value, None, None
@@ -189,21 +195,35 @@ def _audio(value: Any, folder: Location, where: str) -> tuple[Audio, PurePosixPa
         return value["bytes"], _path_cell(value.get("path")), None
     path = value.get("path") if isinstance(value, Mapping) else value
     if isinstance(path, Path):
-        return path, path_of(path), None
-    if not isinstance(path, str) or not PurePosixPath(path).name or "\0" in path:
+        return path, path.as_posix(), None
+    if not isinstance(path, str) or not path.strip("/.") or "\0" in path:
         raise CorpusError(f"{where}: audio is {str(value)[:60]!r}; give the path of a file, relative to {folder}")
     audio = joined(folder, path)
-    return audio, path_of(audio), None
+    return audio, audio.as_posix() if isinstance(audio, Path) else str(path_of(audio)), None
 
 
-def _path_cell(path: Any) -> PurePosixPath | None:
+def _path_cell(path: Any) -> str | None:
     """The name beside embedded audio."""
-    return PurePosixPath(path) if isinstance(path, str) and PurePosixPath(path).name else None
+    return path if isinstance(path, str) and path.strip("/.") else None
 
 
-def _key_of_path(path: PurePosixPath, rules: RowRules, where: str) -> str:
+@lru_cache(maxsize=1024)
+def _split_of_folder(folder: str) -> str | None:
+    return split_of_path(PurePosixPath(folder, "_"))
+
+
+def _check_key(key: str, where: str) -> None:
     try:
-        return default_key(path, path_of(rules.root), rules.key_rule)
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise CorpusError(f"{where}: key {key[:60]!r} is not UTF-8; rename the file, or give a column 'key'") from error
+    if "\0" in key or not 0 < size <= MAX_KEY_BYTES:
+        raise CorpusError(f"{where}: key {key[:60]!r}… holds NUL or is longer than {MAX_KEY_BYTES} bytes; shorten it")
+
+
+def _key_of_path(path: str, rules: RowRules, where: str) -> str:
+    try:
+        return default_key(path, rules.root_path, rules.key_rule)
     except CorpusError as error:
         raise CorpusError(f"{where}: {error}") from error
 

@@ -8,7 +8,6 @@ and the worker that packs it reads just that.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
@@ -17,6 +16,7 @@ from typing import Any
 
 from qwen_term_retrieval.audio.readers.files import Location, walk
 from qwen_term_retrieval.audio.readers.folder import AUDIO_SUFFIXES
+from qwen_term_retrieval.audio.readers.json_rows import parsed_json
 from qwen_term_retrieval.audio.readers.rows import COLUMNS, RowRules, to_utterance
 from qwen_term_retrieval.audio.utterance import (
     CorpusError,
@@ -132,16 +132,13 @@ def _base_and_suffix(name: str) -> tuple[str, str]:
 
 def _key(base: str, rules: RowRules, where: str) -> str:
     try:
-        return default_key(PurePosixPath(base), PurePosixPath(), rules.key_rule)
+        return default_key(base, "", rules.key_rule)
     except CorpusError as error:
         raise CorpusError(f"{where}: {error}") from error
 
 
 def _json_member(text: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where}: its .json is not JSON: {error}") from error
+    row = parsed_json(text, f"{where}, .json")
     if not isinstance(row, dict):
         raise CorpusError(f"{where}: its .json holds {type(row).__name__}; give an object with columns")
     # The audio is the member; what the row calls its file is where it came from.
