@@ -1,0 +1,3 @@
+from qwen_term_retrieval.cli import app
+
+app()

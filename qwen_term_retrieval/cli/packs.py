@@ -1,0 +1,216 @@
+"""`qtr pack`, `append`, `merge`, `export`, `inspect` and `verify`: what is done with packs."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
+
+
+class OnError(StrEnum):
+    """What packing does with bad audio."""
+
+    RAISE = "raise"
+    SKIP = "skip"
+    SILENCE = "silence"
+
+
+class ExportFormat(StrEnum):
+    """What a pack is turned back into."""
+
+    WAV = "wav"
+    FLAC = "flac"
+    DATASET = "dataset"
+
+
+def num_bytes(size: str) -> int:
+    """A size in bytes from `512MiB`, `2GB`, `2G` or a bare number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", size.strip().lower())
+    if match is None or match[2] not in _UNITS or (total := int(float(match[1]) * _UNITS[match[2]])) < 1:
+        raise typer.BadParameter(f"{size!r} is no size; write 512MiB, 2GB or a number of bytes")
+    return total
+
+
+# What typer takes for the type of a parsed option, and what a command gets.
+Size = int
+ShardBytes = Annotated[
+    Size, typer.Option(parser=num_bytes, metavar="SIZE", help="Upper bound of a shard file, as 512MiB or 2GB.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless given.")]
+BadAudio = Annotated[OnError, typer.Option(help="What to do with audio that cannot be used.")]
+Source = Annotated[str, typer.Argument(help="Folder of audio with metadata.{csv,jsonl,parquet}, or a manifest.")]
+
+
+@app.command()
+def pack(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    sampling_rate: Annotated[int, typer.Option(help="Rate of the packed audio, in Hz.")] = 16_000,
+    shard_bytes: ShardBytes = "2GiB",  # type: ignore[assignment]
+    workers: Workers = None,
+    on_error: BadAudio = OnError.RAISE,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack that is at OUT.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a corpus into memory-mapped shards.
+
+    Killed, it goes on where it was when run again. The bytes of a pack depend on the corpus alone.
+
+    A corpus is a folder of audio with a table beside it:
+
+        recordings/metadata.csv:   file_name,text,terms
+                                   a.wav,patient has atrial fibrillation,atrial fibrillation
+                                   b.wav,good morning,
+
+    or JSON Lines: `{"audio": "a.wav", "text": "…", "terms": ["…"], "term_starts": [0.8], "term_ends": [1.9]}`.
+
+    For example:
+
+        qtr pack recordings/ packs/mine
+        qtr pack terms.json packs/terms --on-error skip --workers 8 --shard-bytes 512MiB
+    """
+    from qwen_term_retrieval.audio.packing import pack_corpus
+
+    log_to_terminal(quiet)
+    with plain_errors():
+        summary = pack_corpus(
+            source,
+            out,
+            sampling_rate=sampling_rate,
+            shard_bytes=shard_bytes,
+            num_workers=workers,
+            on_error=on_error.value,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+    typer.echo(summary)
+
+
+@app.command()
+def append(
+    source: Source,
+    folder: Annotated[Path, typer.Argument(metavar="PACK", help="The pack that grows.")],
+    shard_bytes: ShardBytes = "2GiB",  # type: ignore[assignment]
+    workers: Workers = None,
+    on_error: BadAudio = OnError.RAISE,
+    quiet: Quiet = False,
+) -> None:
+    """Append a corpus to a pack; what is in the pack is not written again.
+
+    Killed, it goes on where it was when run again. Those who read the pack meanwhile are not disturbed. A key that the
+    pack has already is refused.
+
+    For example:
+
+        qtr append this_week/ packs/mine
+        qtr append more.jsonl packs/mine --on-error skip
+    """
+    from qwen_term_retrieval.audio.appending import append_corpus
+
+    log_to_terminal(quiet)
+    with plain_errors():
+        summary = append_corpus(
+            source, folder, shard_bytes=shard_bytes, num_workers=workers, on_error=on_error.value, quiet=quiet
+        )
+    typer.echo(f"added to {summary}")
+
+
+@app.command()
+def merge(
+    packs: Annotated[list[Path], typer.Argument(metavar="PACK... OUT", help="Packs, and last the folder to make.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack that is at OUT.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge packs of one sampling rate into a new one; splits of one name are joined.
+
+    Nothing is decoded or written anew: files become hard links, or are copied where OUT is on another file system.
+
+    For example:
+
+        qtr merge packs/clinic packs/lectures packs/all
+    """
+    from qwen_term_retrieval.audio.merging import merge_packs
+
+    log_to_terminal(quiet)
+    with plain_errors():
+        merged = merge_packs(packs[:-1], packs[-1], overwrite=overwrite, quiet=quiet)
+    typer.echo(f"{merged.folder}: {merged.num_clips} clips in {len(merged.shards)} shards")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    format: Annotated[
+        ExportFormat, typer.Option(help="Audio files, or a dataset that holds them.")
+    ] = ExportFormat.FLAC,
+    workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the export that is at OUT.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a pack back into audio files with a metadata.jsonl, or into a plain dataset that needs no library of ours.
+
+    `qtr pack OUT` makes the same clips and rows of the files again.
+
+    For example:
+
+        qtr export packs/mine recordings/
+        qtr export packs/mine parquet/ --format dataset      # load_dataset("parquet") anywhere
+    """
+    from qwen_term_retrieval.audio.exporting import export_pack
+
+    log_to_terminal(quiet)
+    with plain_errors():
+        num_clips = export_pack(folder, out, format=format.value, num_workers=workers, overwrite=overwrite, quiet=quiet)
+    typer.echo(f"{out}: {num_clips} clips")
+
+
+@app.command()
+def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack.")]) -> None:
+    """Show what is inside a pack.
+
+    For example:
+
+        qtr inspect packs/mine
+    """
+    from qwen_term_retrieval.audio.pack import Pack
+
+    with plain_errors():
+        typer.echo(Pack.open(folder).inspect())
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack.")], quiet: Quiet = False) -> None:
+    """Read every byte of a pack and compare checksums; exit code 1 where a bit differs.
+
+    For example:
+
+        qtr verify packs/mine
+    """
+    from qwen_term_retrieval.audio.pack import Pack
+
+    with plain_errors():
+        opened = Pack.open(folder)
+        damages = opened.verify(quiet=quiet)
+    for damage in damages:
+        typer.secho(damage, fg="red", err=True)
+    if damages:
+        raise typer.Exit(1)
+    typer.echo(f"{folder}: whole, {opened.num_clips} clips")
