@@ -1,7 +1,14 @@
 """Trainer callbacks, one a file; they import as `qwen_term_retrieval.trainer_callbacks`."""
 
+from qwen_term_retrieval.trainer_callbacks.non_finite_guard import NonFiniteGuardCallback, NonFiniteStepsError
 from qwen_term_retrieval.trainer_callbacks.progress_line import ProgressLineCallback
 from qwen_term_retrieval.trainer_callbacks.recall_reporter import RecallReporterCallback
 from qwen_term_retrieval.trainer_callbacks.throughput import ThroughputCallback
 
-__all__ = ["ProgressLineCallback", "RecallReporterCallback", "ThroughputCallback"]
+__all__ = [
+    "NonFiniteGuardCallback",
+    "NonFiniteStepsError",
+    "ProgressLineCallback",
+    "RecallReporterCallback",
+    "ThroughputCallback",
+]

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from qwen_term_retrieval.audio.noise import AugmentationConfig
+from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
 
 
 @dataclass
@@ -72,9 +73,55 @@ class TermRetrievalArguments(TrainingArguments):
     """`TrainingArguments` with the objective and defaults of term retrieval."""
 
     output_dir: str = field(default="outputs/term_retrieval", metadata={"help": "Checkpoints, metrics and the model."})
+    loss: str = field(
+        default="infonce",
+        metadata={"help": "`infonce`, or `sigmoid` (SigLIP): pairs judged one by one, with a learned bias."},
+    )
     audio_text_loss_ratio: float = field(default=0.3, metadata={"help": "Weight of audio against chunk text."})
     audio_term_loss_ratio: float = field(default=0.7, metadata={"help": "Weight of audio against terms."})
     temperature: float = field(default=0.07, metadata={"help": "Initial softmax temperature; learned from there."})
+    sigmoid_bias: float = field(default=-10.0, metadata={"help": "Where the bias of the sigmoid loss starts."})
+    window_reduction: str = field(
+        default="argmax",
+        metadata={"help": "Windows of a clip of unknown term spans: the best (`argmax`) or a soft best (`logsumexp`)."},
+    )
+    window_temperature: float = field(
+        default=0.05, metadata={"help": "Softness of `--window_reduction logsumexp`, in cosines; towards 0: argmax."}
+    )
+    enable_hard_neg: bool = field(
+        default=False,
+        metadata={"help": "Compare each clip with hard negatives of its own."},
+    )
+    hard_neg_k: int = field(default=10, metadata={"help": "Hard negatives of a clip in one step, at most."})
+    hard_neg_weight: float = field(default=0.2, metadata={"help": "Weight of the loss on hard negatives."})
+    no_term_weight: float = field(
+        default=0.0, metadata={"help": "Weight of pushing terms away from clips in which none is said; 0: off."}
+    )
+    no_term_margin: float = field(
+        default=0.2, metadata={"help": "Cosine that the terms of a clip without a term are pushed below."}
+    )
+    contrastive_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clips of all ranks in one contrastive batch: sets per_device_train_batch_size to its share of a "
+            "rank. Give one of the two; where both are given they must agree. With gradcache_chunk it may be far "
+            "larger than memory: gradient accumulation adds no negatives, this does."
+        },
+    )
+    gradcache_chunk: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clips that a rank holds the graph of at a time (GradCache): the same gradients for a second "
+            "forward pass. Left out, or no less than a rank's batch: the whole batch at once."
+        },
+    )
+    skip_nonfinite_steps: bool = field(
+        default=True,
+        metadata={"help": "Skip a step on all ranks when a loss or gradient of any is not finite; counted and logged."},
+    )
+    max_nonfinite_steps: int = field(
+        default=25, metadata={"help": "Skipped steps of a run after which the next one stops it with an error."}
+    )
     bank_negatives: int = field(
         default=0,
         metadata={"help": "Terms of the glossary drawn for each clip as further wrong answers; cheap with phonemes."},
@@ -97,7 +144,12 @@ class TermRetrievalArguments(TrainingArguments):
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=40, metadata={"help": "Passes over the training clips."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Clips a rank in one contrastive batch."})
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]  # a number from `__post_init__` on
+        default=None,
+        metadata={
+            "help": "Clips of a rank in one contrastive batch; default 128, or its share of contrastive_batch_size."
+        },
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
@@ -124,8 +176,8 @@ class TermRetrievalArguments(TrainingArguments):
         if self.eval_strategy in ("no", IntervalStrategy.NO):
             self.load_best_model_at_end = False
         super().__post_init__()
-        if self.audio_text_loss_ratio < 0 or self.audio_term_loss_ratio < 0:
-            raise ValueError("loss ratios must not be negative")
+        self._set_batch_size()
+        self._check_objective()
         if not self.audio_text_loss_ratio + self.audio_term_loss_ratio:
             raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
         if self.bank_negatives < 0:
@@ -140,9 +192,73 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError("remove_unused_columns=True would drop the audio column; leave it off")
         if not self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last=False would repeat clips on the last batch; leave it on")
+        if self.max_nonfinite_steps < 0:
+            raise ValueError(f"max_nonfinite_steps must not be negative, not {self.max_nonfinite_steps}")
+        # The filter shows the mean of the steps before in place of a NaN: only where the guard has counted it.
+        self.logging_nan_inf_filter = self.logging_nan_inf_filter and self.skip_nonfinite_steps
+        if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
+            # The default of the scheduler waits for recall to fall.
+            mode = "max" if self.greater_is_better else "min"
+            given = self.lr_scheduler_kwargs
+            self.lr_scheduler_kwargs = {"mode": mode} | (given if isinstance(given, dict) else {})
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         # One forward touches every tower, so no parameter is ever unused.
         self.ddp_find_unused_parameters = False
+
+    def _set_batch_size(self) -> None:
+        """Make `per_device_train_batch_size` a number: its own, or a rank's share of `contrastive_batch_size`."""
+        total, ranks = self.contrastive_batch_size, self.world_size
+        if total is not None:
+            if total < ranks or total % ranks:
+                raise ValueError(
+                    f"contrastive_batch_size {total} cannot be shared out evenly over {ranks} ranks; "
+                    f"the nearest that can is {max(1, round(total / ranks)) * ranks}"
+                )
+            share = total // ranks
+            if self.per_device_train_batch_size not in (None, share):
+                raise ValueError(
+                    f"contrastive_batch_size {total} is {share} clips on each of {ranks} ranks, but "
+                    f"per_device_train_batch_size is {self.per_device_train_batch_size}: give one of the two, or "
+                    f"both as {total} and {share}"
+                )
+            if self.auto_find_batch_size:
+                raise ValueError(
+                    "auto_find_batch_size would change contrastive_batch_size; set gradcache_chunk, which saves memory "
+                    "and leaves the batch as it is"
+                )
+            self.per_device_train_batch_size = share
+        if self.per_device_train_batch_size is None:
+            self.per_device_train_batch_size = 128
+        if self.gradcache_chunk is not None:
+            if self.gradcache_chunk < 1:
+                raise ValueError(f"gradcache_chunk must be at least 1, not {self.gradcache_chunk}")
+            if self.deepspeed or self.fsdp:
+                raise ValueError("gradcache_chunk works with one process or DDP, not with DeepSpeed or FSDP")
+
+    def _check_objective(self) -> None:
+        for name in ("audio_text_loss_ratio", "audio_term_loss_ratio", "hard_neg_weight", "no_term_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {LOSSES}, not {self.loss!r}")
+        if self.window_reduction not in WINDOW_REDUCTIONS:
+            raise ValueError(f"window_reduction must be one of {WINDOW_REDUCTIONS}, not {self.window_reduction!r}")
+        if self.window_temperature <= 0:
+            raise ValueError(f"window_temperature must be positive, not {self.window_temperature}")
+        if self.hard_neg_k < 1:
+            raise ValueError(f"hard_neg_k must be at least 1, not {self.hard_neg_k}; enable_hard_neg turns them off")
+
+    def objective(self) -> Objective:
+        """What these settings minimise."""
+        return Objective(
+            loss=self.loss,
+            audio_text_loss_ratio=self.audio_text_loss_ratio,
+            audio_term_loss_ratio=self.audio_term_loss_ratio,
+            hard_neg_weight=self.hard_neg_weight if self.enable_hard_neg else 0.0,
+            no_term_weight=self.no_term_weight,
+            no_term_margin=self.no_term_margin,
+            window_temperature=self.window_temperature if self.window_reduction == "logsumexp" else None,
+        )
 
 
 def parse_recipe(

@@ -36,6 +36,7 @@ class TermCollator:
             windows at search time never fit a term exactly either.
         hard_negatives_of: row number of a clip (`row["clip"]`) -> positions in `bank` of the terms it is compared with
             alone; -1 for none. Called in the workers: it must pickle.
+        hard_neg_k: how many of them, at most.
         no_term_queries: whether clips without a term ask for all of their windows.
     """
 
@@ -47,6 +48,7 @@ class TermCollator:
     bank: Sequence[Term] = ()
     bank_negatives: int = 0
     hard_negatives_of: Callable[[int], Sequence[int]] | None = None
+    hard_neg_k: int = 10
     no_term_queries: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -94,7 +96,8 @@ class TermCollator:
     def _hard_negatives(self, row: dict[str, Any]) -> list[Term]:
         if self.hard_negatives_of is None or not row["terms"]:
             return []
-        return [self.bank[position] for position in self.hard_negatives_of(row["clip"]) if position >= 0]
+        positions = self.hard_negatives_of(row["clip"])[: self.hard_neg_k]
+        return [self.bank[position] for position in positions if position >= 0]
 
     def _add_term_queries(self, clip, row, num_frames_B, spans, queries, negative) -> None:
         """One query for each term whose span is known, one over all windows for the terms whose span is not."""

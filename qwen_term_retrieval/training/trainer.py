@@ -2,7 +2,8 @@
 
 What it adds to `transformers.Trainer`:
 
-- the objective `audio_text_loss_ratio · L(audio, chunk text) + audio_term_loss_ratio · L(audio, terms)`;
+- the objective of `losses/objective.py`, over all ranks, and by GradCache over batches larger than memory;
+- a guard that takes no step on a loss or gradient that is not finite on any rank;
 - batches whose order is a function of (seed, epoch, position), so a resumed run takes the very same steps;
 - with a frozen audio tower, its frames computed once and read from disk afterwards;
 - Recall@k on seen and unseen terms inside `evaluation_loop`, where early stopping and the best checkpoint see it.
@@ -12,6 +13,7 @@ Two ranks with b clips each take the same steps as one rank with 2b.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,18 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from qwen_term_retrieval.audio.noise import AugmentationConfig
-from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
 from qwen_term_retrieval.losses.distributed import world_size
+from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features
 from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms, training_glossary
 from qwen_term_retrieval.training.collator import TermCollator
+from qwen_term_retrieval.training.gradcache import gradcache_step
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import LengthBucketedSampler
 
@@ -47,6 +51,8 @@ class TermRetrievalTrainer(Trainer):
         train_dataset: rows to train on.
         eval_dataset: rows that pick the best checkpoint.
         glossary: gives aliases one identity; its terms join the evaluation bank.
+        hard_negatives_of: with `enable_hard_neg`: row number of a training clip -> positions, in the trainer's
+            `glossary`, of the terms it is compared with alone; -1 for none. Read in the data workers at every visit.
 
     Raises:
         ValueError: no terms to search, a column missing, fewer clips than one batch.
@@ -71,6 +77,7 @@ class TermRetrievalTrainer(Trainer):
         train_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | None = None,
         glossary: Glossary | None = None,
+        hard_negatives_of: Callable[[int], Sequence[int]] | None = None,
         **kwargs: Any,
     ):
         if train_dataset is not None:
@@ -83,8 +90,17 @@ class TermRetrievalTrainer(Trainer):
         self.trained_ids = {identity for term in trained if (identity := glossary.id_of(term)) is not None}
         self.card_data: str | None = None
         self.card_recall: list[dict[str, Any]] | None = None
-        self._loss_sums = {"audio_text_loss": 0.0, "audio_term_loss": 0.0}
-        self._losses_summed = 0
+        self.objective: Objective = args.objective()
+        if args.enable_hard_neg and hard_negatives_of is None:
+            raise ValueError("enable_hard_neg needs hard_negatives_of: the terms that each clip is compared with")
+        self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
+        if args.loss == "sigmoid":
+            model.add_logit_bias(args.sigmoid_bias)
+        if model.config.logit_bias is not None:
+            # What the loss does not use must not wait for a gradient under DDP.
+            model.logit_bias.requires_grad_(args.loss == "sigmoid")
+        self._loss_sums: dict[str, torch.Tensor | float] = dict.fromkeys(self.objective.parts, 0.0)
+        self._losses_summed: torch.Tensor | float = 0.0
         with args.main_process_first(desc="preparing clips"):
             self.train_clips = (
                 None if train_dataset is None else self._prepare_clips(train_dataset, args, training=True)
@@ -93,6 +109,8 @@ class TermRetrievalTrainer(Trainer):
         callbacks = list(kwargs.pop("callbacks", []))
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.patience))
+        if args.skip_nonfinite_steps:
+            callbacks.append(NonFiniteGuardCallback(args.max_nonfinite_steps))
         super().__init__(
             model=model,
             args=args,
@@ -106,6 +124,11 @@ class TermRetrievalTrainer(Trainer):
         if args.world_size != world_size():
             raise RuntimeError(
                 f"{args.world_size} processes were asked for but {world_size()} run: launch with torchrun"
+            )
+        if args.n_gpu > 1:
+            raise RuntimeError(
+                f"one process sees {args.n_gpu} GPUs, and `DataParallel` would cut batches apart from their queries: "
+                "launch one process a GPU with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
             )
 
     # ---- clips and batches ------------------------------------------------------------------------------------
@@ -144,6 +167,9 @@ class TermRetrievalTrainer(Trainer):
             span_jitter=self.args.span_jitter,
             bank=self.glossary,
             bank_negatives=self.args.bank_negatives,
+            hard_negatives_of=self.hard_negatives_of,
+            hard_neg_k=self.args.hard_neg_k,
+            no_term_queries=self.args.no_term_weight > 0,
         )
         return super().get_train_dataloader()
 
@@ -157,47 +183,58 @@ class TermRetrievalTrainer(Trainer):
     # ---- loss -------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """This rank's share of the objective; see `losses/contrastive.py`."""
+        """This rank's share of the objective; see `losses/objective.py`."""
         outputs = model(**inputs["model_inputs"])
-        losses = {
-            "audio_text_loss": self._loss_of(outputs, inputs["text_queries"], inputs["text_candidates"]),
-            "audio_term_loss": self._loss_of(outputs, inputs["term_queries"], inputs["term_candidates"]),
-        }
-        for name, loss in losses.items():
-            self._loss_sums[name] += loss.detach()
-        self._losses_summed += 1
-        total = (
-            self.args.audio_text_loss_ratio * losses["audio_text_loss"]
-            + self.args.audio_term_loss_ratio * losses["audio_term_loss"]
-        )
-        return (total, outputs) if return_outputs else total
+        embeddings = Embeddings(outputs.audio_PD, outputs.text_ND, outputs.logit_scale, outputs.get("logit_bias"))
+        loss = self._loss_of(embeddings, inputs)
+        return (loss, outputs) if return_outputs else loss
 
-    @staticmethod
-    def _loss_of(outputs, queries, candidates):
-        windows_QW = queries["windows_QW"]
-        return contrastive_loss(
-            Queries(
-                outputs.audio_PD[windows_QW.clamp(min=0)],
-                windows_QW >= 0,
-                queries["positive_ids_QP"],
-                queries["neutral_ids_QM"],
-            ),
-            Candidates(outputs.text_ND[candidates["rows_N"]], candidates["ids_N"]).gather(),
-            outputs.logit_scale,
+    def _loss_of(self, embeddings: Embeddings, batch: dict[str, Any]) -> torch.Tensor:
+        losses = self.objective(embeddings, batch)
+        finite = losses["loss"].detach().isfinite()
+        for name in self._loss_sums:
+            self._loss_sums[name] = self._loss_sums[name] + torch.where(finite, losses[name].detach(), 0.0)
+        self._losses_summed = self._losses_summed + finite
+        return losses["loss"]
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward of one micro-batch: at once, or by GradCache in chunks of clips."""
+        chunk_size = self.args.gradcache_chunk
+        if chunk_size is None or chunk_size >= self._train_batch_size:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self._gradcache_step(model, inputs, chunk_size)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, NonFiniteGuardCallback):
+                callback.see_loss(loss)
+        return loss
+
+    def _gradcache_step(self, model, inputs, chunk_size: int) -> torch.Tensor:
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        share = 1 / self.current_gradient_accumulation_steps
+        loss = gradcache_step(
+            model,
+            inputs["model_inputs"],
+            lambda embeddings: self._loss_of(embeddings, inputs),
+            chunk_size,
+            backward=lambda product: self.accelerator.backward(product * share),
+            no_sync=lambda: self.accelerator.no_sync(model),
         )
+        return loss * share
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to a training log line, as means over steps and ranks."""
-        if "loss" in logs and self._losses_summed:
-            means = torch.stack([torch.as_tensor(total, dtype=torch.float32) for total in self._loss_sums.values()])
-            means = means.to(self.args.device) / self._losses_summed
+        if "loss" in logs:
+            totals = [*self._loss_sums.values(), self._losses_summed]
+            sums = torch.stack([torch.as_tensor(total, dtype=torch.float32) for total in totals]).to(self.args.device)
             if world_size() > 1:
-                dist.all_reduce(means, op=dist.ReduceOp.SUM)
-                means /= world_size()
-            logs |= dict(zip(self._loss_sums, means.tolist(), strict=True))
+                dist.all_reduce(sums)
+            if sums[-1] > 0:
+                logs |= dict(zip(self._loss_sums, (sums[:-1] / sums[-1]).tolist(), strict=True))
             logs["temperature"] = float((-self.retrieval_model.logit_scale.detach()).exp())
             self._loss_sums = dict.fromkeys(self._loss_sums, 0.0)
-            self._losses_summed = 0
+            self._losses_summed = 0.0
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
