@@ -32,7 +32,7 @@ QTR = Path(sys.executable).with_name("qtr")
 NUM_CLIPS = 1200
 NUM_APPENDED = 400
 LONGEST_CHAIN = 4
-SHARD_MIB = "8"
+SHARD_BYTES = "8MiB"
 RUN_LIMIT_S = 300.0
 # Workers look for their parent twice a second.
 ORPHANS_END_WITHIN_S = 5.0
@@ -97,7 +97,7 @@ def pack_command(work: Path) -> Command:
     def check_after_kill() -> str:
         return "" if not out.exists() or not Pack.open(out).verify() else "a damaged pack is in place"
 
-    arguments = ["pack", str(corpus), str(out), "--workers", "2", "--shard-mib", SHARD_MIB, "--quiet"]
+    arguments = ["pack", str(corpus), str(out), "--workers", "2", "--shard-bytes", SHARD_BYTES, "--quiet"]
     return Command("pack", arguments, out, reset, check_after_kill)
 
 
@@ -105,7 +105,7 @@ def append_command(work: Path) -> Command:
     base, corpus, out = work / "base", work / "more", work / "appended" / "pack"
     write_corpus(corpus, NUM_APPENDED, seed=1)
     write_corpus(work / "first", NUM_APPENDED, seed=2)
-    first = ["pack", str(work / "first"), str(base), "--workers", "2", "--shard-mib", SHARD_MIB, "--quiet"]
+    first = ["pack", str(work / "first"), str(base), "--workers", "2", "--shard-bytes", SHARD_BYTES, "--quiet"]
     subprocess.run([str(QTR), *first], check=True, stdout=subprocess.DEVNULL)
 
     def reset() -> None:
@@ -115,7 +115,7 @@ def append_command(work: Path) -> Command:
     def check_after_kill() -> str:
         return "; ".join(Pack.open(out).verify())
 
-    arguments = ["append", str(out), str(corpus), "--workers", "2", "--quiet"]
+    arguments = ["append", str(corpus), str(out), "--workers", "2", "--quiet"]
     return Command("append", arguments, out, reset, check_after_kill)
 
 

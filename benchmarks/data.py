@@ -1,0 +1,105 @@
+"""How fast clips are read and packed, beside np.memmap, loose files, HF Audio, MDS, WebDataset, Lhotse and LitData.
+
+    python -m benchmarks.data                     # all sections: about half an hour; 10 GB of disk
+    python -m benchmarks.data --only reading,cold
+    python -m benchmarks.data --quick             # a minute: does it run? The numbers mean little.
+
+One set of clips serves every row, in the same run on the same machine; repetitions interleave, the median counts. The
+peers are installed into an environment of their own, `--peers-venv`. A section that is run anew replaces its part of
+`results/data.json`; `results/data.md` shows them all. Wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data_cold, data_large, data_loader, data_packing, data_reading
+from benchmarks.data_clips import BenchmarkClips
+from benchmarks.data_report import SECTIONS, report
+from benchmarks.results_json import write_results
+
+PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile", "torch")
+PEERS_VENV = Path("outputs/peers-venv")
+NUM_CLIPS, NUM_ROWS, REPETITIONS = 20_000, 5_000_000, 5
+PACKED_SIZES = (1_000, 50_000)
+QUICK = {"clips": 1_000, "rows": 50_000, "repetitions": 2}
+QUICK_PACKED_SIZES = (200, 1_000)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="clips that every row reads")
+    parser.add_argument("--rows", type=int, default=NUM_ROWS, help="rows of the large pack")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
+    parser.add_argument("--peers-venv", type=Path, default=PEERS_VENV, help="made where it is not there")
+    parser.add_argument("--no-peers", action="store_true", help="install and measure no other library")
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/data-benchmark"), help="clips and packs are kept here"
+    )
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--quick", action="store_true", help="few clips, two repetitions")
+    options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    options.sections = options.only.split(",")
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    return options
+
+
+def measure_reading(clips: BenchmarkClips, options: argparse.Namespace) -> dict[str, Any]:
+    python, missing = None, {}
+    if not options.no_peers:
+        missing = data_reading.make_peers_environment(options.peers_venv, metadata.version("torch").partition("+")[0])
+        python = options.peers_venv / "bin" / "python"
+    return data_reading.run(clips, repetitions=options.repetitions, peers_python=python, missing=missing)
+
+
+def measure_memory(clips: BenchmarkClips, options: argparse.Namespace) -> dict[str, Any]:
+    return data_packing.run_memory(clips, QUICK_PACKED_SIZES if options.quick else PACKED_SIZES)
+
+
+MEASURES: dict[str, Callable[[BenchmarkClips, argparse.Namespace], dict[str, Any]]] = {
+    "reading": measure_reading,
+    "cold": lambda clips, options: data_cold.run(clips, repetitions=options.repetitions),
+    "loader": lambda clips, options: data_loader.run(clips, repetitions=options.repetitions),
+    "packing": lambda clips, options: data_packing.run_packing(clips, repetitions=options.repetitions),
+    "large": lambda clips, options: data_large.run(clips, num_rows=options.rows, repetitions=options.repetitions),
+    "memory": measure_memory,
+}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = arguments()
+    clips = BenchmarkClips(options.work / f"clips-{options.clips}")
+    clips.make(options.clips)
+    path = options.results / "data.json"
+    results = kept_sections(path, options)
+    for section in options.sections:
+        results[section] = MEASURES[section](clips, options)
+        # After each section, so that nothing is lost if a later one fails.
+        write_results(path, results, packages=PACKAGES)
+        path.with_suffix(".md").write_text(report(results), encoding="utf-8")
+    print(report(results))
+
+
+def kept_sections(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What earlier runs with the same clips and repetitions found in other sections."""
+    settings = {"clips": options.clips, "repetitions": options.repetitions}
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(earlier.get(name) != value for name, value in settings.items()):
+        return settings
+    return settings | {name: earlier[name] for name in SECTIONS if name in earlier}
+
+
+if __name__ == "__main__":
+    main()

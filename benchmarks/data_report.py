@@ -1,0 +1,127 @@
+"""The tables of `benchmarks.data`, in Markdown: for the screen and for `results/data.md`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.data_reading import OURS, UNIT
+
+# Rows that ours is asked to beat, and by how much.
+TARGETS = {
+    UNIT: 3,
+    "soundfile, WAV": 20,
+    "HF Audio(decode=False)": 20,
+    "Mosaic MDS, random": 8,
+    "WebDataset, raw": 10,
+    "Lhotse Shar": 30,
+}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def thousands(number: float) -> str:
+    return "–" if math.isnan(number) else f"{number:,.0f}"
+
+
+def reading_table(reading: Mapping[str, Any]) -> str:
+    rows = reading["rows"]
+    speed = {name: row.get("clips_per_second", math.nan) for name, row in rows.items()}
+    lines = []
+    for name, row in rows.items():
+        if "error" in row:
+            lines.append([name, row["does"], f"not measured: {row['error']}", "", "", ""])
+            continue
+        target = f"{TARGETS[name]}×" if name in TARGETS else ""
+        of_unit, ours = speed[name] / speed[UNIT], speed[OURS] / speed[name]
+        lines.append([name, row["does"], thousands(speed[name]), f"{of_unit:.2f}×", f"{ours:.1f}×", target])
+    floor = reading["floor_clips_per_second"]
+    return (
+        table(["row", "what it does", "clips/s", "of the unit", "ours is faster by", "asked"], lines)
+        + f"\nFloor: a clip is {reading['bytes_per_clip'] / 1e3:.1f} kB on average and this machine copies "
+        f"{reading['copy_bytes_per_second'] / 1e9:.1f} GB/s on one thread: {thousands(floor)} clips/s if nothing "
+        f"but one copy took time; ours reaches {speed[OURS] / floor:.0%} of it. One pass of ours, profiled:\n\n"
+        f"```\n{reading['profile']}\n```\n"
+    )
+
+
+def cold_table(cold: Mapping[str, Any]) -> str:
+    speed = {name: row["clips_per_second"] for name, row in cold["rows"].items()}
+    pread = speed["os.pread"]
+    lines = [[name, thousands(value), f"{pread / value:.2f}×"] for name, value in speed.items()]
+    share = cold["largest_share_in_cache_before_a_pass"]
+    warning = "" if cold["is_cold"] else " **The cache could not be emptied: these are not cold numbers.**"
+    return (
+        table(["row", "clips/s", "time of os.pread"], lines)
+        + f"\nBefore a pass at most {share:.1%} of the pack was in memory.{warning} Asked: 1.3×.\n"
+    )
+
+
+def loader_table(loader: Mapping[str, Any]) -> str:
+    lines = [[workers, thousands(value)] for workers, value in loader["clips_per_second"].items()]
+    return table(["workers", "clips/s"], lines)
+
+
+def packing_table(packing: Mapping[str, Any]) -> str:
+    bare = packing["median_seconds"]["bare loop"]
+    lines = [[name, f"{s:.2f}", f"{s / bare:.2f}×"] for name, s in packing["median_seconds"].items()]
+    return (
+        table(["two processes", "seconds", "of the bare loop"], lines)
+        + f"\n{packing['audio_hours_per_second']:.2f} h of audio a second. Asked: 1.15×. In one process, profiled:\n\n"
+        f"```\n{packing['profile_of_one_worker']}\n```\n"
+    )
+
+
+def large_table(large: Mapping[str, Any]) -> str:
+    seconds = [each["load_dataset_seconds"] for each in large["later"]]
+    lines = [
+        ["first `load_dataset`", f"{large['first_load_seconds']:.2f} s", ""],
+        ["later `load_dataset`", f"{statistics.median(seconds):.3f} s", "2 s"],
+        ["`ClipReader(rows)`", f"{large['clip_reader_seconds']:.3f} s", ""],
+        ["first lookup of a key", f"{1e3 * large['first_lookup_seconds']:.1f} ms", ""],
+        ["later lookups", f"{thousands(large['lookups_per_second'])} a second", ""],
+    ]
+    memory = [
+        [way, *(f"{each['large'][name]:.0f} ({each['added_mib'][name]:+.0f})" for name in each["large"])]
+        for way, each in large["workers"].items()
+    ]
+    return (
+        f"{thousands(large['rows'])} rows: table {large['table_bytes'] / 1e6:.0f} MB, key index "
+        f"{large['key_index_bytes'] / 1e6:.0f} MB.\n\n"
+        + table(["what", "measured", "asked"], lines)
+        + "\nMemory of a DataLoader worker in MiB, and what it adds to that of a worker on the small pack "
+        "(asked: under 100). File pages are shared by all processes.\n\n"
+        + table(["workers", "RssAnon", "RssFile", "private"], memory)
+    )
+
+
+def memory_table(memory: Mapping[str, Any]) -> str:
+    lines = [[thousands(int(size)), f"{peak:.0f}"] for size, peak in memory["peak_mib"].items()]
+    return table(["clips packed", "peak MiB of the largest process"], lines)
+
+
+SECTIONS = {
+    "reading": ("Shuffled reading, warm", reading_table),
+    "cold": ("Shuffled reading, cold", cold_table),
+    "loader": ("DataLoader feeding a no-op", loader_table),
+    "packing": ("Packing FLAC", packing_table),
+    "large": ("A large pack", large_table),
+    "memory": ("Peak memory of packing", memory_table),
+}
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """All sections that `results` holds."""
+    parts = [
+        f"# Data\n\n{thousands(results['clips'])} clips of 0.5–3 s; medians of {results['repetitions']} interleaved "
+        "repetitions. Made by `python -m benchmarks.data`.\n"
+    ]
+    for name, (title, make_table) in SECTIONS.items():
+        if name in results:
+            parts.append(f"\n## {title}\n\n{make_table(results[name])}")
+    return "".join(parts)
