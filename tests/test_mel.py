@@ -1,12 +1,16 @@
-"""The mel on the device equals `WhisperFeatureExtractor` on its 30 s pad, frame by frame, for any mix of lengths."""
+"""Spectrograms on the device equal those of the stock feature extractors, frame by frame, for any mix of lengths.
+
+Whisper's at its 30 s pad; those of Qwen3, Parakeet and Wav2Vec2-BERT on each clip alone.
+"""
 
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperFeatureExtractor
+from transformers import ParakeetFeatureExtractor, SeamlessM4TFeatureExtractor, WhisperFeatureExtractor
 
 from qwen_term_retrieval.audio.collate import pad_pcm
-from qwen_term_retrieval.models.mel import GUARD_FRAMES, log_mel
+from qwen_term_retrieval.models.mel import GUARD_FRAMES, log_mel, reflected_log_mel
+from qwen_term_retrieval.models.normalized_mel import kaldi_fbank, parakeet_mel
 
 LENGTHS = [4_800, 16_001, 48_000, 33_333, 159_999, 201]
 
@@ -73,3 +77,68 @@ def test_mel_stays_in_full_precision_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed, _ = log_mel(pcm, num_samples, num_mel_bins=80, max_frames=3000)
     assert torch.equal(full, mixed)
+
+
+# Clip by clip -------------------------------------------------------------------------------------------------------
+
+
+def whisper_alone(clip):
+    wave = clip.astype(np.float32) / 32768
+    extractor = WhisperFeatureExtractor(feature_size=128)
+    return extractor(wave, sampling_rate=16_000, padding=True, truncation=False, return_tensors="pt").input_features[0]
+
+
+def parakeet_alone(clip):
+    inputs = ParakeetFeatureExtractor()(clip.astype(np.float32) / 32768, sampling_rate=16_000, return_tensors="pt")
+    return inputs.input_features[0][inputs.attention_mask[0].bool()]
+
+
+def seamless_alone(clip):
+    extractor = SeamlessM4TFeatureExtractor(stride=1)
+    return extractor(
+        clip.astype(np.float32) / 32768, sampling_rate=16_000, pad_to_multiple_of=None, return_tensors="pt"
+    ).input_features[0]
+
+
+CLIP_BY_CLIP = {
+    "qwen3": (lambda *batch: reflected_log_mel(*batch, num_mel_bins=128), lambda clip: whisper_alone(clip).T),
+    "parakeet": (lambda *batch: parakeet_mel(*batch, num_mel_bins=80), parakeet_alone),
+    "wav2vec2-bert": (lambda *batch: kaldi_fbank(*batch, num_mel_bins=80), seamless_alone),
+}
+
+
+@pytest.fixture(scope="module")
+def speech(say):
+    """Speech with digital silence in it, and a very quiet clip."""
+    spoken = np.concatenate([say("atrial fibrillation"), np.zeros(3_000, np.int16), say("it is twenty past seven")])
+    return [
+        spoken[:5_001],
+        spoken[:40_007],
+        spoken,
+        (spoken[4_000:20_000] // 500).astype(np.int16),
+        spoken[3_000:3_777],
+    ]
+
+
+@pytest.mark.parametrize("kind", CLIP_BY_CLIP)
+def test_frames_of_speech_equal_the_stock_extractor_on_each_clip_alone(kind, speech):
+    ours, stock = CLIP_BY_CLIP[kind]
+    mel, num_frames = ours(*pad_pcm(speech))
+    mel_BTM = mel.transpose(1, 2) if kind == "qwen3" else mel
+    for row, clip in enumerate(speech):
+        expected, frames = stock(clip), int(num_frames[row])
+        assert len(expected) == frames
+        torch.testing.assert_close(mel_BTM[row, :frames], expected, atol=1e-4, rtol=0)
+        assert (mel_BTM[row, frames:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", CLIP_BY_CLIP)
+def test_a_reused_buffer_and_floats_change_no_frame(kind, speech):
+    ours, _ = CLIP_BY_CLIP[kind]
+    pcm, num_samples = pad_pcm(speech)
+    clean, _ = ours(pcm, num_samples)
+    torch.testing.assert_close(ours(pcm.float() / 32768, num_samples)[0], clean, atol=1e-6, rtol=0)
+    pcm[0, num_samples[0] :] = 20_000
+    assert torch.equal(ours(pcm, num_samples)[0], clean)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ours(pcm, num_samples)[0], clean)

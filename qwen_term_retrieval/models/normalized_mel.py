@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from transformers.audio_utils import mel_filter_bank, window_function
 
@@ -33,9 +34,10 @@ def _parakeet_filters(num_mel_bins: int, device: torch.device) -> tuple[torch.Te
         sampling_rate=SAMPLING_RATE,
         norm="slaney",
         mel_scale="slaney",
+        dtype=np.float32,
     )
     window_X = torch.hann_window(_FRAME_SAMPLES, periodic=False, device=device)
-    return window_X, torch.from_numpy(filters.T.copy()).to(device, torch.float32)
+    return window_X, torch.from_numpy(filters.T.copy()).to(device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -41,7 +41,7 @@ class PhonemeEncoderConfig:
     phonemizer: str = "espeak:en-us"
     """Of terms whose language nobody says; several joined by "|" where `heteronyms` is "mean"."""
     languages: dict[str, str] = field(default_factory=dict)
-    """Phonemizers of the other languages of a mixed glossary, such as {"fr": "espeak:fr-fr"}."""
+    """Phonemizers of the other languages of a mixed glossary, such as {"fr": "espeak:fr"}."""
     heteronyms: Literal["first", "mean"] = "first"
     """What stands for a term that is said in several ways: its first pronunciation, or the mean of all."""
     hidden_size: int = 256

@@ -20,7 +20,7 @@ class Pronouncer:
     Args:
         phonemizer: of terms without a language; several joined by "|", such as "espeak:en-us|espeak:en-gb", give a
             term a pronunciation each.
-        languages: the phonemizers of other languages by their codes, such as `{"fr": "espeak:fr-fr"}`.
+        languages: the phonemizers of other languages by their codes, such as `{"fr": "espeak:fr"}`.
         several: all pronunciations of a term, or the first alone.
 
     Raises:
@@ -34,7 +34,8 @@ class Pronouncer:
 
     def __init__(self, phonemizer: str, languages: Mapping[str, str] | None = None, *, several: bool = False):
         names: dict[str | None, str] = {None: phonemizer}
-        names.update(languages or {})
+        # Sorted, as a saved config is: the fingerprint must not depend on the order in which they were named.
+        names.update(sorted((languages or {}).items()))
         self._several = several
         self._phonemizers: dict[str | None, list[GraphemeToPhoneme]] = {}
         for language, name in names.items():
