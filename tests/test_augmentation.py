@@ -19,7 +19,7 @@ from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models.distortion import collate_distortions, convolve, distort, mu_law
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features
+from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
 from qwen_term_retrieval.training.augmentation import Augmentation, load_recordings
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms
 from qwen_term_retrieval.training.collator import TermCollator
@@ -202,6 +202,17 @@ def test_a_device_hears_what_the_cpu_hears(rows):
     moved = {name: values.cuda() for name, values in distortions.items()}
     on_device, _ = distort(pcm_BS.cuda(), num_samples_B.cuda(), moved)
     assert torch.equal(on_device.cpu(), on_cpu)
+
+
+def test_a_batch_distorted_on_the_device_is_the_one_distorted_in_the_collator(rows):
+    distorted = augmentation(rows, **EVERYTHING)
+    clips = TrainingClips(rows, augmentation=distorted).__getitems__(visits(rows))
+    here, _ = PcmFrames(_no_frames, distorted)(clips)
+    to_the_device, _ = PcmFrames(_no_frames, distorted, on_device=True)(clips)
+    assert not torch.equal(to_the_device["pcm_BS"], here["pcm_BS"])
+    there = distort_inputs(to_the_device)
+    assert there.keys() == here.keys()
+    assert torch.equal(there["pcm_BS"], here["pcm_BS"])
 
 
 # ---- terms -------------------------------------------------------------------------------------------------------

@@ -28,19 +28,30 @@ class PcmFrames:
     Args:
         num_frames: samples (B,) to encoder frames (B,).
         augmentation: distorts rows that its `visit` has prepared.
+        on_device: leave that to `distort_inputs`, when the batch has come to the device.
     """
 
     num_frames: Callable[[torch.Tensor], torch.Tensor]
     augmentation: Augmentation | None = None
+    on_device: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         if self.augmentation is None:
             pcm_BS, num_samples_B = pad_pcm([row["audio"].pcm for row in rows])
-        else:
-            visits = [(row["clip"], row["distortion"]) for row in rows]
-            pcm_BS, num_samples_B, distortions = self.augmentation.load(visits)
-            pcm_BS, _ = distort(pcm_BS, num_samples_B, distortions)
-        return {"pcm_BS": pcm_BS, "num_samples_B": num_samples_B}, self.num_frames(num_samples_B)
+            return {"pcm_BS": pcm_BS, "num_samples_B": num_samples_B}, self.num_frames(num_samples_B)
+        visits = [(row["clip"], row["distortion"]) for row in rows]
+        pcm_BS, num_samples_B, distortions = self.augmentation.load(visits)
+        inputs: dict[str, Any] = {"pcm_BS": pcm_BS, "num_samples_B": num_samples_B, "distortions": distortions}
+        return inputs if self.on_device else distort_inputs(inputs), self.num_frames(num_samples_B)
+
+
+def distort_inputs(audio_inputs: dict[str, Any]) -> dict[str, Any]:
+    """The model's audio inputs of a batch, distorted where they lie, if they are still to be."""
+    if "distortions" not in audio_inputs:
+        return audio_inputs
+    inputs = dict(audio_inputs)
+    inputs["pcm_BS"], _ = distort(inputs["pcm_BS"], inputs["num_samples_B"], inputs.pop("distortions"))
+    return inputs
 
 
 @dataclass

@@ -33,7 +33,7 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features
+from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
 from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms, training_glossary
 from qwen_term_retrieval.training.collator import TermCollator
@@ -152,8 +152,14 @@ class TermRetrievalTrainer(Trainer):
 
     def _audio_source(self, clips: TrainingClips) -> PcmFrames | CachedFrames:
         if clips.feature_cache is None:
-            return PcmFrames(self.retrieval_model.audio_tower.num_frames, clips.augmentation)
+            on_device = self.args.device.type == "cuda"
+            return PcmFrames(self.retrieval_model.audio_tower.num_frames, clips.augmentation, on_device)
         return CachedFrames(clips.feature_cache, num_clips=len(clips))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device, where its clips are distorted."""
+        inputs = super()._prepare_inputs(inputs)
+        return {**inputs, "model_inputs": distort_inputs(inputs["model_inputs"])}
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_clips is None:
