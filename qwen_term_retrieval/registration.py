@@ -41,12 +41,17 @@ class ContentKeyedBuilder(datasets.ArrowBasedBuilder):
     """
 
     def content_key(self, config: datasets.BuilderConfig) -> str:
-        """What distinguishes the content of the data files of a resolved config; safe in a file name."""
+        """What distinguishes the content of the data files of a resolved config; safe in a file name.
+
+        Empty where the commit in the rest of the key says it: a Hub dataset is found again without a network only if
+        its entry has the name that `datasets` gave it.
+        """
         raise NotImplementedError
 
     def _create_builder_config(self, *args: Any, **kwargs: Any) -> tuple[datasets.BuilderConfig, str]:
         config, config_id = super()._create_builder_config(*args, **kwargs)
-        return config, f"{config_id}-{self.content_key(config)}"
+        key = self.content_key(config)
+        return config, f"{config_id}-{key}" if key else config_id
 
 
 class IncompatibleDatasetsError(ImportError):

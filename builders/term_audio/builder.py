@@ -82,7 +82,7 @@ class TermAudio(ContentKeyedBuilder):
             raise ValueError(f"packed={config.packed!r}; it must be True, False or 'auto'")
         given = self._given_pack(config)
         if given is not None:
-            return read_pack_json(given)["checksum"]
+            return "" if self.repo_id else read_pack_json(given)["checksum"]
         digest = xxhash.xxh3_64(f"{PACK_LAYOUT}\n".encode())
         for file in _data_files(config):
             digest.update(f"{file}\n".encode())
@@ -93,7 +93,8 @@ class TermAudio(ContentKeyedBuilder):
         pack_key = xxhash.xxh3_64_hexdigest(f"{digest.hexdigest()} {settings}".encode())
         self._own_pack = self._cache_root / "term_audio_packs" / pack_key
         self._packed = config.packed is True or (config.packed == "auto" and is_pack(self._own_pack))
-        return f"{digest.hexdigest()}{'' if self._packed else '-loose'}"
+        key = "" if self.repo_id else digest.hexdigest()
+        return key if self._packed else f"{key}loose"
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo()
@@ -176,14 +177,16 @@ class TermAudio(ContentKeyedBuilder):
         on_hub = _ON_HUB.match(first)
         if on_hub is None:
             return Path(first).parent if is_pack(Path(first).parent) else None
-        repository = {"repo_type": "dataset", "revision": on_hub["revision"], "token": self.token}
         inside = on_hub["path"].rpartition("/")[0]
+        name, revision = on_hub["repo_id"], on_hub["revision"]
         try:
-            pack_json = hf_hub_download(on_hub["repo_id"], f"{inside}/{PACK_JSON}".lstrip("/"), **repository)
+            pack_json = hf_hub_download(
+                name, f"{inside}/{PACK_JSON}".lstrip("/"), repo_type="dataset", revision=revision, token=self.token
+            )
         except RemoteEntryNotFoundError:
             return None
         if whole:
-            snapshot_download(on_hub["repo_id"], allow_patterns=f"{inside}/*".lstrip("/"), **repository)
+            _snapshot(name, revision, self.token, f"{inside}/*".lstrip("/"))
         return Path(pack_json).parent
 
     def _data_dir(self, config: datasets.BuilderConfig) -> Path:
@@ -204,8 +207,9 @@ class TermAudio(ContentKeyedBuilder):
 
 
 @cache
-def _snapshot(repo_id: str, revision: str, token: str | bool | None) -> Path:
-    return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token))
+def _snapshot(repo_id: str, revision: str, token: str | bool | None, files: str | None = None) -> Path:
+    folder = snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token, allow_patterns=files)
+    return Path(folder)
 
 
 def _data_files(config: datasets.BuilderConfig) -> Iterator[str]:

@@ -217,20 +217,31 @@ def test_a_shard_never_seen_on_this_machine_says_so():
 
 
 def test_references_are_refused_where_push_to_hub_embeds_and_kept_where_save_to_disk_does(rows):
-    with pytest.raises(ValueError, match=r"references to a pack on this machine.*to_hf_audio"):
+    with pytest.raises(ValueError, match=r"references to a pack on this machine") as error:
         embed_table_storage(rows.data.table)
+    for remedy in ("Pack.open(folder).push_to_hub", "to_hf_audio(dataset).push_to_hub", "qtr export"):
+        assert remedy in str(error.value)
     assert embed_table_storage(rows.data.table, remote_files=False).equals(rows.data.table)
 
 
-def test_to_hf_audio_gives_stock_audio_that_stands_alone(rows, corpus):
-    converted = to_hf_audio(rows)
+@pytest.mark.parametrize("format", ["wav", "flac"])
+def test_to_hf_audio_gives_stock_audio_that_stands_alone(rows, corpus, format):
+    converted = to_hf_audio(rows, format=format)
     assert converted.features["audio"] == Audio(sampling_rate=16_000)
     for row in converted.cast_column("audio", Audio(decode=False)):
-        pcm, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="int16")
-        np.testing.assert_array_equal(pcm, original(corpus, row))
-        assert rate == 16_000
-    with pytest.raises(TypeError, match="not MmapAudio"):
+        assert row["audio"]["path"].endswith(f".{format}")
+        with soundfile.SoundFile(io.BytesIO(row["audio"]["bytes"])) as file:
+            assert (file.format, file.subtype, file.samplerate) == (format.upper(), "PCM_16", 16_000)
+            np.testing.assert_array_equal(file.read(dtype="int16"), original(corpus, row))
+
+
+def test_to_hf_audio_takes_undecoded_columns_and_refuses_others(rows):
+    bare = rows.cast_column("audio", MmapAudio(decode=False))
+    assert to_hf_audio(bare).features["audio"] == Audio(sampling_rate=16_000)
+    with pytest.raises(TypeError, match="not MmapAudio or FileAudio"):
         to_hf_audio(rows, column="text")
+    with pytest.raises(ValueError, match=r"format='mp3'; it must be 'wav' or 'flac'"):
+        to_hf_audio(rows, format="mp3")
 
 
 def test_raw_audio_does_not_slip_into_a_column_of_references():

@@ -24,8 +24,9 @@ def test_every_table_we_enter_is_there_and_is_the_one_that_loading_reads(name):
 
 def test_the_feature_registry_is_where_we_expect_it():
     assert callable(getattr(features, "register_feature", None)), "datasets dropped register_feature"
-    spec = {"audio": {"sampling_rate": 8000, "decode": True, "_type": "MmapAudio"}}
-    assert datasets.Features.from_dict(spec)["audio"] == qwen_term_retrieval.MmapAudio(8000)
+    for feature in (qwen_term_retrieval.MmapAudio, qwen_term_retrieval.FileAudio):
+        spec = {"audio": {"sampling_rate": 8000, "decode": True, "_type": feature.__name__}}
+        assert datasets.Features.from_dict(spec)["audio"] == feature(8000)
 
 
 def test_the_builder_hook_is_still_called_and_its_key_still_names_the_cache():
