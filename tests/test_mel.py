@@ -109,7 +109,7 @@ CLIP_BY_CLIP = {
 
 @pytest.fixture(scope="module")
 def speech(say):
-    """Speech with digital silence in it, and a very quiet clip."""
+    """Speech with digital silence in it, and a quiet clip: not so quiet that bins lie on the logarithm's floor."""
     spoken = np.concatenate([say("atrial fibrillation"), np.zeros(3_000, np.int16), say("it is twenty past seven")])
     return [
         spoken[:5_001],
