@@ -1,7 +1,7 @@
 """A small Hugging Face Hub on this machine, for tests of `from_pretrained` and `push_to_hub`.
 
-`LocalHub` serves repositories from memory: create, list, upload (regular files in one commit), download. Clients
-read the Hub's address when `huggingface_hub` is imported, so run them in a process of their own:
+`LocalHub` serves repositories from memory: create, list, upload (in one commit; what a pack is made of by way of LFS),
+download. Clients read the Hub's address when `huggingface_hub` is imported, so run them in a process of their own:
 
     with LocalHub() as hub:
         subprocess.run([sys.executable, "-c", script], env=hub.environment(tmp_path), check=True)
@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
 COMMIT = "a" * 40
+LFS_SUFFIXES = (".dat", ".npz", ".parquet", ".arrow")
 
 
 class LocalHub:
@@ -25,6 +26,7 @@ class LocalHub:
 
     def __init__(self):
         self.repositories = {}
+        self.lfs_objects = {}
         self.requests = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -94,12 +96,36 @@ class _Handler(BaseHTTPRequestHandler):
         if re.fullmatch(r"/api/(?:models|datasets)/[^/]+/[^/]+/preupload/.+", path):
             files = json.loads(body)["files"]
             plan = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for file in files
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for file in files
             ]
             return self._send({"files": plan})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._plan_lfs(json.loads(body)["objects"])
+        if re.fullmatch(r"/api/(?:models|datasets)/[^/]+/[^/]+/branch/.+", path):
+            return self._send({})
         if match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)/commit/.+", path):
             return self._commit(match[1], body)
         return self._not_found("EntryNotFound")
+
+    def do_PUT(self):
+        content, digest = self._body(), self._path().rpartition("/")[2]
+        if hashlib.sha256(content).hexdigest() != digest:
+            return self._send({"error": "the bytes are not those announced"}, status=400)
+        self.hub.lfs_objects[digest] = content
+        return self._send({})
+
+    def _plan_lfs(self, objects):
+        plan = [
+            {**each, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{each['oid']}", "header": {}}}}
+            for each in objects
+        ]
+        return self._send({"transfer": "basic", "objects": plan})
 
     def _commit(self, name, body):
         for line in body.decode().splitlines():
@@ -107,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
             if operation["key"] == "file":
                 content = base64.b64decode(operation["value"]["content"])
                 self.hub.repositories[name][operation["value"]["path"]] = content
+            elif operation["key"] == "lfsFile":
+                file = operation["value"]
+                self.hub.repositories[name][file["path"]] = self.hub.lfs_objects[file["oid"]]
         url = f"{self.hub.endpoint}/{name}/commit/{COMMIT}"
         return self._send({"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
 

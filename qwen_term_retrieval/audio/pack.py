@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from huggingface_hub import HfApi
 from pyarrow import parquet
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from qwen_term_retrieval.audio.locations import register_pack
 from qwen_term_retrieval.audio.pack_json import PACK_JSON, file_xxh64, read_pack_json, shards_of
 from qwen_term_retrieval.audio.sealing import INDEX_SUFFIX
 from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
-from qwen_term_retrieval.audio.tables import SplitTotals, split_totals, united_schema
+from qwen_term_retrieval.audio.tables import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.audio.utterance import split_rank
 
 _KEYS_TO_COMPARE = 2000
@@ -98,6 +99,11 @@ class Pack:
         return shards_of(self.content)
 
     @property
+    def file_names(self) -> list[str]:
+        """All files that make the pack; the card comes on top."""
+        return [*(shard["file"] for shard in self.shards), *self.content["files"], PACK_JSON]
+
+    @property
     def num_clips(self) -> int:
         return sum(totals.num_clips for totals in self.totals.values())
 
@@ -161,6 +167,43 @@ class Pack:
             with path.open("rb") as file:
                 headers.append(ShardHeader.read(file, str(path)))
         return headers
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a pack",
+        token: str | None = None,
+    ) -> str:
+        """Upload the files of the pack, its card included, as one commit to a dataset repository; returns its URL.
+
+        `huggingface_hub.snapshot_download(repo_id, repo_type="dataset")` gives a folder that `load_dataset` opens.
+
+        Args:
+            private: make the repository private if it is made now.
+            revision: branch to commit to, made if need be.
+
+        Raises:
+            PackError: a file is missing.
+        """
+        missing = [name for name in self.file_names if not (self.folder / name).is_file()]
+        if missing:
+            raise PackError(f"{self.folder} lacks {', '.join(missing)}. Copy the pack again")
+        hub = HfApi(token=token)
+        repository = hub.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        if revision is not None:
+            hub.create_branch(repository.repo_id, branch=revision, repo_type="dataset", exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=self.folder,
+            repo_type="dataset",
+            revision=revision,
+            commit_message=commit_message,
+            allow_patterns=[*self.file_names, CARD],
+        )
+        return str(repository)
 
     def _near(self, key: str) -> list[str]:
         folder = key.rpartition("/")[0]
