@@ -55,7 +55,8 @@ def probe(audio: Audio, *, array_rate: int | None = None) -> AudioHeader:
     >>> probe("talk.flac")
     AudioHeader(num_frames=960000, sampling_rate=16000, num_channels=1)
 
-    For MP3 without a Xing header the length is an estimate.
+    For MP3 of variable bit rate without a Xing header the length is libsndfile's estimate, beyond which it does not
+    read; such files, which pipes leave, should be written anew.
 
     Args:
         audio: path, URL, slice of a file, encoded bytes, or array (num_samples,) or (num_samples, channels).
@@ -74,6 +75,17 @@ def probe(audio: Audio, *, array_rate: int | None = None) -> AudioHeader:
         return AudioHeader(file.frames, file.samplerate, file.channels)
 
 
+class _ForwardSoundFile(soundfile.SoundFile):
+    """A recording read from front to back.
+
+    SoundFile (0.14) seeks after every read of a seekable file, to where it is already: MP3 then lacks the bits that its
+    frames borrow from earlier ones, and what was read in blocks has a fault at every seam.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 @contextmanager
 def opened_sound(audio: str | Path | FileSlice | bytes) -> Iterator[soundfile.SoundFile]:
     """A recording as an open `SoundFile` whose header has been checked.
@@ -83,7 +95,7 @@ def opened_sound(audio: str | Path | FileSlice | bytes) -> Iterator[soundfile.So
     """
     with _opened_source(audio) as source:
         try:
-            file = soundfile.SoundFile(source)
+            file = _ForwardSoundFile(source)
         except (soundfile.LibsndfileError, TypeError) as error:
             # TypeError: soundfile asks for rate and channels when the suffix says headerless PCM (.raw).
             raise BadAudioError(
@@ -100,18 +112,20 @@ def read_blocks(file: soundfile.SoundFile, dtype: str, frames_per_block: int) ->
     Raises:
         BadAudioError: corrupt, or with fewer frames than its header says.
     """
-    frames = max(1, frames_per_block // file.channels)
+    num_frames = _UNKNOWN_FRAMES if file.format in _ESTIMATED else file.frames
+    most = max(1, frames_per_block // file.channels)
     num_read = 0
     try:
-        while len(block := file.read(frames, dtype=dtype, always_2d=True)):
+        while num_read < num_frames:
+            block = file.read(min(most, num_frames - num_read), dtype=dtype, always_2d=True)
+            if not len(block):
+                break
             num_read += len(block)
             yield block
-            if num_read == file.frames:
-                return
     except soundfile.LibsndfileError as error:
         raise BadAudioError(f"corrupt near sample {num_read} ({reason(error)})") from error
-    if num_read < file.frames < _UNKNOWN_FRAMES and file.format not in _ESTIMATED:
-        raise BadAudioError(f"cut short: {num_read} of the {file.frames} samples that its header says")
+    if num_read < num_frames < _UNKNOWN_FRAMES:
+        raise BadAudioError(f"cut short: {num_read} of the {num_frames} samples that its header says")
 
 
 def reason(error: Exception) -> str:
