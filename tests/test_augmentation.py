@@ -1,21 +1,23 @@
 """Distortions as they sound: at the ratio asked for, the same anywhere, and with every term where it is heard."""
 
+import doctest
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.impulse_responses import band_filter, synthetic_impulse_response
 from qwen_term_retrieval.audio.noise import (
-    AugmentationConfig,
     Ingredients,
 )
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.audio.utterance import Utterance
-from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel, distortion
 from qwen_term_retrieval.models.distortion import collate_distortions, convolve, distort, mu_law
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
@@ -311,6 +313,11 @@ def test_a_flag_switches_augmentation_on_and_a_wrong_setting_is_refused(tmp_path
     assert AugmentationConfig.from_dict(args.augmentation).gain_prob == 0.2
     with pytest.raises(ValueError, match="'gain' is no setting; did you mean 'gain_db'"):
         TermRetrievalArguments(output_dir=str(tmp_path), augmentation={"gain": 0.2})
+
+
+def test_the_example_runs():
+    tried = doctest.testmod(distortion)
+    assert (tried.failed, tried.attempted > 3) == (0, True)
 
 
 # ---- in a run ----------------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ def synthetic_impulse_response(
         float32 (num_samples,), 1 at the direct sound, which comes first.
 
     >>> room = synthetic_impulse_response(0.4, 6.0, np.random.default_rng(0))
-    >>> room.shape, float(room[0]), round(10 * np.log10(1 / (room[1:] ** 2).sum()), 2)
-    ((6400,), 1.0, 6.0)
+    >>> len(room), float(room[0]), round(float(10 * np.log10(1 / (room[1:] ** 2).sum())), 2)
+    (6400, 1.0, 6.0)
     """
     seconds = np.arange(round(rt60_seconds * rate)) / rate
     decay = 10 ** (-3 * seconds / rt60_seconds)

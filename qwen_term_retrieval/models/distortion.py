@@ -60,6 +60,17 @@ def distort(
 
     Returns:
         pcm_BS int16, a new tensor; scale_B float64: by how much each clip was scaled down not to clip, 1 for most.
+
+    A second of a clip as it sounds on its 7th draw:
+
+    >>> from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
+    >>> from qwen_term_retrieval.audio.collate import pad_pcm
+    >>> from qwen_term_retrieval.audio.noise import ArrayRecordings, DistortionPlanner
+    >>> speech = np.random.default_rng(0).integers(-3000, 3000, (9, 16_000), dtype=np.int16)
+    >>> planner = DistortionPlanner(AugmentationConfig(), ArrayRecordings(speech))
+    >>> clip = planner.render(speech[0], planner.draw(7, clip=0, num_samples=16_000))
+    >>> heard_BS, _ = distort(*pad_pcm([clip.pcm]), collate_distortions([clip]))
+    >>> soundfile.write("heard.wav", heard_BS[0].numpy(), 16_000)                        # doctest: +SKIP
     """
     effects_B = torch.stack([distortions[name] >= 0 for name in ("room_B", "noise_B", "band_B")]).any(dim=0)
     changed = torch.nonzero(effects_B | (distortions["gain_db_B"] != 0))[:, 0]
@@ -133,10 +144,11 @@ def telephone(wave_RS: torch.Tensor) -> torch.Tensor:
     """Every second sample in 8 bits of mu-law, and back to 16 kHz; the band must be cut before.
 
     Args:
-        wave_RS: 16 kHz, on the scale of int16.
+        wave_RS: 16 kHz, on the scale of int16. What is louder than that is sent softer, and amplified again.
     """
+    loud_R1 = (_peak(wave_RS) / _LOUDEST).clamp(min=1.0)[:, None]
     coded_RS = torch.zeros_like(wave_RS)
-    coded_RS[:, ::2] = 2 * mu_law(wave_RS[:, ::2])
+    coded_RS[:, ::2] = 2 * loud_R1 * mu_law(wave_RS[:, ::2] / loud_R1)
     low_pass_1L = torch.from_numpy(band_filter(0.0, _TELEPHONE_RATE_HZ / 2 - 200.0)).to(wave_RS)[None]
     return convolve(coded_RS, low_pass_1L, delay=FILTER_TAPS // 2)
 

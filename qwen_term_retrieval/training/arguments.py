@@ -22,7 +22,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from qwen_term_retrieval.audio.noise import AugmentationConfig
+from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
 
 
@@ -132,8 +132,8 @@ class TermRetrievalArguments(TrainingArguments):
     augmentation: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Noise, rooms, speed, telephones and gain for training clips: settings of `AugmentationConfig` "
-            "(audio/noise.py) as a mapping in a recipe, or as JSON. `{}`: its defaults. Left out: clips as they are."
+            "help": "Noise, rooms, speed, telephones and gain for training clips: settings of `AugmentationConfig` in "
+            "audio/augmentation_config.py, as a mapping in a recipe or as JSON; `{}`: its defaults; left out: none."
         },
     )
     patience: int = field(

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 import xxhash
 
+from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
-from qwen_term_retrieval.audio.noise import AugmentationConfig, Distortion, DistortionPlanner
+from qwen_term_retrieval.audio.noise import Distortion, DistortionPlanner
 from qwen_term_retrieval.models.distortion import collate_distortions, distort
 
 # Changes when the same settings give other sounds, so that no cache holds frames of the old ones.

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from qwen_term_retrieval.audio.noise import AugmentationConfig
+from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models.model_card import model_card

@@ -1,5 +1,6 @@
 """What may happen to a clip: decided by its number alone, within the ranges asked for, and never by accident."""
 
+import doctest
 import logging
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_term_retrieval.audio import impulse_responses, noise
+from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.impulse_responses import (
     band_filter,
     measured_impulse_response,
@@ -16,7 +19,6 @@ from qwen_term_retrieval.audio.noise import (
     RECORDING_TRIES,
     AddedSound,
     ArrayRecordings,
-    AugmentationConfig,
     Distortion,
     DistortionPlanner,
     Room,
@@ -39,11 +41,11 @@ def hum(num_samples, level=3000, seed=0):
     return (np.random.default_rng(seed).standard_normal(num_samples) * level).astype(np.int16)
 
 
-def planner(noise=None, speech=None, **settings):
+def planner(noises=None, speech=None, **settings):
     return DistortionPlanner(
         AugmentationConfig(**{**NOTHING, **settings}),
         ArrayRecordings(speech or [hum(RATE, seed=seed) for seed in range(5)]),
-        noise=None if noise is None else ArrayRecordings(noise),
+        noise=None if noises is None else ArrayRecordings(noises),
     )
 
 
@@ -67,7 +69,7 @@ def test_a_distortion_is_a_function_of_the_draw_and_lies_in_its_ranges(draw, cli
 
 
 def test_each_effect_happens_as_often_as_asked():
-    plan = planner(noise=[hum(RATE)], noise_prob=0.5, reverb_prob=0.3, telephone_prob=0.1)
+    plan = planner(noises=[hum(RATE)], noise_prob=0.5, reverb_prob=0.3, telephone_prob=0.1)
     distortions = [plan.draw(draw, clip=0, num_samples=800) for draw in range(2000)]
     kinds = [distortion.added.kind if distortion.added else None for distortion in distortions]
     assert kinds.count("noise") == pytest.approx(500, abs=80)
@@ -86,8 +88,8 @@ def test_with_nothing_to_happen_a_clip_passes_as_it_is():
 
 
 def test_changing_one_probability_leaves_which_clips_the_others_take():
-    with_rooms = planner(noise=[hum(RATE)], noise_prob=0.5, reverb_prob=0.5)
-    without = planner(noise=[hum(RATE)], noise_prob=0.5)
+    with_rooms = planner(noises=[hum(RATE)], noise_prob=0.5, reverb_prob=0.5)
+    without = planner(noises=[hum(RATE)], noise_prob=0.5)
     for draw in range(50):
         noised = with_rooms.draw(draw, 0, 800).added is not None
         assert noised == (without.draw(draw, 0, 800).added is not None)
@@ -101,7 +103,7 @@ def test_a_zero_mean_crop_is_not_silent_and_a_constant_offset_of_nothing_is():
 def test_the_sounding_part_of_a_mostly_silent_recording_is_found():
     recording = np.zeros(20 * RATE, np.int16)
     recording[7 * RATE : 9 * RATE] = hum(2 * RATE)
-    plan = planner(noise=[recording], noise_prob=1.0, speech_share=0.0)
+    plan = planner(noises=[recording], noise_prob=1.0, speech_share=0.0)
     for draw in range(20):
         distortion = plan.draw(draw, clip=0, num_samples=RATE)
         assert distortion.added.kind == "noise"
@@ -110,7 +112,7 @@ def test_the_sounding_part_of_a_mostly_silent_recording_is_found():
 
 
 def test_white_noise_is_the_last_resort_and_is_reported_once(caplog):
-    plan = planner(noise=[np.zeros(RATE, np.int16)], noise_prob=1.0, speech_share=0.0)
+    plan = planner(noises=[np.zeros(RATE, np.int16)], noise_prob=1.0, speech_share=0.0)
     with caplog.at_level(logging.WARNING):
         sounds = [plan.draw(draw, clip=0, num_samples=800).added for draw in range(3)]
     assert plan.num_white_noise == 3
@@ -125,7 +127,7 @@ def test_white_noise_is_the_last_resort_and_is_reported_once(caplog):
 
 def test_a_short_recording_is_repeated():
     noise = hum(300)
-    plan = planner(noise=[noise], noise_prob=1.0)
+    plan = planner(noises=[noise], noise_prob=1.0)
     sound = plan.render(hum(1000), Distortion(added=AddedSound("noise", ((0, 200),), 5.0))).added
     np.testing.assert_array_equal(sound, np.concatenate([noise[200:], noise, noise, noise])[:1000])
 
@@ -227,3 +229,9 @@ def test_a_wrong_setting_is_named(wrong, message):
 def test_settings_come_from_a_recipe():
     config = AugmentationConfig.from_dict({"noise": "packs/noise", "noise_snr_db": [0, 15]})
     assert (config.noise, config.noise_snr_db, config.noise_prob) == ("packs/noise", (0, 15), 0.5)
+
+
+@pytest.mark.parametrize("module", [noise, impulse_responses])
+def test_the_examples_run(module):
+    tried = doctest.testmod(module)
+    assert (tried.failed, tried.attempted > 0) == (0, True)

@@ -1,0 +1,103 @@
+"""The settings of augmentation: what `augmentation:` in a recipe may say.
+
+    augmentation:
+      noise: packs/noise
+      noise_snr_db: [0, 20]
+      reverb_prob: 0.5
+
+The defaults of noise are those of NeMo's NEST; the others are mild, and every one of them can be set to 0.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What may happen to a training clip, how often, and how badly. Ranges are uniform.
+
+    Raises:
+        ValueError: a probability outside [0, 1], or a range that is none; the message names the setting.
+    """
+
+    noise: str | None = None
+    """Recordings of noise: a pack, a folder of audio, or a dataset on the Hub. None: babble of training clips."""
+    noise_prob: float = 0.5
+    """Share of clips that something is added to."""
+    speech_share: float = 0.5
+    """Of these, the share that gets another training clip: somebody else talking."""
+    noise_snr_db: Range = (-5.0, 20.0)
+    """Signal-to-noise ratio, mean power over mean power of the whole clip."""
+    speech_snr_db: Range = (-5.0, 5.0)
+    """The same for somebody else talking."""
+    babble_voices: tuple[int, int] = (4, 8)
+    """How many training clips are one babble."""
+    silence_dbfs: float = -60.0
+    """A crop of noise with less RMS than this, full scale being 0 dB, is silent, and another is tried."""
+    impulse_responses: str | None = None
+    """Recorded impulse responses, as `noise`. None: synthetic rooms."""
+    reverb_prob: float = 0.3
+    """Share of clips played in a room."""
+    rt60_seconds: Range = (0.15, 0.8)
+    """Reverberation time of synthetic rooms."""
+    direct_to_reverberant_db: Range = (0.0, 15.0)
+    """How near the speaker of a synthetic room stands."""
+    speed_prob: float = 0.3
+    """Share of clips played faster or slower, which raises or lowers the voice too."""
+    speed: Range = (0.9, 1.1)
+    """1.1: a tenth faster. The spans of terms are moved with the sound."""
+    band_prob: float = 0.1
+    """Share of clips that lose the lowest and highest frequencies; a telephone has a band of its own."""
+    band_low_hz: Range = (50.0, 400.0)
+    """Lower edge of the band."""
+    band_high_hz: Range = (2500.0, 7500.0)
+    """Upper edge of the band."""
+    telephone_prob: float = 0.1
+    """Share of clips sent through a telephone: 300-3400 Hz at 8 kHz, in 8 bits of mu-law."""
+    gain_prob: float = 0.5
+    """Share of clips made louder or softer."""
+    gain_db: Range = (-15.0, 5.0)
+    """By how much."""
+    augmented_copies: int = 3
+    """Under a frozen tower, whose frames are computed once: how many distorted copies of each clip there are.
+    A visit takes one of them, or the clip itself. A tower in training hears every visit distorted anew."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith(("_prob", "_share")):
+                if not 0 <= value <= 1:
+                    raise ValueError(f"augmentation: {field.name} must lie in [0, 1], not {value}")
+            elif isinstance(field.default, tuple):
+                if not isinstance(value, Sequence) or len(value) != 2 or not value[0] <= value[1]:
+                    raise ValueError(f"augmentation: {field.name} must be [lowest, highest], not {value}")
+                object.__setattr__(self, field.name, tuple(value))
+        for name in ("speed", "rt60_seconds", "babble_voices"):
+            if getattr(self, name)[0] <= 0:
+                raise ValueError(f"augmentation: {name} must be positive, not {list(getattr(self, name))}")
+        if not 0 <= self.band_low_hz[0] <= self.band_low_hz[1] < self.band_high_hz[0] <= self.band_high_hz[1] <= 8000:
+            raise ValueError("augmentation: band_low_hz must lie below band_high_hz, and both within [0, 8000]")
+        if self.augmented_copies < 0:
+            raise ValueError(f"augmentation: augmented_copies must not be negative, not {self.augmented_copies}")
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> AugmentationConfig:
+        """Of the settings of a recipe.
+
+        Raises:
+            ValueError: one of them does not exist; names the nearest that does.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                near = difflib.get_close_matches(str(name), names, n=1)
+                raise ValueError(
+                    f"augmentation: {name!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+        return cls(**settings)
