@@ -35,13 +35,15 @@ Window = tuple[Any, Any]
 class MmapTokens:
     """Windows of a folder that `pack_tokens` made, of one of its shards, or of a bare file of ids.
 
-    `tokens[i]` is `(x, y)`, each `(sequence_length,)`; `tokens[[3, 1, 2]]` a batch, each `(3, sequence_length)`. In a
-    DataLoader the batch is the faster way:
+    `tokens[i]` is `(x, y)`, each `(sequence_length,)`; `tokens[[3, 1, 2]]` a batch, each `(3, sequence_length)`. A
+    DataLoader may ask for windows (`batch_size=64, sampler=sampler`) or, faster, for batches:
 
         tokens = MmapTokens("tokens/train", sequence_length=1024)
         sampler = tokens.sampler(seed=0)
         batches = BatchSampler(sampler, batch_size=64, drop_last=True)
-        for x, y in DataLoader(tokens, batch_size=None, sampler=batches, num_workers=2): ...
+        for x, y in DataLoader(tokens, batch_size=None, sampler=batches): ...
+
+    To hand a batch from process to process takes longer than to read it, so workers help only where files are cold.
 
     Args:
         path: the folder; or a file, read as one stream without documents.
@@ -126,8 +128,16 @@ class MmapTokens:
         Raises:
             IndexError: there is no such window.
         """
-        x_BS, y_BS = self.batch(np.atleast_1d(np.asarray(index)))
-        return (x_BS, y_BS) if np.ndim(index) else (x_BS[0], y_BS[0])
+        if isinstance(index, int):
+            return self._item(index)
+        index_B = np.asarray(index)
+        return self.batch(index_B) if index_B.ndim else self._item(int(index_B))
+
+    def _item(self, index: int) -> Window:
+        if self._documents is None and 0 <= index < len(self):
+            return self._window(index * self.stride)
+        x_1S, y_1S = self.batch([index])
+        return x_1S[0], y_1S[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Window]:
         """What a DataLoader with `batch_size` asks for: a list of windows, read as one batch."""
@@ -159,8 +169,10 @@ class MmapTokens:
         Raises:
             IndexError: no whole window and next token start there.
         """
-        x_1S, y_1S = self.windows([offset])
-        return x_1S[0], y_1S[0]
+        last = self.num_tokens - 1 - self.sequence_length
+        if not 0 <= offset <= last:
+            raise IndexError(f"{self.path}: windows start at offsets 0 to {last}, not at {offset}")
+        return self._window(offset)
 
     def windows(self, offsets: Sequence[int] | np.ndarray, out: Window | None = None) -> Window:
         """Windows at any offsets of the stream; otherwise like `batch`."""
@@ -169,6 +181,14 @@ class MmapTokens:
         if offset_B.ndim != 1 or ((offset_B < 0) | (offset_B > last)).any():
             raise IndexError(f"{self.path}: windows start at offsets 0 to {last}, not at {offsets!r:.80}")
         return self._windows(offset_B, out)
+
+    def _window(self, start: int) -> Window:
+        ids_T = self._stream.read(start, start + self.sequence_length + 1)
+        if self.output == "numpy":
+            return ids_T[:-1].astype(np.int32), ids_T[1:].astype(np.int32)
+        import torch
+
+        return torch.from_numpy(ids_T[:-1].astype(np.int64)), torch.from_numpy(ids_T[1:].astype(np.int64))
 
     def _windows(self, start_B: np.ndarray, out: Window | None) -> Window:
         ids_BT = self._stream.rows(start_B, self.sequence_length + 1)
