@@ -115,7 +115,7 @@ def speech(say):
         spoken[:5_001],
         spoken[:40_007],
         spoken,
-        (spoken[4_000:20_000] // 500).astype(np.int16),
+        (spoken // 50).astype(np.int16),
         spoken[3_000:3_777],
     ]
 
