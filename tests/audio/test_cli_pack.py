@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
 from qwen_term_retrieval.cli import app
+from qwen_term_retrieval.cli.packs import num_bytes
 
 
 def qtr(*arguments: object):
@@ -56,6 +59,48 @@ def test_bad_audio_stops_the_command_or_is_skipped_where_asked(corpus, tmp_path)
     assert "1 utterances were skipped or silenced" in skipped.stdout
 
 
-@pytest.mark.parametrize("command", ["pack", "inspect", "verify"])
+def test_packs_grow_merge_and_become_files_again(corpus, make_corpus, tmp_path):
+    qtr("pack", corpus, tmp_path / "a", "--workers", 1, "--shard-bytes", "150kB")
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"audio": str(corpus / "train" / "0001.flac"), "key": "again"}))
+    appended = qtr("append", more, tmp_path / "a", "--workers", 1)
+    assert appended.exit_code == 0, appended.output
+    assert f"added to {tmp_path / 'a'}: 1 clips" in appended.stdout
+    refused = qtr("append", more, tmp_path / "a", "--workers", 1)
+    assert refused.exit_code == 1
+    assert "'again'" in refused.stderr
+    qtr("pack", make_corpus(tmp_path / "other", first_seed=50), tmp_path / "b", "--workers", 1)
+    clash = qtr("merge", tmp_path / "a", tmp_path / "b", tmp_path / "all")
+    assert clash.exit_code == 1
+    assert "share 12 keys" in clash.stderr
+    qtr("pack", more, tmp_path / "c", "--workers", 1)
+    qtr("pack", corpus, tmp_path / "d", "--workers", 1)
+    merged = qtr("merge", tmp_path / "c", tmp_path / "d", tmp_path / "all")
+    assert merged.exit_code == 0, merged.output
+    assert "13 clips in 2 shards" in merged.stdout
+    exported = qtr("export", tmp_path / "all", tmp_path / "files", "--format", "wav")
+    assert exported.exit_code == 0, exported.output
+    assert "13 clips" in exported.stdout
+    assert len(list((tmp_path / "files").rglob("*.wav"))) == 13
+    assert "2 increments" in qtr("inspect", tmp_path / "all").stdout
+    assert qtr("verify", tmp_path / "all").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("1.5 kib", 1536), ("4096", 4096), ("3g", 3 * 10**9), ("7B", 7)],
+)
+def test_sizes_are_written_as_people_write_them(size, expected):
+    assert num_bytes(size) == expected
+
+
+@pytest.mark.parametrize("size", ["", "GB", "-1", "0", "2XB", "1e9", "12i"])
+def test_what_is_no_size_is_an_error_that_shows_one(size, corpus, tmp_path):
+    result = qtr("pack", corpus, tmp_path / "pack", f"--shard-bytes={size}")
+    assert result.exit_code == 2
+    assert "512MiB" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["pack", "append", "merge", "export", "inspect", "verify"])
 def test_help_teaches_by_example(command):
     assert f"qtr {command} " in qtr(command, "--help").stdout

@@ -4,8 +4,10 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from qwen_term_retrieval.audio import pack_json
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.audio.shards import HEADER_BYTES, PackError, ShardIndex
@@ -94,6 +96,26 @@ def test_a_damaged_index_is_an_error_of_ours(tmp_path):
             ShardIndex.load(tmp_path / "a.npz")
     with pytest.raises(PackError, match="is missing"):
         ShardIndex.load(tmp_path / "b.npz")
+
+
+def test_an_index_with_pickled_objects_is_refused(tmp_path):
+    keys = np.array(["a"], object)
+    np.savez(tmp_path / "a.npz", key=keys, offset=np.zeros(1, int), length=np.zeros(1, int), crc32=np.zeros(1, int))
+    with pytest.raises(PackError, match=r"a.npz: damaged index .*allow_pickle=False"):
+        ShardIndex.load(tmp_path / "a.npz")
+
+
+def test_open_with_verify_refuses_a_damaged_pack(pack):
+    assert len(Pack.open(pack, verify=True)) == 12
+    flip(pack / "keys-00000.arrow", 4000)
+    with pytest.raises(PackError, match=r"keys-00000.arrow: damaged"):
+        Pack.open(pack, verify=True)
+
+
+def test_a_pack_of_another_layout_is_told_from_a_damaged_one(pack, monkeypatch):
+    monkeypatch.setattr(pack_json, "FORMAT_VERSION", 2)
+    with pytest.raises(PackError, match=r"pack format 1 .* format 2 .*Pack the corpus again"):
+        Pack.open(pack)
 
 
 def test_readme_may_be_edited(pack):
