@@ -101,6 +101,14 @@ def test_a_cut_of_all_of_its_recording_is_the_whole_file(tmp_path):
     assert (utterance.start, utterance.end) == (0.0, None)
 
 
+def test_a_multi_cut_of_all_channels_is_their_mean_and_of_some_is_refused(tmp_path):
+    multi = with_source(channels=[0, 1]) | {"type": "MultiCut"}
+    (utterance,) = read_corpus(write_lines(tmp_path / "cuts.jsonl", multi | {"channel": [0, 1]}))
+    assert utterance.audio == tmp_path / "talk.wav"
+    with pytest.raises(CorpusError, match=r"channels \[1\] are not those of one file; store the cuts' audio first"):
+        list(read_corpus(write_lines(tmp_path / "cuts.jsonl", multi | {"channel": [1]})))
+
+
 def test_a_cut_takes_the_file_of_its_channel(tmp_path):
     sources = [{"type": "file", "channels": [i], "source": f"channel{i}.wav"} for i in range(2)]
     cut = CUT | {"channel": 1, "recording": CUT["recording"] | {"sources": sources}}
@@ -222,6 +230,13 @@ def test_a_dataset_without_one_column_of_audio_says_how_to_name_it():
         list(read_corpus(datasets.Dataset.from_dict(rows)))
     (utterance,) = read_corpus(datasets.Dataset.from_dict(rows), columns={"audio": "b"})
     assert (utterance.key, utterance.audio, dict(utterance.extra)) == ("train/00000001", b"2", {"a": b"1"})
+    named = datasets.Dataset.from_dict({"file_name": ["a.wav"], "audio": ["b.wav"]}).cast_column(
+        "audio", datasets.Audio()
+    )
+    (utterance,) = read_corpus(named)
+    assert (utterance.key, dict(utterance.extra)) == ("b", {"file_name": "a.wav"})
+    with pytest.raises(CorpusError, match="list is no corpus; give a path, a URL or a dataset"):
+        list(read_corpus([]))
     with pytest.raises(CorpusError, match=r"dataset, row 2: the audio is null"):
         list(read_corpus(datasets.Dataset.from_dict({"audio": [b"1", None]})))
 

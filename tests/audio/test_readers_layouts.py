@@ -253,6 +253,10 @@ def as_dataset_of_bytes(toy: Path, said: list[Said], out: Path) -> object:
     return datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
 
 
+def as_streamed_dataset(toy: Path, said: list[Said], out: Path) -> object:
+    return datasets.load_dataset("parquet", data_files=str(as_parquet_of_bytes(toy, said, out)), streaming=True)
+
+
 def as_saved_dataset(toy: Path, said: list[Said], out: Path) -> object:
     as_dataset_of_bytes(toy, said, out).save_to_disk(out / "saved")
     return out / "saved"
@@ -283,6 +287,7 @@ LAYOUTS = {
         as_memory_url,
         as_dataset_of_audio,
         as_dataset_of_bytes,
+        as_streamed_dataset,
         as_saved_dataset,
         as_packed_dataset,
     )
@@ -318,3 +323,15 @@ def test_segments_of_a_recording_follow_each_other_and_share_its_audio(layout, t
     for utterance, one in zip(utterances, said, strict=True):
         assert utterance.start == pytest.approx(one.start)
         assert utterance.end == pytest.approx(one.end)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_packs_to_the_same_clips(layout, toy, tmp_path):
+    folder, said = toy
+    pack_corpus(read_corpus(LAYOUTS[layout](folder, said, tmp_path)), tmp_path / "packed", num_workers=1, quiet=True)
+    rows = datasets.load_dataset(str(tmp_path / "packed"), split="train")
+    assert rows["key"][:] == [one.key for one in said]
+    for row, one in zip(rows, said, strict=True):
+        pcm, _ = soundfile.read(folder / f"{one.key}.flac", dtype="int16")
+        np.testing.assert_array_equal(row["audio"].pcm, pcm)
+        assert (row["text"], tuple(row["terms"])) == (one.text, one.terms)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
@@ -17,12 +18,16 @@ ROWS_PER_BATCH = 256
 _BINARY = ("binary", "large_binary")
 
 
+AnySplit: TypeAlias = datasets.Dataset | datasets.IterableDataset
+AnyDataset: TypeAlias = AnySplit | datasets.DatasetDict | datasets.IterableDatasetDict
+
+
 def read_saved_dataset(folder: Location, rules: RowRules) -> Iterator[Utterance]:
     """Yield the rows of a folder that `save_to_disk` wrote."""
     return read_dataset(datasets.load_from_disk(str(folder)), rules)
 
 
-def read_dataset(dataset: datasets.Dataset | datasets.DatasetDict, rules: RowRules) -> Iterator[Utterance]:
+def read_dataset(dataset: AnyDataset, rules: RowRules) -> Iterator[Utterance]:
     """Yield the rows of a dataset; the keys of a `DatasetDict` name the splits.
 
     Audio is the column `audio` (or the only column of audio or bytes): `datasets.Audio`, whose bytes or paths are taken
@@ -30,9 +35,11 @@ def read_dataset(dataset: datasets.Dataset | datasets.DatasetDict, rules: RowRul
     and number.
 
     Raises:
-        CorpusError: no column of audio, or several.
+        CorpusError: no column of audio, or several; no dataset at all.
     """
-    if isinstance(dataset, datasets.DatasetDict):
+    if not isinstance(dataset, AnyDataset):
+        raise CorpusError(f"{type(dataset).__name__} is no corpus; give a path, a URL or a dataset")
+    if isinstance(dataset, dict):
         for name in sorted(dataset, key=split_rank):
             split = checked_split(str(name), "DatasetDict")
             yield from _read_split(dataset[name], rules, split)
@@ -41,18 +48,19 @@ def read_dataset(dataset: datasets.Dataset | datasets.DatasetDict, rules: RowRul
     yield from _read_split(dataset, rules, checked_split(named, "dataset") if named else None)
 
 
-def _read_split(dataset: datasets.Dataset, rules: RowRules, split: str | None) -> Iterator[Utterance]:
+def _read_split(dataset: AnySplit, rules: RowRules, split: str | None) -> Iterator[Utterance]:
     column = _audio_column(dataset.features, rules)
     feature = dataset.features[column]
     if isinstance(feature, datasets.Audio):
         dataset = dataset.cast_column(column, datasets.Audio(decode=False))
-    audio_name = rules.columns.get("audio", "audio")
+    # Named, so that a column "file_name" beside it is one to pass through.
+    rules = replace(rules, columns={**rules.columns, "audio": column})
     number = 0
     for table in dataset.with_format("arrow").iter(ROWS_PER_BATCH):
         for row in table.to_pylist():
             number += 1
             where = f"dataset{f', split {split}' if split else ''}, row {number}"
-            row[audio_name] = _audio(row.pop(column), feature, f"{split or 'train'}/{number:08d}", where)
+            row[column] = _audio(row[column], feature, f"{split or 'train'}/{number:08d}", where)
             yield to_utterance(row, where, Path(), rules, folder_split=split)
 
 
@@ -70,19 +78,19 @@ def _audio(value: Any, feature: Any, name: str, where: str) -> Any:
     return value
 
 
-def _audio_column(features: datasets.Features, rules: RowRules) -> str:
+def _audio_column(features: datasets.Features | None, rules: RowRules) -> str:
+    if features is None:
+        raise CorpusError("a streamed dataset whose columns are not known before its rows; load it without streaming")
     if "audio" in rules.columns:
         candidates = [name for name in features if name == rules.columns["audio"]]
     else:
+        heard = [name for name, feature in features.items() if isinstance(feature, datasets.Audio | MmapAudio)]
         named = [name for name in COLUMNS["audio"] if name in features]
-        candidates = named or [name for name, feature in features.items() if _holds_audio(feature)]
+        encoded = [name for name, feature in features.items() if getattr(feature, "dtype", None) in _BINARY]
+        candidates = heard or named or encoded
     if len(candidates) != 1:
         raise CorpusError(
             f"the dataset has {len(candidates)} columns of audio among {sorted(features)}; say which: "
             "columns={'audio': 'name'}"
         )
     return candidates[0]
-
-
-def _holds_audio(feature: Any) -> bool:
-    return isinstance(feature, datasets.Audio | MmapAudio) or getattr(feature, "dtype", None) in _BINARY
