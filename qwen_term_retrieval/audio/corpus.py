@@ -8,12 +8,14 @@ packed, a broken manifest as soon as its row is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
+from qwen_term_retrieval.audio.legacy import is_legacy, legacy_utterances
 from qwen_term_retrieval.audio.readers.files import (
     Location,
     entries_in,
@@ -49,11 +51,19 @@ def _read_saved_dataset(folder: Location, rules: RowRules) -> Iterator[Utterance
     return read_saved_dataset(folder, rules)
 
 
+def _read_legacy(folder: Location, rules: RowRules) -> Iterator[Utterance]:
+    if not isinstance(folder, Path):
+        raise CorpusError(f"{folder}: legacy shards are mapped into memory; copy them to this machine")
+    for utterance in legacy_utterances(folder):
+        yield replace(utterance, split=rules.split or utterance.split)
+
+
 READERS_OF_FOLDERS: dict[str, Reader] = {
     "folder": read_folder,
     "kaldi": read_kaldi,
     "webdataset": read_webdataset,
     "datasets": _read_saved_dataset,
+    "legacy": _read_legacy,
 }
 READERS_OF_FILES: dict[str, Reader] = {
     "manifest": read_manifest,
@@ -80,6 +90,7 @@ def read_corpus(
     >>> read_corpus("data/train")                           # Kaldi: wav.scp, segments, text, utt2spk, utt2lang
     >>> read_corpus("cuts_train.jsonl.gz")                  # Lhotse
     >>> read_corpus("shards/")                              # tars in WebDataset layout
+    >>> read_corpus("mmap_shards/")                         # shard_N.dat of the system before this one
     >>> read_corpus(load_dataset("user/speech"))            # any dataset with a column of audio
     >>> read_corpus("s3://bucket/recordings")               # any fsspec file system: a folder or a manifest
 
@@ -135,6 +146,8 @@ def _format_of_folder(folder: Location) -> str:
         raise CorpusError(f"{folder} is a pack already; open it with load_dataset({str(folder)!r})")
     if "dataset_dict.json" in entries or {"state.json", "dataset_info.json"} <= set(entries):
         return "datasets"
+    if isinstance(folder, Path) and is_legacy(folder):
+        return "legacy"
     folders = [name for name, is_one in entries.items() if is_one]
     splits = [name for name in folders if split_of_path(PurePosixPath(name, "_"))]
     names = {*entries, *(name for split in splits for name in entries_in(joined(folder, split)))}

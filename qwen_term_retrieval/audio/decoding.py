@@ -30,7 +30,7 @@ __all__ = ["SAMPLING_RATE", "AudioHeader", "BadAudioError", "clip_pcm", "pcm_blo
 FRAMES_PER_BLOCK = 1 << 18
 SAMPLING_RATE = 16_000
 # Encodings that libsndfile decodes to 16 bits or fewer: as int16 and as float they are the same samples.
-_EXACT_IN_INT16 = frozenset(
+EXACT_IN_INT16 = frozenset(
     {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "ALAC_16", "DPCM_8", "DPCM_16"}
 )
 # A resampler overshoots here and there; a larger share of clipped samples means floats on another scale.
@@ -105,7 +105,7 @@ def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip"
 
 def _file_pcm(audio: str | Path | FileSlice | bytes, rate: int) -> Iterator[tuple[np.ndarray, int]]:
     with opened_sound(audio) as file:
-        if file.samplerate == rate and file.channels == 1 and file.subtype in _EXACT_IN_INT16:
+        if file.samplerate == rate and file.channels == 1 and file.subtype in EXACT_IN_INT16:
             for block in read_blocks(file, "int16", FRAMES_PER_BLOCK):
                 yield block[:, 0].astype("<i2", copy=False), 0
         else:

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from qwen_term_retrieval.audio.decoding import BadAudioError, pcm_blocks
+from qwen_term_retrieval.audio.decoding import EXACT_IN_INT16, BadAudioError, pcm_blocks
 from qwen_term_retrieval.audio.feature import AudioClip, ClipFeature
-from qwen_term_retrieval.audio.sound_files import opened_sound
+from qwen_term_retrieval.audio.sound_files import opened_sound, reason
 from qwen_term_retrieval.audio.utterance import FileSlice
 
 FILE_REFERENCE_TYPE = pa.struct(
@@ -38,6 +38,7 @@ FILE_REFERENCE_TYPE = pa.struct(
 # Decoded recordings kept by this process, for segments of one recording that are read one after another.
 RECENT_BYTES = 64 << 20
 # In these, seeking finds the very sample; Ogg and MP3 give other samples after a seek than in a stream.
+_STREAMED = frozenset({".mp3", ".oga", ".ogg", ".opus"})
 _SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST"})
 _recent: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
 
@@ -105,14 +106,17 @@ class FileClip(AudioClip):
 
     def _seek(self) -> np.ndarray | None:
         """The window alone, where it can be had exactly without decoding what comes before it."""
+        if (self.suffix or Path(self.path).suffix).lower() in _STREAMED:
+            return None
         with opened_sound(self._audio()) as file:
-            if file.samplerate != self.sampling_rate or file.format not in _SEEKABLE or file.frames <= self.length:
+            if file.samplerate != self.sampling_rate or file.format not in _SEEKABLE:
                 return None
+            is_exact = file.channels == 1 and file.subtype in EXACT_IN_INT16
             try:
                 file.seek(self.start)
-                frames = file.read(self.length, dtype="float32", always_2d=True)
+                frames = file.read(self.length, dtype="int16" if is_exact else "float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise BadAudioError(f"corrupt near sample {self.start} ({error})") from error
+                raise BadAudioError(f"corrupt near sample {self.start} ({reason(error)})") from error
         return _joined(frames, self.sampling_rate, self.sampling_rate)
 
     def _decode(self) -> np.ndarray:
@@ -145,7 +149,8 @@ class FileClip(AudioClip):
 
 
 def _joined(audio: str | FileSlice | np.ndarray, rate: int, array_rate: int | None = None) -> np.ndarray:
-    pcm = np.concatenate([block for block, _ in pcm_blocks(audio, rate, array_rate=array_rate)])
+    blocks = [block for block, _ in pcm_blocks(audio, rate, array_rate=array_rate)]
+    pcm = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     pcm.flags.writeable = False
     return pcm
 

@@ -12,7 +12,7 @@ from datasets import load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval import MMapAudioCollection, legacy_utterances, pack_corpus
+from qwen_term_retrieval import MMapAudioCollection, legacy_utterances, pack_corpus, read_corpus
 from qwen_term_retrieval.audio.shards import PackError
 
 
@@ -125,6 +125,12 @@ def test_legacy_shards_become_a_pack(folder, clips, tmp_path):
     assert rows["relpath"][:] == [f"term_chunks/{key}.wav" for key in clips]
     for row in rows:
         np.testing.assert_array_equal(row["audio"].pcm, clips[row["key"]])
+
+
+def test_read_corpus_knows_their_folder(clips, tmp_path):
+    folder = write_legacy(tmp_path / "plain", clips, pickled=False)
+    assert [utterance.key for utterance in read_corpus(folder)] == list(clips)
+    assert {utterance.split for utterance in read_corpus(folder, split="test")} == {"test"}
 
 
 def test_load_dataset_packs_a_folder_of_them(folder, clips):
