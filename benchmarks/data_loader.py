@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -16,6 +15,7 @@ from benchmarks.data_clips import BenchmarkClips
 from benchmarks.data_measure import shuffled_batches
 from benchmarks.data_rows import SHUFFLE_SEED
 from qwen_term_retrieval.audio.clip_reader import ClipReader
+from qwen_term_retrieval.audio.collate import PcmBuffers
 
 NUM_WORKERS = (0, 1, 2)
 
@@ -25,12 +25,13 @@ class Batches(Dataset):
 
     def __init__(self, reader: ClipReader) -> None:
         self.reader = reader
+        self.buffers = PcmBuffers()
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.reader.gather(np.asarray(indices))
+        return self.reader.gather(indices, buffers=self.buffers)
 
 
 class ShuffledBatches:

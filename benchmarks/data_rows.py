@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 
-from benchmarks.data_clips import LONGEST_S, BenchmarkClips, clip_name
+from benchmarks.data_clips import BenchmarkClips, clip_name
 from benchmarks.data_measure import CLIPS_PER_BATCH, Pass, passes_over, serve, shuffled_batches
 from qwen_term_retrieval.audio.clip_reader import ClipReader
-from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.audio.collate import PcmBuffers
 
 _FULL_SCALE = np.float32(1 / 32768)
 # Clips are sorted by length among so many, as samplers do that keep the order nearly random.
@@ -53,12 +52,12 @@ def open_gather_bucketed(clips: BenchmarkClips) -> Pass:
 
 
 def _gathering(reader: ClipReader, batches: Callable[[int], Iterator[np.ndarray]]) -> Pass:
-    buffer = torch.zeros(CLIPS_PER_BATCH * round(LONGEST_S * SAMPLING_RATE), dtype=torch.int16)
+    buffers = PcmBuffers()
 
     def one_pass(seed: int) -> tuple[int, int]:
         num_clips = num_samples = 0
         for batch in batches(seed):
-            _, num_samples_B = reader.gather(batch, buffer=buffer)
+            _, num_samples_B = reader.gather(batch, buffers=buffers)
             num_clips += len(num_samples_B)
             num_samples += int(num_samples_B.sum())
         return num_clips, num_samples
@@ -104,7 +103,7 @@ def open_hf_audio(clips: BenchmarkClips) -> Pass:
 
 ROWS: dict[str, tuple[str, Callable[[BenchmarkClips], Pass]]] = {
     "np.memmap loop": ("slices of one file to float32: the unit", open_memmap),
-    "ours, shuffled batches": ("ClipReader.gather: int16 padded into one buffer", open_gather),
+    "ours, shuffled batches": ("ClipReader.gather: int16, padded, into a buffer used again", open_gather),
     "ours, by length": (f"the same, sorted by length in {BATCHES_PER_BUCKET_SORT} batches", open_gather_bucketed),
     "ours, row by row": ('row["audio"].pcm of a shuffled Dataset, copied', open_rows),
     "soundfile, WAV": ("soundfile.read of each file, int16", open_wav),

@@ -59,6 +59,7 @@ def isolated(trial: Callable[..., Any], *arguments: Any, time_limit_s: float = T
 
 def _outcome(receiver: Connection, process: Any, scratch: Path, time_limit_s: float) -> Outcome:
     try:
+        receiver.recv()  # It has started: the first trial waits until the server has imported the library.
         if not receiver.poll(time_limit_s):
             process.kill()
             return Outcome(HANG, detail=f"more than {time_limit_s:g} s")
@@ -80,6 +81,7 @@ def _child(sender: Connection, scratch: Path, trial: Callable[..., Any], argumen
         _limit_memory()
         _silence()
         huggingface_hub.constants.HF_HOME = str(scratch / "hf")
+        sender.send("started")
         try:
             outcome = Outcome(DONE, trial(scratch, *arguments))
         except OUR_ERRORS as error:
