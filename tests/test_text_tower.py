@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model, T5Config
 
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
+from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.lora import TEXT_TARGETS, inject_lora
 from qwen_term_retrieval.models.phoneme_encoder import PhonemeEncoder
 from qwen_term_retrieval.models.text_encoder import HFTextEncoder
@@ -207,3 +208,11 @@ def test_adapters_find_the_layers_of_encoders_and_decoders(decoder, minilm):
             if isinstance(module, torch.nn.Linear) and "lora_" not in name
         }
         assert adapted == {name.removesuffix(".base_layer") for name in linear}
+
+
+def test_two_poolings_that_disagree_are_refused(decoder):
+    assert build_text_tower(str(decoder), {"pooling": "mean"}).pooling == "mean"
+    with pytest.raises(ValueError, match="text_pooling is 'cls', but text_tower_config says 'mean'"):
+        build_text_tower(str(decoder), {"pooling": "mean"}, pooling="cls")
+    with pytest.raises(ValueError, match="text_pooling must be one of auto, cls, mean, last, not 'max'"):
+        TermRetrievalConfig(text_pooling="max")

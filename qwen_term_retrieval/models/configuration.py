@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+TEXT_POOLINGS = ("auto", "cls", "mean", "last")
+
 
 class TermRetrievalConfig(PreTrainedConfig):
     r"""Configuration of a speech-to-term retriever.
@@ -71,6 +73,8 @@ class TermRetrievalConfig(PreTrainedConfig):
             self.windows = _checked_windows(self.windows)
         for name in ("audio_layers", "embedding_dim"):
             _positive_ints(name, (getattr(self, name),))
+        if self.text_pooling not in TEXT_POOLINGS:
+            raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, not {self.text_pooling!r}")
         if self.pooling not in ("pyramid", "attention"):
             raise ValueError(f"pooling must be 'pyramid' or 'attention', not {self.pooling!r}")
         if not self.temperature > 0:

@@ -80,14 +80,19 @@ def model_card(
 
 
 def _parts(config: TermRetrievalConfig) -> list[tuple[str, str]]:
-    adapted = f", LoRA of rank {config.lora['r']}" if config.lora else ", trained" if config.audio_tower_saved else ""
+    audio_tower = config.audio_tower if isinstance(config.audio_tower, str) else "its own"
     windows = config.windows
+    weights = "attention over" if config.pooling == "attention" else "pyramid of"
     return [
-        ("audio tower", f"{config.audio_tower if isinstance(config.audio_tower, str) else 'its own'}{adapted}"),
-        ("text tower", config.text_tower),
-        ("embedding", f"{config.embedding_dim} dimensions, pyramid of {', '.join(map(str, config.segments))} segments"),
+        ("audio tower", audio_tower + _training(config.lora, config.audio_tower_saved)),
+        ("text tower", config.text_tower + _training(config.text_lora, config.text_tower_saved)),
+        ("embedding", f"{config.embedding_dim} dimensions, {weights} {', '.join(map(str, config.segments))} segments"),
         ("windows", f"{windows['sizes']} frames, every {windows['stride']}" if windows else "one over the whole clip"),
     ]
+
+
+def _training(lora: Mapping[str, Any] | None, saved: bool) -> str:
+    return f", LoRA of rank {lora['r']}" if lora else ", trained" if saved else ""
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -34,7 +34,7 @@ def _parakeet_filters(num_mel_bins: int, device: torch.device) -> tuple[torch.Te
         sampling_rate=SAMPLING_RATE,
         norm="slaney",
         mel_scale="slaney",
-        dtype=np.float32,
+        dtype=np.dtype(np.float32),
     )
     window_X = torch.hann_window(_FRAME_SAMPLES, periodic=False, device=device)
     return window_X, torch.from_numpy(filters.T.copy()).to(device)

@@ -19,9 +19,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
+from qwen_term_retrieval.models.configuration import TEXT_POOLINGS
 from qwen_term_retrieval.models.text_cache import TextCache
-
-POOLINGS = ("auto", "cls", "mean", "last")
 
 # Where multimodal checkpoints keep their language model, as released and as transformers 5 names it in memory.
 _LANGUAGE_MODEL_PREFIXES = {"qwen2_audio": ("language_model.model.", "model.language_model.")}
@@ -57,8 +56,10 @@ class HFTextEncoder(nn.Module):
         self._encoder_config = settings.get("encoder") or _encoder_config(self._small_files())
         config = AutoConfig.for_model(**self._encoder_config)
         self.pooling = settings.get("pooling", "auto")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"text_tower_config: pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if self.pooling not in TEXT_POOLINGS:
+            raise ValueError(
+                f"text_tower_config: pooling must be one of {', '.join(TEXT_POOLINGS)}, not {self.pooling!r}"
+            )
         if self.pooling == "auto":
             self.pooling = _pooling_of(self._small_files(), config)
         config.use_cache = False

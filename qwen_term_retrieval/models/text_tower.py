@@ -41,7 +41,7 @@ def build_text_tower(
         return _build_sum(name, settings, pooling, attn_implementation)
     if name.startswith(_PHONEMES):
         return PhonemeEncoder({**settings, "phonemizer": name.removeprefix(_PHONEMES)})
-    return HFTextEncoder(name, {"pooling": pooling, **settings}, attn_implementation)
+    return HFTextEncoder(name, _with_pooling(settings, pooling), attn_implementation)
 
 
 def _build_sum(name: str, settings: dict[str, Any], pooling: str, attn_implementation: str | None) -> SoundAndMeaning:
@@ -57,8 +57,15 @@ def _build_sum(name: str, settings: dict[str, Any], pooling: str, attn_implement
             f"text_tower_config: unknown keys {sorted(unknown)}; a sum takes 'sound', 'meaning' and 'hidden_size'"
         )
     sound = PhonemeEncoder({**settings.pop("sound", {}), "phonemizer": parts[0].removeprefix(_PHONEMES)})
-    meaning = HFTextEncoder(parts[1], {"pooling": pooling, **settings.pop("meaning", {})}, attn_implementation)
+    meaning = HFTextEncoder(parts[1], _with_pooling(settings.pop("meaning", {}), pooling), attn_implementation)
     return SoundAndMeaning(sound, meaning, **settings)
+
+
+def _with_pooling(settings: dict[str, Any], pooling: str) -> dict[str, Any]:
+    said = settings.get("pooling", "auto")
+    if "auto" not in (said, pooling) and said != pooling:
+        raise ValueError(f"text_pooling is {pooling!r}, but text_tower_config says {said!r}: leave one of them out")
+    return {**settings, "pooling": pooling if said == "auto" else said}
 
 
 def pretrained_text_encoder(tower: nn.Module) -> tuple[str, HFTextEncoder] | None:
