@@ -76,7 +76,21 @@ def test_the_bytes_of_cut_recordings_do_not_depend_on_the_workers(long_flac, noi
     assert contents[0] == contents[1]
 
 
-def test_a_recording_is_decoded_no_further_than_its_segments_reach(tmp_path, noise):
+def test_a_recording_is_decoded_no_further_than_its_segments_reach(tmp_path, noise, monkeypatch):
+    decoded = []
+
+    def counting(*args, **kwargs):
+        for block in pcm_blocks(*args, **kwargs):
+            decoded.append(block)
+            yield block
+
+    monkeypatch.setattr(segments, "pcm_blocks", counting)
+    cut = Utterance("cut", noise(1, 100), sampling_rate=RATE, start=3, end=4)
+    pack_corpus([cut], tmp_path / "pack", **QUIET)
+    assert sum(len(pcm) for pcm, _ in decoded) < 20 * RATE
+
+
+def test_segments_before_the_place_where_a_recording_is_corrupt_are_good(tmp_path, noise):
     soundfile.write(tmp_path / "a.flac", noise(1, 200), RATE)
     corrupt = bytearray((tmp_path / "a.flac").read_bytes())
     corrupt[len(corrupt) // 2 :] = bytes(len(corrupt) - len(corrupt) // 2)
