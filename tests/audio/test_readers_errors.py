@@ -72,7 +72,10 @@ def make_kaldi(folder: Path, **files: str) -> Path:
         (with_source(type="shar", source=""), "its audio is of type 'shar'"),
         (CUT | {"duration": None}, "no start or duration"),
         (CUT | {"duration": -1}, "a clip from 1.5 s to 0.5 s"),
-        (CUT["recording"], "a manifest of recordings or supervisions, not a MonoCut or MultiCut; make cuts of them"),
+        (CUT | {"channel": {"a": []}, "supervisions": 3}, "supervisions is '3'; give a list of objects"),
+        (CUT | {"custom": 5}, "not a cut as Lhotse writes it"),
+        (CUT | {"id": 7}, "key is '7'; give a string"),
+        (CUT["recording"], "a recording or supervision, not a cut; make cuts of them"),
     ],
 )
 def test_a_cut_that_cannot_be_packed_as_it_is_says_why(cut, message, tmp_path):
@@ -123,8 +126,8 @@ def test_a_cut_takes_the_file_of_its_channel(tmp_path):
         ({"audio": "a.wav"}, "no audio_filepath"),
         ({"audio_filepath": "a.wav", "offset": -1, "duration": 2}, "a clip from -1.0 s"),
         ({"audio_filepath": "a.wav", "offset": 1, "duration": 0}, "a clip from 1.0 s to 1.0 s"),
-        ({"audio_filepath": "a.wav", "offset": "soon", "duration": 1}, "offset is ['soon']; give numbers"),
-        ({"audio_filepath": "a.wav", "offset": float("nan")}, "offset is nan; give a finite number"),
+        ({"audio_filepath": "a.wav", "offset": "soon", "duration": 1}, "offset is 'soon'; give a number"),
+        ({"audio_filepath": "a.wav", "offset": float("nan")}, "offset is 'nan'; give a number"),
     ],
 )
 def test_a_nemo_row_that_cannot_be_read_says_why(row, message, tmp_path):
@@ -179,7 +182,7 @@ def test_a_kaldi_folder_needs_no_more_than_wav_scp_and_its_splits_are_its_folder
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.json": b"{}"}, "sample 'a': no member of audio"),
+        ({"a.json": b"{}"}, "sample 'a': no member of audio beside the others"),
         ({"a.wav": b"", "a.flac": b""}, "sample 'a': two members of audio"),
         ({"a.wav": b"", "a.json": b"{"}, "sample 'a', .json: not JSON"),
         ({"a.wav": b"", "a.json": b"[]"}, "its .json holds list"),
@@ -247,6 +250,22 @@ def test_splits_of_a_dataset_dict_are_normalised_and_come_train_first():
         ("train", "train/00000001"),
         ("validation", "validation/00000001"),
     ]
+
+
+def test_a_column_of_row_numbers_is_dropped_and_a_repeated_column_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(",audio,text\n0,a.wav,hello\n")
+    (utterance,) = read_corpus(path)
+    assert (utterance.text, dict(utterance.extra)) == ("hello", {})
+    path.write_text("audio,text,text\na.wav,x,y\n")
+    with pytest.raises(CorpusError, match=r"rows.csv: its header names 'text' twice"):
+        list(read_corpus(path))
+
+
+def test_what_cuts_say_besides_is_passed_through_whatever_its_name(tmp_path):
+    cut = CUT | {"custom": {"transcript": "raw", "file_name": "x.sph"}}
+    (utterance,) = read_corpus(write_lines(tmp_path / "cuts.jsonl", cut))
+    assert (utterance.text, dict(utterance.extra)) == ("", {"transcript": "raw", "file_name": "x.sph"})
 
 
 def test_columns_can_have_other_names(tmp_path):

@@ -17,13 +17,17 @@ def csv_rows(file: Location, list_columns: Set[str]) -> Iterator[tuple[str, Any]
         CorpusError: naming the line with more cells than the header, or with a quote that never ends.
     """
     delimiter = "\t" if suffix_of(file) == ".tsv" else ","
-    reader = csv.DictReader((line for _, line in text_lines(file)), delimiter=delimiter, restkey="")
+    reader = csv.DictReader((line for _, line in text_lines(file)), delimiter=delimiter)
     try:
+        for name in (names := list(reader.fieldnames or ())):
+            if names.count(name) > 1:
+                raise CorpusError(f"{file}: its header names {name!r} twice; rename one")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
-            if "" in row:
+            if None in row:
                 raise CorpusError(f"{where}: more cells than the header; quote cells that hold {delimiter!r}")
-            yield where, {name: _cell(value, name in list_columns) for name, value in row.items()}
+            # A column without a name holds the row numbers that pandas writes.
+            yield where, {name: _cell(value, name in list_columns) for name, value in row.items() if name}
     except csv.Error as error:
         raise CorpusError(f"{file}, line {reader.line_num}: {error}; is a quote not closed?") from error
 

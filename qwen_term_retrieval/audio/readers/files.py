@@ -32,7 +32,8 @@ def path_of(location: Location) -> PurePosixPath:
     """The path of a location within its file system."""
     if isinstance(location, Path):
         return PurePosixPath(location.as_posix())
-    return PurePosixPath(location.partition("::")[0].partition("://")[2])
+    protocol, path, _ = _taken_apart(location)
+    return PurePosixPath(path.partition("?")[0] if protocol.startswith("http") else path)
 
 
 def parent(location: Location) -> Location:

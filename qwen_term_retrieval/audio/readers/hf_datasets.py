@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from qwen_term_retrieval.audio.feature import MmapAudio
+from qwen_term_retrieval.audio.feature import ClipFeature
 from qwen_term_retrieval.audio.readers.files import Location
 from qwen_term_retrieval.audio.readers.rows import COLUMNS, RowRules, to_utterance
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, checked_split, split_rank
@@ -68,7 +68,7 @@ def _audio(value: Any, feature: Any, name: str, where: str) -> Any:
     """A cell as `to_utterance` takes it; `name` is the path of audio that has none."""
     if value is None:
         raise CorpusError(f"{where}: the audio is null; give audio, or drop the row")
-    if isinstance(feature, MmapAudio):
+    if isinstance(feature, ClipFeature):
         clip = feature.decode_example(value)
         return {"array": clip.pcm, "sampling_rate": clip.sampling_rate, "path": name}
     if isinstance(value, bytes):
@@ -84,7 +84,7 @@ def _audio_column(features: datasets.Features | None, rules: RowRules) -> str:
     if "audio" in rules.columns:
         candidates = [name for name in features if name == rules.columns["audio"]]
     else:
-        heard = [name for name, feature in features.items() if isinstance(feature, datasets.Audio | MmapAudio)]
+        heard = [name for name, feature in features.items() if isinstance(feature, datasets.Audio | ClipFeature)]
         named = [name for name in COLUMNS["audio"] if name in features]
         encoded = [name for name, feature in features.items() if getattr(feature, "dtype", None) in _BINARY]
         candidates = heard or named or encoded

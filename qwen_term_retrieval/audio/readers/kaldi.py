@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from qwen_term_retrieval.audio.readers.files import Location, found_from, is_file, joined, text_lines, walk
+from qwen_term_retrieval.audio.readers.files import Location, found_from, is_file, joined, path_of, text_lines, walk
 from qwen_term_retrieval.audio.readers.rows import RowRules, to_utterance
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path, split_rank
 
@@ -50,8 +50,7 @@ def _read_data_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:
         _table(folder, name) if is_file(joined(folder, name)) else {}
         for name in ("text", "utt2spk", "utt2lang", "utt2terms")
     )
-    name = folder.name if not isinstance(folder, str) else PurePosixPath(folder.partition("::")[0]).name
-    split = split_of_path(PurePosixPath(name) / "_")
+    split = split_of_path(PurePosixPath(path_of(folder).name, "_"))
     for recording, (line, where) in recordings.items():
         audio = found_from(folder, _audio_path(line, where))
         for segment in segments.get(recording, ()):

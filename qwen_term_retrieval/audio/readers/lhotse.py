@@ -11,6 +11,7 @@ https://lhotse.readthedocs.io/en/latest/cuts.html
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qwen_term_retrieval.audio.readers.files import Location, found_from, parent
@@ -21,6 +22,7 @@ from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
 
 _SAVE = "store the cuts' audio first: cuts.save_audios(folder).to_file('cuts.jsonl.gz')"
 _SAME_S = 1e-3
+_OURS = ("audio", "key", "text", "speaker", "language")
 
 
 def read_lhotse(manifest: Location, rules: RowRules) -> Iterator[Utterance]:
@@ -35,10 +37,16 @@ def read_lhotse(manifest: Location, rules: RowRules) -> Iterator[Utterance]:
     """
     split = split_of_manifest(manifest, rules)
     folder = parent(manifest)
+    # Named, so that a "transcript" in `custom` is one more column and no second text.
+    rules = replace(rules, columns={**dict(zip(_OURS, _OURS, strict=True)), **rules.columns})
     for where, cut in json_rows(manifest):
         if not isinstance(cut, Mapping):
             raise CorpusError(f"{where}: expected a cut, not {str(cut)[:60]!r}")
-        yield to_utterance(_to_row(cut, folder, where), where, folder, rules, folder_split=split)
+        try:
+            row = _to_row(cut, folder, where)
+        except (AttributeError, TypeError) as error:
+            raise CorpusError(f"{where}: not a cut as Lhotse writes it ({error}); write the manifest anew") from error
+        yield to_utterance(row, where, folder, rules, folder_split=split)
 
 
 def is_cut(row: Any) -> bool:
@@ -51,10 +59,10 @@ def is_cut(row: Any) -> bool:
 
 
 def _to_row(cut: Mapping[str, Any], folder: Location, where: str) -> dict[str, Any]:
-    kind = cut.get("type", "a manifest of recordings or supervisions" if "supervisions" not in cut else "MonoCut")
-    if kind not in ("MonoCut", "MultiCut", "Cut"):  # Lhotse before 0.8 wrote Cut for MonoCut
-        remedy = "make cuts of them: lhotse cut simple" if "manifest" in kind else _SAVE
-        raise CorpusError(f"{where}: {kind}, not a MonoCut or MultiCut; {remedy}")
+    if "type" not in cut:
+        raise CorpusError(f"{where}: a recording or supervision, not a cut; make cuts of them: lhotse cut simple")
+    if cut["type"] not in ("MonoCut", "MultiCut", "Cut"):  # Lhotse before 0.8 wrote Cut for MonoCut
+        raise CorpusError(f"{where}: {cut['type']}, not a MonoCut or MultiCut; {_SAVE}")
     where = f"{where}, cut {cut.get('id')!r}"
     recording = cut.get("recording")
     if not isinstance(recording, Mapping):

@@ -51,8 +51,9 @@ def manifest_rows(file: Location, rules: RowRules) -> Iterator[tuple[str, Any]]:
 def read_manifest(file: Location, rules: RowRules) -> Iterator[Utterance]:
     """Yield the utterances of one manifest; audio paths are relative to its folder, keys to the corpus."""
     split = split_of_manifest(file, rules)
+    folder = parent(file)
     for where, row in manifest_rows(file, rules):
-        yield to_utterance(row, where, parent(file), rules, folder_split=split)
+        yield to_utterance(row, where, folder, rules, folder_split=split)
 
 
 def split_of_manifest(file: Location, rules: RowRules) -> str | None:

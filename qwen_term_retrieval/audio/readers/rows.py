@@ -43,7 +43,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     # Measured when packing; what the manifest says of it is not kept.
     "duration": ("duration",),
 }
-LIST_COLUMNS = ("terms", "term_starts", "term_ends")
 MAX_KEY_BYTES = 1024
 _SUGGEST_ABOVE = 0.8
 
@@ -74,7 +73,11 @@ class RowRules:
 
     def list_columns(self) -> set[str]:
         """Names of the columns whose cells are lists."""
-        return {name for column in LIST_COLUMNS for name in self.columns.get(column, "").split() or COLUMNS[column]}
+        ours = (
+            (self.columns[column],) if column in self.columns else COLUMNS[column]
+            for column in ("terms", "term_starts", "term_ends")
+        )
+        return {name for names in ours for name in names}
 
 
 def to_utterance(
@@ -133,9 +136,14 @@ def number_cell(value: Any, column: str, where: str) -> float | None:
     Raises:
         CorpusError: anything else, NaN and infinity among it.
     """
-    (number,) = _seconds([value], column, where) or (None,)
-    if number is not None and not math.isfinite(number):
-        raise CorpusError(f"{where}: {column} is {value!r}; give a finite number")
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise CorpusError(f"{where}: {column} is {str(value)[:60]!r}; give a number")
     return number
 
 
@@ -274,8 +282,8 @@ def _seconds(value: Any, column: str, where: str) -> list[float | None] | None:
         raise CorpusError(f"{where}: {column} is {str(value)[:60]!r}; give a list of seconds, or null")
     try:
         return [None if seconds in (None, "") else float(seconds) for seconds in value]
-    except (TypeError, ValueError) as error:
-        raise CorpusError(f"{where}: {column} is {value!r}; give numbers, in seconds") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorpusError(f"{where}: {column} is {str(value)[:60]}; give numbers, in seconds") from error
 
 
 def _is_true(value: Any) -> bool:

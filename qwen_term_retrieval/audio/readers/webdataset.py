@@ -72,7 +72,10 @@ def _read_tar(path: Path, rules: RowRules, split: str | None) -> Iterator[Uttera
             else:
                 row[suffix.lstrip(".")] = content.strip()
         if "audio" not in row:
-            raise CorpusError(f"{where}: no member of audio; known suffixes are {', '.join(sorted(AUDIO_SUFFIXES))}")
+            raise CorpusError(
+                f"{where}: no member of audio beside the others. Members of a sample must follow each other (tar "
+                f"--sort=name); known suffixes are {', '.join(sorted(AUDIO_SUFFIXES))}"
+            )
         if not row.get(rules.columns.get("key", "key")):
             row[rules.columns.get("key", "key")] = _key(base, rules, where)
         yield to_utterance(row, where, path.parent, rules, folder_split=split)
