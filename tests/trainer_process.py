@@ -19,7 +19,11 @@ from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 
-def make_trainer(output_dir, batch_size, *, lora_r=0, **settings):
+def make_trainer(output_dir, batch_size, *, lora_r=0, mixed=False, hard_negatives_of=None, **settings):
+    """A trainer on a hundred clips of the demo corpus.
+
+    mixed: every third clip's term spans are unknown, and one clip in six holds no term.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = datasets.load_dataset("builders/term_audio")
@@ -54,7 +58,19 @@ def make_trainer(output_dir, batch_size, *, lora_r=0, **settings):
     )
     # Clips with terms in sentences first, so that spans, windows and no-term clips all take part.
     train = rows["train"].sort("kind").select(range(0, len(rows["train"]), len(rows["train"]) // 96))
-    return TermRetrievalTrainer(model, args, train, rows["validation"].select(range(41)))
+    if mixed:
+        without = rows["train"].filter(lambda kind: kind == "no_term", input_columns="kind")
+        train = datasets.concatenate_datasets([train.select(range(80)), without.select(range(16))])
+        train = train.map(_forget_some_spans, with_indices=True)
+    return TermRetrievalTrainer(
+        model, args, train, rows["validation"].select(range(41)), hard_negatives_of=hard_negatives_of
+    )
+
+
+def _forget_some_spans(row, index):
+    if index % 3:
+        return {}
+    return {"term_starts": [None] * len(row["terms"]), "term_ends": [None] * len(row["terms"])}
 
 
 def main(output_dir, batch_size, *settings):
