@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
+from qwen_term_retrieval.audio.keys import key_hashes
 from qwen_term_retrieval.audio.pack_json import PACK_JSON
 from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader
 from qwen_term_retrieval.audio.utterance import Utterance, split_of_path
@@ -89,13 +89,13 @@ class KeyLocations(Mapping[str, tuple[int, int]]):
 
     def __init__(self, collection: MMapAudioCollection) -> None:
         self._collection = collection
-        hashes = np.concatenate([_hashes(shard.key) for shard in collection.shards])
+        hashes = np.concatenate([key_hashes(shard.key.to_pylist()) for shard in collection.shards])
         self._row = np.argsort(hashes, kind="stable")
         self._hash = hashes[self._row]
 
     def __getitem__(self, key: str) -> tuple[int, int]:
-        digest = _hash(key)
-        first, last = np.searchsorted(self._hash, digest, "left"), np.searchsorted(self._hash, digest, "right")
+        (wanted,) = key_hashes([key])
+        first, last = np.searchsorted(self._hash, wanted, "left"), np.searchsorted(self._hash, wanted, "right")
         for row in self._row[first:last][::-1]:
             found, number, position = self._collection.key_at(int(row))
             if found == key:
@@ -115,14 +115,6 @@ class KeyLocations(Mapping[str, tuple[int, int]]):
         same = np.flatnonzero(self._hash[1:] == self._hash[:-1])
         keys = [[self._collection.key_at(int(row))[0] for row in self._row[i : i + 2]] for i in same]
         return len(self._row) - sum(first == second for first, second in keys)
-
-
-def _hash(key: str) -> np.uint64:
-    return np.uint64(xxhash.xxh3_64_intdigest(key.encode()))
-
-
-def _hashes(keys: pa.Array) -> np.ndarray:
-    return np.fromiter(map(_hash, keys.to_pylist()), np.uint64, len(keys))
 
 
 def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterator[Utterance]:
@@ -173,10 +165,15 @@ class _Shard:
 def _shard_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the one that holds shard_00000.dat")
-    files = [path for path in folder.iterdir() if re.fullmatch(r"shard_\d+\.dat", path.name)]
-    if not files:
+    names = [re.fullmatch(r"shard_(\d+)\.(dat|index\.npz)", path.name) for path in folder.iterdir()]
+    numbers = sorted({int(name[1]) for name in names if name})
+    if not numbers:
         raise FileNotFoundError(f"{folder} holds no shard_00000.dat; give the folder of the shards")
-    return sorted(files, key=lambda path: int(path.stem.removeprefix("shard_")))
+    files = [folder / f"shard_{number:05d}.dat" for number in range(numbers[-1] + 1)]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise PackError(f"{missing} is missing, of {len(files)} shards. Copy them all.")
+    return files
 
 
 def _index_of(path: Path) -> Path:

@@ -165,6 +165,8 @@ def cut(path: Path, num_bytes: int) -> None:
         ),
         (lambda folder: cut(folder / "shard_00001.index.npz", 100), r"shard_00001.index.npz: damaged index"),
         (lambda folder: (folder / "shard_00001.index.npz").unlink(), r"shard_00001.index.npz is missing"),
+        (lambda folder: (folder / "shard_00001.dat").unlink(), r"shard_00001.dat is missing, of 3 shards"),
+        (lambda folder: (folder / "shard_00002.dat").unlink(), r"shard_00002.dat is missing, of 3 shards"),
     ],
 )
 def test_a_cut_or_missing_file_is_an_error_that_names_it(folder, damage, message):
