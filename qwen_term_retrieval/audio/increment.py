@@ -16,7 +16,7 @@ import soxr
 from qwen_term_retrieval.audio.corpus import with_unique_keys
 from qwen_term_retrieval.audio.keys import KeyTable, keys_name
 from qwen_term_retrieval.audio.pack_json import file_xxh64
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART, PartJob, read_part
+from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
 from qwen_term_retrieval.audio.progress import Source, num_rows, packing_bar, utterances_of
 from qwen_term_retrieval.audio.sealing import ShardSealer, index_name, shard_name, stamp_uuid
 from qwen_term_retrieval.audio.segments import recordings
@@ -105,7 +105,7 @@ class Increment:
         self._parts.mkdir(exist_ok=True)
         jobs = _jobs(with_unique_keys(utterances_of(source)), self._parts, self._settings, taken)
         with packing_bar(num_rows(source), quiet=quiet) as progress:
-            for result in results_in_order(jobs, pool):
+            for result in results_in_order(make_part, jobs, pool):
                 for problem in result.problems:
                     logger.warning("%s: %s (%s)", problem["where"], problem["problem"], problem["action"])
                 part = read_part(self._parts, result.number)

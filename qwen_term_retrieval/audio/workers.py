@@ -1,4 +1,4 @@
-"""Who decodes: processes of this machine, any `concurrent.futures.Executor`, or a `map` function such as Modal's."""
+"""Who makes parts: processes here, any `concurrent.futures.Executor`, or a `map` function such as Modal's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, TypeVar
 
-from qwen_term_retrieval.audio.parts import PartJob, PartResult, make_part
 from qwen_term_retrieval.audio.shards import PackError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 JOBS_PER_WORKER = 4
 _LEAST_JOBS = 16
@@ -23,7 +26,7 @@ _LEAST_JOBS = 16
 
 @dataclass(frozen=True)
 class MapExecutor:
-    """Lets a `map` function do the work: one that takes jobs and yields the result of `make_part` for each, in order.
+    """Lets a `map` function do the work: one that takes jobs and yields the result of each, in order.
 
     Workers must see the folder of the pack under the same path. With Modal:
 
@@ -33,7 +36,7 @@ class MapExecutor:
     `num_jobs` is how many jobs go into one call.
     """
 
-    map_function: Callable[[Iterable[PartJob]], Iterable[PartResult]]
+    map_function: Callable[[Iterable[Any]], Iterable[Any]]
     num_jobs: int = 256
 
 
@@ -65,30 +68,30 @@ def _die_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def results_in_order(jobs: Iterator[PartJob], pool: Pool) -> Iterator[PartResult]:
-    """The result of each job, with a bounded number of jobs under way.
+def results_in_order(make: Callable[[Job], Result], jobs: Iterator[Job], pool: Pool) -> Iterator[Result]:
+    """What `make` returns for each job, with a bounded number of jobs under way.
 
     Raises:
         PackError: a worker died.
     """
     if pool is None:
-        return map(make_part, jobs)
+        return map(make, jobs)
     if isinstance(pool, MapExecutor):
         return _mapped(jobs, pool)
-    return _submitted(jobs, pool)
+    return _submitted(make, jobs, pool)
 
 
-def _mapped(jobs: Iterator[PartJob], pool: MapExecutor) -> Iterator[PartResult]:
+def _mapped(jobs: Iterator[Any], pool: MapExecutor) -> Iterator[Any]:
     while batch := list(islice(jobs, pool.num_jobs)):
         yield from pool.map_function(batch)
 
 
-def _submitted(jobs: Iterator[PartJob], pool: Executor) -> Iterator[PartResult]:
+def _submitted(make: Callable[[Job], Result], jobs: Iterator[Job], pool: Executor) -> Iterator[Result]:
     window = max(_LEAST_JOBS, JOBS_PER_WORKER * (os.cpu_count() or 1))
-    pending: deque[Future[PartResult]] = deque()
+    pending: deque[Future[Result]] = deque()
     try:
         for job in jobs:
-            pending.append(pool.submit(make_part, job))
+            pending.append(pool.submit(make, job))
             if len(pending) >= window:
                 yield pending.popleft().result()
         while pending:

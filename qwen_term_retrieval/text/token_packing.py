@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,9 +28,9 @@ from tqdm import tqdm
 
 from qwen_term_retrieval.audio.atomic import atomic_file
 from qwen_term_retrieval.audio.pack_json import file_xxh64
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.staging import publish, staging_of
 from qwen_term_retrieval.audio.utterance import CorpusError
-from qwen_term_retrieval.staging import check_free, locked_staging, publish
+from qwen_term_retrieval.audio.workers import MapExecutor, results_in_order, worker_pool
 from qwen_term_retrieval.text.packing_tokenizer import AUTO, PackingTokenizer
 from qwen_term_retrieval.text.token_files import (
     DOCUMENTS,
@@ -45,7 +44,6 @@ from qwen_term_retrieval.text.token_files import (
 from qwen_term_retrieval.text.token_parts import TokenizerSettings, TokenPartJob, TokenPartResult, make_token_part
 from qwen_term_retrieval.text.token_sealing import seal_token_shards, sealing_folder, write_documents
 from qwen_term_retrieval.text.token_sources import Document, find_columns, read_documents, text_files
-from qwen_term_retrieval.workers import ordered_results, worker_pool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +86,7 @@ def pack_tokens(
     eos: str | None = AUTO,
     separator: str | None = None,
     num_workers: int | None = None,
-    executor: Executor | None = None,
+    executor: Executor | MapExecutor | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     quiet: bool = False,
@@ -107,7 +105,8 @@ def pack_tokens(
         eos: token at the end of each document; "auto": the tokenizer's eos or else sep token; None: none.
         separator: token between two columns; None: none. `documents.npy` knows where each column starts.
         num_workers: worker processes; None: one a core, 1: work in this process.
-        executor: any `concurrent.futures.Executor` instead, whose workers see the folder of `out`.
+        executor: any `concurrent.futures.Executor`, or a `MapExecutor` over `make_token_part`, instead; its workers see
+            the folder of `out`.
         shard_bytes: size of a shard file; the last one may be smaller.
         overwrite: replace the tokens that are at `out`.
         quiet: no progress bar.
@@ -116,12 +115,12 @@ def pack_tokens(
         CorpusError: bad row, file or column; with file, row and remedy.
         FileExistsError: `out` exists.
         FileNotFoundError: `source` does not.
-        PackError: another process packs into `out`, or a worker died.
+        PackError: another process packs into `out`, a worker died, or the disk is full.
         ValueError: a tokenizer that is not fast, has ids that do not fit the dtype, or lacks a token named.
     """
     started = time.perf_counter()
     out = Path(out).absolute()
-    check_free(out, TOKENS_JSON, overwrite)
+    _check_free(out, overwrite)
     packing_tokenizer = PackingTokenizer.of(tokenizer, dtype=dtype, eos=eos, separator=separator)
     dtype = packing_tokenizer.dtype
     shard_tokens = (shard_bytes - HEADER_BYTES) // np.dtype(dtype).itemsize
@@ -129,12 +128,13 @@ def pack_tokens(
         raise ValueError(f"shard_bytes={shard_bytes}; a shard needs more than its header of {HEADER_BYTES} bytes")
     files = text_files(source)
     names = find_columns(files[0], columns)
-    with locked_staging(out) as staging:
+    with staging_of(out) as staging:
         parts = staging / "parts"
         parts.mkdir(exist_ok=True)
         settings = _settings(packing_tokenizer, len(names), staging)
         with worker_pool(executor, num_workers) as pool:
-            results, num_empty = _make_parts(files, names, parts, settings, pool, quiet)
+            results = _make_parts(files, names, parts, settings, pool, quiet)
+        num_empty = sum(result.num_empty for result in results)
         num_documents = sum(result.num_documents for result in results)
         if not any(result.num_tokens for result in results):
             raise CorpusError(f"{files[0]}{' …' if files[1:] else ''}: no text to pack ({num_empty} empty documents)")
@@ -157,7 +157,7 @@ def pack_tokens(
                 "shard_tokens": shard_tokens,
             },
         )
-        publish(folder, out, staging)
+        publish(folder, out)
     return TokenPackSummary(
         folder=out,
         num_tokens=sum(header.num_tokens for header in headers),
@@ -168,6 +168,15 @@ def pack_tokens(
         dtype=dtype,
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / TOKENS_JSON).is_file():
+        raise FileExistsError(f"{out} exists and is no folder of tokens; give another folder")
+    if not overwrite:
+        raise FileExistsError(f"{out} holds tokens already; give another folder, or overwrite=True (--overwrite)")
 
 
 def _settings(tokenizer: PackingTokenizer, num_columns: int, staging: Path) -> TokenizerSettings:
@@ -184,29 +193,24 @@ def _make_parts(
     columns: tuple[str, ...],
     parts: Path,
     settings: TokenizerSettings,
-    pool: Executor | None,
+    pool: Executor | MapExecutor | None,
     quiet: bool,
-) -> tuple[list[TokenPartResult], int]:
-    """What became of each part, and how many documents are empty."""
+) -> list[TokenPartResult]:
     results: list[TokenPartResult] = []
-    num_empty = num_documents = num_tokens = 0
+    num_documents = num_tokens = 0
     total = sum(path.stat().st_size for path in files)
     jobs = _jobs(files, columns, parts, settings)
     with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, disable=True if quiet else None) as progress:
-        try:
-            for job, result in ordered_results(make_token_part, jobs, pool):
-                results.append(result)
-                num_empty += job.num_empty
-                num_documents += result.num_documents
-                num_tokens += result.num_tokens
-                seconds = max(progress.format_dict["elapsed"], 1e-3)
-                progress.set_postfix_str(
-                    f"{num_documents / seconds:.0f} documents/s, {num_tokens / seconds:.0f} tokens/s", refresh=False
-                )
-                progress.update(job.progress - progress.n)
-        except BrokenProcessPool as error:
-            raise PackError("a worker died (out of memory?); run again to go on, with fewer workers") from error
-    return results, num_empty
+        for result in results_in_order(make_token_part, jobs, pool):
+            results.append(result)
+            num_documents += result.num_documents
+            num_tokens += result.num_tokens
+            seconds = max(progress.format_dict["elapsed"], 1e-3)
+            progress.set_postfix_str(
+                f"{num_documents / seconds:.0f} documents/s, {num_tokens / seconds:.0f} tokens/s", refresh=False
+            )
+            progress.update(result.progress - progress.n)
+    return results
 
 
 def _jobs(

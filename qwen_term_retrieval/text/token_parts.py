@@ -7,6 +7,8 @@ A worker writes `part_N.bin`, the ids, then `part_N.npz`, how many each text has
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,10 +55,12 @@ class TokenPartJob:
 
 @dataclass(frozen=True)
 class TokenPartResult:
-    """What became of a part."""
+    """What became of a part; `num_empty` and `progress` are the job's."""
 
     num_documents: int
+    num_empty: int
     num_tokens: int
+    progress: int
     signature: str
 
 
@@ -84,7 +88,7 @@ def make_token_part(job: TokenPartJob) -> TokenPartResult:
     num_tokens = _finished_before(job, signature)
     if num_tokens is None:
         num_tokens = _write_part(job, signature)
-    return TokenPartResult(len(job.places), num_tokens, signature)
+    return TokenPartResult(len(job.places), job.num_empty, num_tokens, job.progress, signature)
 
 
 def _finished_before(job: TokenPartJob, signature: str) -> int | None:
@@ -148,4 +152,7 @@ def _signature(job: TokenPartJob) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _load_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    if multiprocessing.parent_process() is not None:
+        # One process a core: a tokenizer's own threads would only fight, and after a fork it warns of them.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return tokenizers.Tokenizer.from_file(str(path))
