@@ -52,10 +52,31 @@ def test_any_sizes_give_a_permutation(batch_size, epoch, pool_batches):
     assert all(isinstance(visit, Visit) and visit.draw >= 0 for visit in visits)
 
 
-def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
-    whole = list(LengthBucketedSampler(LENGTHS, 16, seed=1))
-    monkeypatch.setattr("qwen_term_retrieval.training.sampling._DRAWN_AT_ONCE", 7)
-    assert list(LengthBucketedSampler(LENGTHS, 16, seed=1)) == whole
+def test_draws_depend_on_the_position_and_not_on_the_batches():
+    small, large = LengthBucketedSampler(LENGTHS, 7, seed=1), LengthBucketedSampler(LENGTHS, 100, seed=1)
+    assert [visit.draw for visit in small] == [visit.draw for visit in large]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        LengthBucketedSampler(LENGTHS, 16, seed=1, batches_per_step=5),
+        DurationBatchSampler(LENGTHS, 90.0, seed=1, batches_per_step=5),
+    ],
+)
+def test_a_visit_knows_its_optimizer_step(sampler):
+    def steps_of_epoch(epoch):
+        sampler.set_epoch(epoch)
+        visits = list(sampler)
+        if isinstance(visits[0], Visit):
+            visits = [visits[start : start + 16] for start in range(0, 192, 16)]
+        assert all(len({visit.step for visit in batch}) == 1 for batch in visits)
+        return [batch[0].step for batch in visits]
+
+    first, second = steps_of_epoch(0), steps_of_epoch(1)
+    steps = -(-len(first) // 5)
+    assert first == [number // 5 for number in range(len(first))]
+    assert second == [step + steps for step in first]
 
 
 @given(

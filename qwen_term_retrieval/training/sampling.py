@@ -1,8 +1,8 @@
 """Which clip comes when: a pure function of (seed, epoch, position), the same for any number of ranks.
 
-Each position of the order carries the clip's index and a `draw`, a number from which everything random about that
-visit (how its spans are jittered, what noise is added) is derived. Nothing depends on the state of a random generator:
-a run resumes from its step number alone.
+Each position of the order carries the clip's index, a `draw` from which everything random about that visit (how its
+spans are jittered, what noise is added) is derived, and the optimizer step it belongs to. Nothing depends on the state
+of a random generator: a run resumes from its step number alone.
 
 `LengthBucketedSampler` gives batches of one size, `DurationBatchSampler` batches of one budget of audio seconds.
 """
@@ -16,14 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-_DRAWN_AT_ONCE = 4096
-
 
 class Visit(NamedTuple):
-    """One clip at one position of an epoch."""
+    """One clip at one position of an epoch; `step` counts optimizer steps from the start of the run, from 0."""
 
     clip: int
     draw: int
+    step: int = 0
 
 
 class LengthBucketedSampler(Sampler[Visit]):
@@ -37,13 +36,19 @@ class LengthBucketedSampler(Sampler[Visit]):
         lengths: of each clip, in any unit.
         global_batch_size: clips in one optimizer micro-step over all ranks.
         seed: of the order; `set_epoch` changes it from epoch to epoch.
+        batches_per_step: global batches of one optimizer step, as `gradient_accumulation_steps` has it.
 
     Raises:
         ValueError: fewer clips than one global batch.
     """
 
     def __init__(
-        self, lengths: Sequence[float] | np.ndarray, global_batch_size: int, seed: int, pool_batches: int = 16
+        self,
+        lengths: Sequence[float] | np.ndarray,
+        global_batch_size: int,
+        seed: int,
+        pool_batches: int = 16,
+        batches_per_step: int = 1,
     ):
         self.lengths = np.asarray(lengths)
         if len(self.lengths) < global_batch_size:
@@ -54,6 +59,7 @@ class LengthBucketedSampler(Sampler[Visit]):
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.pool_batches = pool_batches
+        self.batches_per_step = batches_per_step
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,8 +79,9 @@ class LengthBucketedSampler(Sampler[Visit]):
 
     def __iter__(self) -> Iterator[Visit]:
         order = self.order()
-        parts = np.split(order, range(_DRAWN_AT_ONCE, len(order), _DRAWN_AT_ONCE))
-        return chain.from_iterable(_visits(parts, self.seed, self.epoch))
+        batches = np.split(order, range(self.global_batch_size, len(order), self.global_batch_size))
+        num_batches = len(order) // self.global_batch_size
+        return chain.from_iterable(_visits(batches, num_batches, self.batches_per_step, self.seed, self.epoch))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -95,6 +102,7 @@ class DurationBatchSampler(Sampler[list[Visit]]):
         num_ranks: that share the global batches equally.
         divisible_by: the size of a global batch is a multiple of it, so that batches are the same on any number of
             ranks that divides it.
+        batches_per_step: global batches of one optimizer step, as `gradient_accumulation_steps` has it.
         bucket_batches: batches in a bucket; more of them shuffle better and pad more.
 
     Raises:
@@ -110,6 +118,7 @@ class DurationBatchSampler(Sampler[list[Visit]]):
         rank: int = 0,
         num_ranks: int = 1,
         divisible_by: int = 8,
+        batches_per_step: int = 1,
         bucket_batches: int = 32,
     ):
         if divisible_by % num_ranks:
@@ -123,6 +132,7 @@ class DurationBatchSampler(Sampler[list[Visit]]):
         self.rank = rank
         self.num_ranks = num_ranks
         self.divisible_by = divisible_by
+        self.batches_per_step = batches_per_step
         self.epoch = 0
         self._buckets = list(_buckets(np.asarray(durations), max_batch_seconds, divisible_by, bucket_batches))
 
@@ -139,7 +149,7 @@ class DurationBatchSampler(Sampler[list[Visit]]):
         return [batches[number] for number in generator.permutation(len(batches))]
 
     def __iter__(self) -> Iterator[list[Visit]]:
-        for visits in _visits(self.batches(), self.seed, self.epoch):
+        for visits in _visits(self.batches(), len(self), self.batches_per_step, self.seed, self.epoch):
             share = len(visits) // self.num_ranks
             yield visits[self.rank * share : (self.rank + 1) * share]
 
@@ -167,9 +177,17 @@ def _buckets(
         order = order[num_clips:]
 
 
-def _visits(parts: Iterable[np.ndarray], seed: int, epoch: int) -> Iterator[list[Visit]]:
-    """Clip indices with their draws; the draws depend on the position alone, not on how the order is cut in parts."""
+def _visits(
+    batches: Iterable[np.ndarray], num_batches: int, batches_per_step: int, seed: int, epoch: int
+) -> Iterator[list[Visit]]:
+    """Global batches of clip indices, an epoch of `num_batches`, as visits.
+
+    Draws depend on the position alone, not on how the order is cut into batches.
+    """
     generator = np.random.default_rng((seed, epoch, 1))
-    for part in parts:
-        draws = generator.integers(1 << 62, size=len(part))
-        yield [Visit(clip, draw) for clip, draw in zip(part.tolist(), draws.tolist(), strict=True)]
+    # An epoch's last step takes what is left of it, as the Trainer has it (transformers 5.23).
+    first_step = epoch * -(-num_batches // batches_per_step)
+    for number, batch in enumerate(batches):
+        step = first_step + number // batches_per_step
+        draws = generator.integers(1 << 62, size=len(batch)).tolist()
+        yield [Visit(clip, draw, step) for clip, draw in zip(batch.tolist(), draws, strict=True)]
