@@ -1,10 +1,16 @@
 import time
+import types
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
-from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
+from qwen_term_retrieval.trainer_callbacks import (
+    NonFiniteGuardCallback,
+    NonFiniteStepsError,
+    RecallReporterCallback,
+    ThroughputCallback,
+)
 from qwen_term_retrieval.trainer_callbacks.recall_reporter import HISTORY_NAME, read_history
 
 RECALLS = [0.5, 0.75, 0.625]
@@ -140,3 +146,87 @@ def test_time_spent_in_evaluation_is_no_training_time():
     callback.on_evaluate(args, None, None)
     callback.on_step_end(args, None, None)
     assert callback._training_seconds - before < 0.1
+
+
+# ---- the guard against what is not finite ---------------------------------------------------------------------
+
+
+class SpoiltEars(Ears):
+    """Gives a loss or a gradient that is not finite at the forward passes named (counted from 1)."""
+
+    def __init__(self, bad_losses=(), bad_gradients=()):
+        super().__init__()
+        self.passes, self.bad_losses, self.bad_gradients = 0, bad_losses, bad_gradients
+        self.weight.register_hook(lambda gradient: gradient * (torch.inf if self.passes in self.bad_gradients else 1))
+
+    def forward(self, num_samples_B=None):
+        self.passes += 1
+        loss = self.weight * 1e-4
+        return {"loss": loss.detach() * torch.inf + loss if self.passes in self.bad_losses else loss}
+
+
+class GuardedTrainer(Trainer):
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, NonFiniteGuardCallback):
+                callback.see_loss(loss)
+        return loss
+
+
+def train_guarded(folder, model, guard, *, resume=False, steps=6, **settings):
+    args = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=0.1, optim="sgd",
+        lr_scheduler_type="constant", weight_decay=0.0, use_cpu=True, report_to="none", remove_unused_columns=False,
+        label_names=[], logging_steps=1, save_steps=2, disable_tqdm=True,
+        restore_callback_states_from_checkpoint=True, **settings,
+    )  # fmt: skip
+    trainer = GuardedTrainer(model=model, args=args, train_dataset=Clips(), callbacks=[guard])
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def counts(trainer):
+    return [line["nonfinite_steps"] for line in trainer.state.log_history if "nonfinite_steps" in line]
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("spoilt", [{"bad_losses": (2, 5)}, {"bad_gradients": (2, 5)}])
+def test_a_step_that_is_not_finite_changes_no_weight_and_is_counted(tmp_path, spoilt, max_grad_norm):
+    model = SpoiltEars(**spoilt)
+    trainer = train_guarded(tmp_path, model, NonFiniteGuardCallback(), max_grad_norm=max_grad_norm)
+    assert trainer.state.global_step == 6
+    assert counts(trainer) == [0, 1, 1, 1, 2, 2]
+    assert model.weight.item() == pytest.approx(1 - 4 * 0.1 * 1e-4, abs=1e-7)
+
+
+def test_one_bad_micro_batch_skips_the_whole_accumulated_step(tmp_path):
+    model = SpoiltEars(bad_losses=(2,))
+    trainer = train_guarded(tmp_path, model, NonFiniteGuardCallback(), steps=3, gradient_accumulation_steps=2)
+    assert counts(trainer) == [1, 1, 1]
+    assert model.weight.item() == pytest.approx(1 - 2 * 0.1 * 1e-4, abs=1e-7)
+
+
+def test_more_skipped_steps_than_allowed_stop_the_run(tmp_path):
+    with pytest.raises(NonFiniteStepsError, match=r"step 4: .* 3 skipped steps .* max_nonfinite_steps is 2"):
+        train_guarded(tmp_path, SpoiltEars(bad_losses=(1, 3, 4)), NonFiniteGuardCallback(2))
+
+
+def test_a_resumed_run_keeps_its_count_of_skipped_steps(tmp_path):
+    train_guarded(tmp_path, SpoiltEars(bad_losses=(1, 2)), NonFiniteGuardCallback(2), steps=4)
+    with pytest.raises(NonFiniteStepsError, match="step 5"):
+        train_guarded(tmp_path, SpoiltEars(bad_losses=(1,)), NonFiniteGuardCallback(2), steps=6, resume=True)
+
+
+def test_a_gradient_scaler_may_overflow_without_being_counted(tmp_path):
+    guard, model = NonFiniteGuardCallback(), SpoiltEars()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    optimizer = types.SimpleNamespace(scaler=torch.amp.GradScaler("cpu"))
+    model.weight.grad = torch.tensor(torch.inf)
+    state = TrainerState()
+    guard.on_pre_optimizer_step(args, state, None, model=model, optimizer=optimizer)
+    assert guard.nonfinite_steps == 0
+    guard.see_loss(torch.tensor(torch.nan))
+    guard.on_pre_optimizer_step(args, state, None, model=model, optimizer=optimizer)
+    assert guard.nonfinite_steps == 1
+    assert model.weight.grad is None
