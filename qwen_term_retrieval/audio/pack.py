@@ -24,6 +24,7 @@ from qwen_term_retrieval.audio.sealing import INDEX_SUFFIX
 from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
 from qwen_term_retrieval.audio.tables import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.audio.utterance import split_rank
+from qwen_term_retrieval.audio.verification import check_files
 
 _KEYS_TO_COMPARE = 2000
 
@@ -42,7 +43,7 @@ class KeyedClip:
 class Pack:
     """A pack on disk. Use `Pack.open(folder)`; rows come from `load_dataset(folder)`.
 
-    `content` is what `pack.json` says.
+    `content` is what `pack.json` says; when `verified`, clips prove their samples each time they give them.
 
     >>> pack = Pack.open("packs/mine")
     >>> pack.find("train/0001").clip.pcm        # int16 (num_samples,)
@@ -50,27 +51,29 @@ class Pack:
 
     folder: Path
     content: dict[str, Any]
+    verified: bool = False
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> Pack:
         """Open a pack and enter its shards into the table of known locations. Costs one small file.
 
         Args:
-            verify: read every byte of it first, and compare with the checksums.
+            verify: check tables and indexes now, and the CRC of each clip of `find` whenever its samples are read;
+                the method `verify` reads all there is instead.
 
         Raises:
-            PackError: not a pack, `pack.json` damaged, or of another version; with `verify`, any damage.
+            PackError: not a pack, `pack.json` damaged, or of another version; with `verify`, a damaged table or index.
         """
         folder = Path(folder).absolute()
-        pack = cls(folder, read_pack_json(folder))
-        if verify and (damages := pack.verify()):
-            raise PackError("; ".join(damages))
+        pack = cls(folder, read_pack_json(folder), verify)
+        if verify:
+            check_files(folder, pack.content["files"])
         register_pack(folder)
         return pack
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the mapped key indexes, which would travel as copies.
-        return Pack, (self.folder, self.content)
+        return Pack, (self.folder, self.content, self.verified)
 
     def __len__(self) -> int:
         return self.num_clips
@@ -137,7 +140,7 @@ class Pack:
             if place is not None:
                 before = self.increments[:number]
                 first = sum(increment["splits"].get(place.split, {"num_clips": 0})["num_clips"] for increment in before)
-                clip = Clip(place.shard, place.offset, place.length, self.sampling_rate)
+                clip = Clip(place.shard, place.offset, place.length, self.sampling_rate, self.verified)
                 return KeyedClip(key, place.split, first + place.row, clip)
         near = self._near(key)
         raise PackError(

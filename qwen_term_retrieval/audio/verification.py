@@ -55,9 +55,9 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise PackError(f"{path} is missing. Copy the pack again, or pack anew.")
+            raise PackError(f"{path}: missing. Copy the pack again, or pack anew.")
         if name not in expected or file_xxh64(path) != expected[name]["xxh64"]:
-            raise PackError(f"{path} is damaged: it is not the file that pack.json names. Copy the pack, or pack anew.")
+            raise PackError(f"{path}: damaged; it is not the file that pack.json names. Copy the pack, or pack anew.")
 
 
 @dataclass(frozen=True)

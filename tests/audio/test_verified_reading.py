@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from datasets import Dataset, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval import MmapAudio, pack_corpus
+from qwen_term_retrieval import MmapAudio, Pack, pack_corpus
 from qwen_term_retrieval.audio.shards import HEADER_BYTES, PackError
 
 SHARD = "shard_00000.dat"
@@ -82,7 +83,7 @@ def test_verifying_survives_map_save_and_streaming(pack, tmp_path):
 def test_altered_tables_are_refused_before_they_are_prepared(pack):
     (table,) = pack.glob("train-*.parquet")
     flip(table, table.stat().st_size // 2)
-    with pytest.raises(PackError, match=rf"{table.name} is damaged"):
+    with pytest.raises(PackError, match=rf"{table.name}: damaged"):
         load_dataset(str(pack), verify=True)
 
 
@@ -90,8 +91,16 @@ def test_altered_tables_are_refused_before_they_are_prepared(pack):
 def test_an_altered_index_or_pack_json_proves_nothing(pack, name):
     rows = load_dataset(str(pack), split="train", verify=True)
     flip(pack / name, (pack / name).stat().st_size // 2)
-    with pytest.raises(PackError, match=rf"{name} is damaged"):
+    with pytest.raises(PackError, match=rf"{name}(: | is )damaged"):
         _ = rows[0]["audio"].pcm
+
+
+def test_a_pack_opened_to_verify_finds_only_clips_that_are_whole(pack):
+    flip(pack / SHARD, 2 * Pack.open(pack).find("train/0002").clip.offset)
+    verified = pickle.loads(pickle.dumps(Pack.open(pack, verify=True)))
+    assert len(verified.find("train/0001").clip.pcm) == verified.find("train/0001").clip.length
+    with pytest.raises(PackError, match="'train/0002' is damaged"):
+        _ = verified.find("train/0002").clip.pcm
 
 
 def test_a_reference_across_clips_or_into_the_header_is_an_error(pack):
