@@ -75,3 +75,59 @@ def test_every_setting_has_a_help_text(capsys):
         if field.name in TermRetrievalArguments.__annotations__:
             assert field.metadata.get("help"), field.name
             assert f"--{field.name}" in printed
+
+
+def test_the_contrastive_batch_is_shared_out_over_ranks_and_is_otherwise_a_rank_s_batch(tmp_path):
+    def batch(**settings):
+        return TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **settings).per_device_train_batch_size
+
+    assert batch() == 128
+    assert batch(per_device_train_batch_size=32) == 32
+    assert batch(contrastive_batch_size=8192) == 8192
+    assert batch(contrastive_batch_size=96, per_device_train_batch_size=96) == 96
+
+
+def test_the_contrastive_batch_is_shared_out_over_ranks(tmp_path, monkeypatch):
+    monkeypatch.setattr(TermRetrievalArguments, "world_size", 4)
+    args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, contrastive_batch_size=8192)
+    assert args.per_device_train_batch_size == 2048
+    with pytest.raises(ValueError, match="10 cannot be shared out evenly over 4 ranks; the nearest that can is 8"):
+        TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, contrastive_batch_size=10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"contrastive_batch_size": 64, "per_device_train_batch_size": 32},
+            "give one of the two, or both as 64 and 64",
+        ),
+        ({"contrastive_batch_size": 64, "auto_find_batch_size": True}, "set gradcache_chunk"),
+        ({"gradcache_chunk": 0}, "gradcache_chunk must be at least 1"),
+        ({"loss": "triplet"}, r"loss must be one of \('infonce', 'sigmoid'\)"),
+        ({"window_reduction": "mean"}, "window_reduction must be one of"),
+        ({"window_temperature": 0.0}, "window_temperature must be positive"),
+        ({"hard_neg_k": 0}, "hard_neg_k must be at least 1"),
+        ({"no_term_weight": -0.1}, "no_term_weight must not be negative"),
+        ({"max_nonfinite_steps": -1}, "max_nonfinite_steps must not be negative"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **setting)
+
+
+def test_the_plateau_schedule_waits_for_recall_to_rise(tmp_path):
+    def schedule(**settings):
+        settings = {"lr_scheduler_type": "reduce_lr_on_plateau", **settings}
+        return TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **settings).lr_scheduler_kwargs
+
+    assert schedule() == {"mode": "max"}
+    assert schedule(lr_scheduler_kwargs={"patience": 2}) == {"mode": "max", "patience": 2}
+    assert schedule(greater_is_better=False, metric_for_best_model="eval_loss") == {"mode": "min"}
+
+
+def test_a_loss_that_is_not_finite_is_hidden_from_the_log_only_where_the_guard_counts_it(tmp_path):
+    assert TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True).logging_nan_inf_filter
+    unguarded = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, skip_nonfinite_steps=False)
+    assert not unguarded.logging_nan_inf_filter
