@@ -78,7 +78,7 @@ def _spoken_ids(text: str, ids_by_spelling: dict[str, int]) -> list[int]:
 
 
 class TrainingClips(torch.utils.data.Dataset):
-    """Annotated rows for a DataLoader: takes batches of visits, returns rows with the visit's draw.
+    """Annotated rows for a DataLoader: takes batches of visits, returns rows with the visit's `clip`, `draw` and `step`.
 
     Args:
         rows: the output of `annotate_terms`.
@@ -99,7 +99,7 @@ class TrainingClips(torch.utils.data.Dataset):
     def __getitems__(self, visits: Sequence[Visit]) -> list[dict[str, Any]]:
         rows = self._columns.__getitems__([visit.clip for visit in visits])
         for row, visit in zip(rows, visits, strict=True):
-            row["clip"], row["draw"] = visit
+            row |= visit._asdict()
         return rows if self.augmentation is None else [self.augmentation.visit(row) for row in rows]
 
     def __getitem__(self, visit: Visit) -> dict[str, Any]:
