@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from qwen_term_retrieval.audio.shards import PackError
 from qwen_term_retrieval.audio.utterance import CorpusError
+from qwen_term_retrieval.audio.workers import MapExecutor
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.text import token_packing, token_parts
 from qwen_term_retrieval.text.token_files import TokenPack
@@ -164,12 +165,14 @@ def test_the_bytes_do_not_depend_on_the_workers_nor_the_size_of_parts(corpus, bp
     pack_tokens(corpus, tmp_path / "processes", tokenizers.Tokenizer.from_file(str(bpe)), num_workers=2, **settings)
     with ThreadPoolExecutor(3) as executor:
         pack_tokens(corpus, tmp_path / "threads", bpe, executor=executor, **settings)
+    mapped = MapExecutor(lambda jobs: map(token_parts.make_token_part, jobs), num_jobs=2)
+    pack_tokens(corpus, tmp_path / "map", bpe, executor=mapped, **settings)
     monkeypatch.setattr(token_packing, "_CHARS_PER_PART", 1 << 20)
     pack_tokens(corpus, tmp_path / "large", bpe, num_workers=1, **settings)
     expected = contents(tmp_path / "here")
     assert sum(name.endswith(".bin") for name in expected) > 2
     assert {len(data) for name, data in expected.items() if name.endswith(".bin")} - {70_000} != set()
-    assert contents(tmp_path / "large") == contents(tmp_path / "threads") == expected
+    assert contents(tmp_path / "large") == contents(tmp_path / "threads") == contents(tmp_path / "map") == expected
     unnamed = contents(tmp_path / "processes")
     assert {name for name in expected if unnamed[name] != expected[name]} == {"tokens.json"}
 
