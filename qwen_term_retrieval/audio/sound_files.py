@@ -164,7 +164,11 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | Bina
 
 
 def _local_file(path: Path) -> Path:
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise BadAudioError(f"the file cannot be found: {error.strerror}") from error
+    if not is_file:
         raise BadAudioError("the file does not exist")
     return path
 

@@ -221,6 +221,7 @@ def test_what_is_not_where_it_should_be_is_refused_with_the_reason(tmp_path):
         (f"zip://b.flac::{tmp_path / 'b.zip'}", "the file does not exist"),
         ("nosuch://a.flac", "its file system cannot be reached from here: Protocol not known"),
         (FileSlice(tmp_path / "b.tar", 0, 10), "the file does not exist"),
+        (tmp_path / ("x" * 5000), "the file cannot be found: File name too long"),
         (FileSlice(tmp_path / "shard.tar", 512, 1 << 30), r"shard.tar ends before byte .*; it was cut short"),
         (FileSlice(tmp_path / "shard.tar", 0, 512), "soundfile cannot read it"),
     ]:

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.audio.corpus import FORMATS, CorpusError, read_corpus
+from qwen_term_retrieval.audio.readers.rows import COLUMNS
 
 CUT = {
     "id": "c1",
@@ -342,6 +343,30 @@ def test_hostile_manifests_are_errors_that_name_the_file(name, content, message,
     with pytest.raises(CorpusError, match=re.escape(message)) as error:
         list(read_corpus(tmp_path / name))
     assert str(tmp_path / name) in str(error.value)
+
+
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["..", "zip://::"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["path", "array", "x"]), inner),
+    max_leaves=3,
+)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    row=st.sampled_from(
+        [CUT, {"audio_filepath": "a.wav", "offset": 1.0}, {"audio": {"path": "a.wav"}, "terms": ["x"]}]
+    ),
+    changes=st.dictionaries(st.sampled_from([*CUT, *COLUMNS, "audio_filepath", "offset"]), CELLS, max_size=3),
+)
+def test_cells_of_any_kind_are_read_or_refused_with_the_line(row, changes, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", row | changes)
+    refusal = ""
+    try:
+        list(read_corpus(path))
+    except CorpusError as error:
+        refusal = str(error)
+    assert not refusal or "rows.jsonl, line 1" in refusal
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

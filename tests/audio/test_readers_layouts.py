@@ -268,6 +268,11 @@ def as_packed_dataset(toy: Path, said: list[Said], out: Path) -> object:
     return datasets.load_dataset(str(out / "pack"))
 
 
+def as_unpacked_dataset(toy: Path, said: list[Said], out: Path) -> object:
+    folder = as_audio_folder(toy, said, out / "folder")
+    return datasets.load_dataset("term_audio", data_dir=str(folder), packed=False)
+
+
 LAYOUTS = {
     function.__name__.removeprefix("as_"): function
     for function in (
@@ -290,6 +295,7 @@ LAYOUTS = {
         as_streamed_dataset,
         as_saved_dataset,
         as_packed_dataset,
+        as_unpacked_dataset,
     )
 }
 

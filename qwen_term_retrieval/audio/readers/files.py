@@ -56,7 +56,7 @@ def joined(folder: Location, name: str) -> Location:
 def found_from(folder: Location, name: str) -> Location:
     """A path as recipes write it: relative to `folder`, or else to where the recipe was run."""
     beside = joined(folder, name)
-    if isinstance(beside, Path) and not beside.exists() and Path(name).exists():
+    if isinstance(beside, Path) and not _exists(beside) and _exists(Path(name)):
         return Path(name)
     return beside
 
@@ -140,6 +140,13 @@ def text_lines(location: Location) -> Iterator[tuple[int, str]]:
         raise CorpusError(f"{location}, line {number}: not UTF-8. Save the file as UTF-8.") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CorpusError(f"{location}, after line {number}: broken gzip ({error}); copy the file again") from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, say
+        return False
 
 
 def _taken_apart(url: str) -> tuple[str, str, str]:

@@ -44,6 +44,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "duration": ("duration",),
 }
 MAX_KEY_BYTES = 1024
+MAX_SECONDS = 1e7
 _SUGGEST_ABOVE = 0.8
 
 
@@ -149,7 +150,7 @@ def number_cell(value: Any, column: str, where: str) -> float | None:
 
 def _clip_bounds(start: Any, end: Any, where: str) -> tuple[float, float | None]:
     first, last = number_cell(start, "clip_start", where) or 0.0, number_cell(end, "clip_end", where)
-    if first < 0 or (last is not None and last <= first):
+    if not 0 <= first < (MAX_SECONDS if last is None else last) <= MAX_SECONDS:
         raise CorpusError(f"{where}: a clip from {first} s to {last} s; give 0 ≤ start < end, in seconds")
     return first, last
 
@@ -197,8 +198,8 @@ def _audio(value: Any, folder: Location, where: str) -> tuple[Audio, str | None,
         return value, None, None
     if isinstance(value, FileSlice):
         return value, None, None
-    if isinstance(value, Mapping) and value.get("array") is not None and value.get("sampling_rate"):
-        return np.asarray(value["array"]), _path_cell(value.get("path")), int(value["sampling_rate"])
+    if isinstance(value, Mapping) and value.get("array") is not None:
+        return _array(value["array"], where), _path_cell(value.get("path")), _rate(value.get("sampling_rate"), where)
     if isinstance(value, Mapping) and value.get("bytes"):
         return value["bytes"], _path_cell(value.get("path")), None
     path = value.get("path") if isinstance(value, Mapping) else value
@@ -208,6 +209,22 @@ def _audio(value: Any, folder: Location, where: str) -> tuple[Audio, str | None,
         raise CorpusError(f"{where}: audio is {str(value)[:60]!r}; give the path of a file, relative to {folder}")
     audio = joined(folder, path)
     return audio, audio.as_posix() if isinstance(audio, Path) else str(path_of(audio)), None
+
+
+def _array(value: Any, where: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorpusError(f"{where}: audio has an array that is none ({error}); give a list of floats") from error
+
+
+def _rate(value: Any, where: str) -> int:
+    rate = number_cell(value, "sampling_rate", where)
+    if rate is None or rate < 1 or rate != int(rate):
+        raise CorpusError(f"{where}: sampling_rate is {str(value)[:60]!r}; give the rate of the array in Hz")
+    return int(rate)
 
 
 def _path_cell(path: Any) -> str | None:
