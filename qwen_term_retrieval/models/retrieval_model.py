@@ -13,6 +13,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -305,6 +306,19 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
                 pooled_NH[batch] = tower(**inputs).float().cpu()
                 bar.update(len(batch))
         tower.cache = TextCache(texts, pooled_NH)
+
+    def export_sentence_transformers(self, path: str | Path) -> None:
+        """Write a folder that `SentenceTransformer(path, trust_remote_code=True)` opens; see `TermRetrievalModule`.
+
+        Raises:
+            ImportError: sentence-transformers is not installed.
+            FileExistsError: there is something in the folder already.
+        """
+        try:
+            from qwen_term_retrieval.models.sentence_transformers_module import write_sentence_transformers
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'sentence-transformers>=6'") from error
+        write_sentence_transformers(self, path)
 
 
 AutoModel.register(TermRetrievalConfig, TermRetrievalModel)
