@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
 from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.text import document_windows
 from qwen_term_retrieval.text.document_windows import DocumentWindows
 from qwen_term_retrieval.text.token_files import HEADER_BYTES, TokenShardHeader
 from qwen_term_retrieval.text.token_stream import TokenStream
@@ -89,7 +90,9 @@ def test_reading_does_not_depend_on_where_the_stream_is_cut_into_shards(
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=400), sequence_length=st.integers(1, 50))
 def test_windows_of_documents_start_with_them_and_predict_each_later_token_once(lengths, sequence_length):
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    windows = DocumentWindows(starts, sequence_length)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(document_windows, "_DOCUMENTS_AT_ONCE", 128)
+        windows = DocumentWindows(starts, sequence_length)
     start_B, num_next_B = windows.locate(np.arange(len(windows)))
     predicted = [start + 1 + i for start, count in zip(start_B, num_next_B, strict=True) for i in range(count)]
     assert predicted == sorted(set(range(starts[-1])) - set(starts[:-1].tolist()))
