@@ -133,9 +133,12 @@ class TermAudio(ContentKeyedBuilder):
             return
         schema = self.info.features.arrow_schema
         for number, name in enumerate(files):
-            with parquet.ParquetFile(name) as file:
-                for batch_number, batch in enumerate(file.iter_batches(ROWS_PER_BATCH)):
-                    yield Key(number, batch_number), conformed(pa.Table.from_batches([batch]), schema)
+            try:
+                with parquet.ParquetFile(name) as file:
+                    for batch_number, batch in enumerate(file.iter_batches(ROWS_PER_BATCH)):
+                        yield Key(number, batch_number), conformed(pa.Table.from_batches([batch]), schema)
+            except (pa.ArrowException, OSError) as error:
+                raise PackError(f"{name}: damaged table ({error}). Copy the pack again, or pack anew.") from error
 
     def _open_pack(self, num_workers: int = 1, *, anew: bool = False) -> Pack | None:
         """The pack that the data files are, or else the one made of them, made now; None to serve them loose."""

@@ -76,8 +76,9 @@ def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip"
         clip = clip["audio"]
     if isinstance(clip, str | Path):
         name = str(clip)
-    if isinstance(getattr(clip, "pcm", None), np.ndarray):
-        clip, array_rate = clip.pcm, clip.sampling_rate
+    pcm = getattr(clip, "pcm", None)
+    if isinstance(pcm, np.ndarray):
+        clip, array_rate = pcm, clip.sampling_rate
     elif isinstance(clip, Mapping) and "array" in clip:
         clip, array_rate = clip["array"], clip.get("sampling_rate", array_rate)
     if isinstance(clip, tuple) and len(clip) == 2:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from datasets import DownloadMode, load_dataset
 
-from qwen_term_retrieval import CorpusError, pack_corpus, read_corpus
+from qwen_term_retrieval import CorpusError, PackError, pack_corpus, read_corpus
 
 
 def texts(dataset) -> dict[str, list[str]]:
@@ -112,3 +112,20 @@ def test_packing_settings_and_workers_are_taken_from_load_dataset(corpus):
 def test_audio_given_as_data_files_is_an_error_with_the_remedy(corpus):
     with pytest.raises(CorpusError, match=r"0000.flac: data_files must name manifests.*use data_dir"):
         load_dataset("term_audio", data_files=str(corpus / "train" / "0000.flac"))
+
+
+def test_a_damaged_table_is_an_error_that_names_it(corpus, tmp_path):
+    pack_corpus(corpus, tmp_path / "pack", num_workers=1, quiet=True)
+    table = tmp_path / "pack" / "train-00000.parquet"
+    damaged = bytearray(table.read_bytes())
+    damaged[100:400] = bytes(300)
+    table.write_bytes(damaged)
+    with pytest.raises(PackError, match=r"train-00000.parquet: damaged table .*Copy the pack again"):
+        load_dataset(str(tmp_path / "pack"))
+
+
+def test_rows_are_kept_in_large_batches(corpus):
+    rows = [{"audio": "train/0000.flac", "key": str(i)} for i in range(3000)]
+    (corpus / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_dataset("term_audio", data_files=str(corpus / "many.jsonl"), split="train", packed=True)
+    assert loaded.data.column(0).num_chunks == 1

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import zipfile
 from itertools import chain
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_members_of_a_tar_are_read_where_they_lie(corpus, tmp_path):
         np.testing.assert_array_equal(row["audio"].trim(0.1, 0.2).pcm, pcm[1600:3200])
 
 
+def test_audio_behind_a_url_is_fetched_when_it_is_read(corpus, tmp_path):
+    with zipfile.ZipFile(tmp_path / "audio.zip", "w") as archive:
+        archive.write(corpus / "train" / "0001.flac", "a/0001.flac")
+    url = f"zip://a/0001.flac::{tmp_path / 'audio.zip'}"
+    (tmp_path / "train.jsonl").write_text(json.dumps({"audio": url, "key": "from afar"}))
+    rows = load_dataset("term_audio", data_files=str(tmp_path / "train.jsonl"), split="train", packed=False)
+    expected = soundfile.read(corpus / "train" / "0001.flac", dtype="int16")[0]
+    np.testing.assert_array_equal(rows[0]["audio"].pcm, expected)
+    np.testing.assert_array_equal(rows[0]["audio"].trim(0.1, 0.2).pcm, expected[1600:3200])
+
+
 @pytest.fixture
 def rows(corpus) -> Dataset:
     return load_dataset(str(corpus), split="train", packed=False)
@@ -153,31 +165,26 @@ def test_clips_survive_what_datasets_does_to_rows(rows, corpus, tmp_path):
     np.testing.assert_array_equal(trimmed[3]["audio"].pcm, rows[3]["audio"].pcm[1600:3200])
 
 
-NEW_PROCESS = """
-import json, sys
-import torch
-from datasets import load_from_disk
-import qwen_term_retrieval
-
-def collate(rows):
-    return [(row["key"], row["audio"].pcm.tolist()) for row in rows]
-
-if __name__ == "__main__":
-    rows = load_from_disk(sys.argv[1])
-    for start in ("fork", "spawn"):
-        loader = torch.utils.data.DataLoader(rows, 4, num_workers=1, collate_fn=collate, multiprocessing_context=start)
-        print(json.dumps(list(loader)))
-"""
+def keys_and_samples(rows: list[dict]) -> list:
+    return [[row["key"], row["audio"].pcm.tolist()] for row in rows]
 
 
-def test_forked_and_spawned_workers_decode_the_files_for_themselves(rows, corpus, tmp_path):
-    rows.save_to_disk(tmp_path / "saved")
-    script = tmp_path / "new_process.py"
-    script.write_text(NEW_PROCESS)
-    command = [sys.executable, str(script), str(tmp_path / "saved")]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+def test_forked_workers_decode_the_files_for_themselves(rows, corpus):
     expected = [[row["key"], original(corpus, row).tolist()] for row in rows]
-    assert [list(chain(*json.loads(line))) for line in lines] == [expected, expected]
+    loader = torch.utils.data.DataLoader(
+        rows, 4, num_workers=2, collate_fn=keys_and_samples, multiprocessing_context="fork"
+    )
+    assert list(chain(*loader)) == expected
+
+
+def test_a_spawned_process_needs_nothing_but_the_pickled_dataset(rows, corpus):
+    code = (
+        "import json, pickle, sys\n"
+        "rows = pickle.load(sys.stdin.buffer)\n"
+        "print(json.dumps([[row['key'], row['audio'].pcm.tolist()] for row in rows]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(rows), capture_output=True, check=True)
+    assert json.loads(done.stdout) == [[row["key"], original(corpus, row).tolist()] for row in rows]
 
 
 def test_streaming_gives_rows_without_preparing_anything(corpus, hf_home):
