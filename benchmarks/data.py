@@ -2,7 +2,7 @@
 
     python -m benchmarks.data                     # all sections: about half an hour; 10 GB of disk
     python -m benchmarks.data --only reading,cold
-    python -m benchmarks.data --quick             # a minute: does it run? The numbers mean little.
+    python -m benchmarks.data --quick             # a few minutes: does it run? The numbers mean little.
 
 One set of clips serves every row, in the same run on the same machine; repetitions interleave, the median counts. The
 peers are installed into an environment of their own, `--peers-venv`. A section that is run anew replaces its part of

@@ -91,8 +91,8 @@ def large_table(large: Mapping[str, Any]) -> str:
         for way, each in large["workers"].items()
     ]
     return (
-        f"{thousands(large['rows'])} rows: table {large['table_bytes'] / 1e6:.0f} MB, key index "
-        f"{large['key_index_bytes'] / 1e6:.0f} MB.\n\n"
+        f"{thousands(large['rows'])} rows: table {large['table_bytes'] / 1e6:.1f} MB, key index "
+        f"{large['key_index_bytes'] / 1e6:.1f} MB.\n\n"
         + table(["what", "measured", "asked"], lines)
         + "\nMemory of a DataLoader worker in MiB, and what it adds to that of a worker on the small pack "
         "(asked: under 100). File pages are shared by all processes.\n\n"

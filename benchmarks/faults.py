@@ -2,7 +2,7 @@
 
     python -m benchmarks.faults                        # all campaigns: about an hour on two cores
     python -m benchmarks.faults --only flips,fuzz --flips 1000 --inputs 2000
-    python -m benchmarks.faults --quick                # a minute
+    python -m benchmarks.faults --quick                # a few minutes
 
 Exits with 1 where a campaign finds a failure; inputs that failed are kept in `--work`. Writes
 `results/faults.{json,md}`. Linux only: it mounts file systems in a namespace of its own and reads /proc.
