@@ -205,3 +205,48 @@ def test_a_saved_model_knows_its_languages_and_refuses_others(tmp_path):
 def test_a_tower_that_only_reads_takes_no_languages():
     with pytest.raises(ValueError, match="reads all languages alike: leave them out"):
         TermRetrievalModel(config(MINILM)).encode_terms(["sepsis"], languages=["fr"])
+
+
+# Adapters -----------------------------------------------------------------------------------------------------------
+
+
+def adapted():
+    torch.manual_seed(0)
+    model = TermRetrievalModel(config())
+    model.add_lora(r=2, dropout=0.0, tower="text")
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_B" in name:
+                values.normal_(std=0.1)
+    return model
+
+
+def test_the_reading_part_of_a_sum_is_adapted_saved_and_merged(tmp_path):
+    model = adapted()
+    vectors = model.encode_terms(TERMS)
+    model.save_pretrained(tmp_path)
+    loaded = TermRetrievalModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.encode_terms(TERMS), vectors)
+    loaded.merge_lora()
+    torch.testing.assert_close(loaded.encode_terms(TERMS), vectors, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="'phonemes:characters' has no pretrained encoder to adapt"):
+        TermRetrievalModel(config("phonemes:characters")).add_lora(tower="text")
+
+
+def test_checkpointing_changes_no_gradient_of_a_text_towers_adapters():
+    model = adapted().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            model.enable_input_require_grads()
+        model.zero_grad()
+        model.embed_texts(**model.tokenize(TERMS)).cumsum(1).square().sum().backward()
+        gradients.append({name: values.grad for name, values in model.named_parameters() if "lora_" in name})
+    assert len(gradients[0]) == 6 * 6 * 2
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().sum() > 0
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.configuration import TEXT_POOLINGS
+from qwen_term_retrieval.models.lora import base_state
 from qwen_term_retrieval.models.text_cache import TextCache
 
 # Where multimodal checkpoints keep their language model, as released and as transformers 5 names it in memory.
@@ -86,7 +87,7 @@ class HFTextEncoder(nn.Module):
         if prefixes is not None:
             return load_tensors(resolve_checkpoint(self.checkpoint, prefixes), prefixes)
         weights = AutoModel.from_pretrained(resolve_checkpoint(self.checkpoint), dtype=torch.float32).state_dict()
-        return {name: weights[name] for name in self.encoder.state_dict() if name in weights}
+        return {name: weights[name] for name in base_state(self.encoder) if name in weights}
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Token ids and mask, (N, L) int64 each, on the CPU; longer texts are cut at the encoder's limit.
