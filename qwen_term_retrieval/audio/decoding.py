@@ -17,6 +17,7 @@ import soxr
 
 from qwen_term_retrieval.audio.sound_files import (
     MAX_CHANNELS,
+    RATES,
     AudioHeader,
     BadAudioError,
     opened_sound,
@@ -116,6 +117,8 @@ def _file_pcm(audio: str | Path | FileSlice | bytes, rate: int) -> Iterator[tupl
 def _array_pcm(array: np.ndarray, array_rate: int | None, rate: int) -> Iterator[tuple[np.ndarray, int]]:
     if array_rate is None:
         raise BadAudioError("an array without its sampling rate; give Utterance(sampling_rate=…)")
+    if not RATES[0] <= array_rate <= RATES[1]:
+        raise BadAudioError(f"an array at {array_rate} Hz; rates are from {RATES[0]} to {RATES[1]} Hz")
     if array.dtype != np.int16 and not np.issubdtype(array.dtype, np.floating):
         raise BadAudioError(f"an array of {array.dtype}; give int16, or floats in [-1, 1]")
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] > MAX_CHANNELS):

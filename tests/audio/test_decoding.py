@@ -178,6 +178,7 @@ def test_a_corrupt_flac_is_refused(damage, tmp_path):
     [
         (np.zeros(5, np.float32), None, "without its sampling rate"),
         (np.zeros(5, np.int32), RATE, "an array of int32"),
+        (np.zeros(5, np.float32), 1, "an array at 1 Hz; rates are from 1000"),
         (np.zeros((2, 500), np.float32), RATE, r"shape \(2, 500\); give \(num_samples,\)"),
         (np.zeros((0, 2), np.float32), RATE, "holds 0 samples"),
         (np.array([np.inf]), RATE, "sample 0 is NaN or infinite"),

@@ -91,8 +91,8 @@ def _members(path: Path) -> Iterator[tuple[str, FileSlice | str]]:
             while (member := tar.next()) is not None:
                 # TarFile keeps every header it has seen; typeshed does not know the list.
                 tar.members.clear()  # type: ignore[attr-defined]
-                suffix = PurePosixPath(member.name).suffix.lower()
-                if not member.isreg() or PurePosixPath(member.name).name.startswith("."):
+                _, suffix = _base_and_suffix(member.name)
+                if not member.isreg() or member.name.rpartition("/")[2].startswith("."):
                     continue
                 if suffix in AUDIO_SUFFIXES:
                     if member.issparse():
@@ -111,9 +111,10 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
     where = f"{path}, member {member.name!r}"
     if member.size > MAX_TEXT_BYTES:
         raise CorpusError(f"{where}: {member.size} bytes of text; the limit is {MAX_TEXT_BYTES}")
-    file = tar.extractfile(member)
+    file = tar.fileobj
+    file.seek(member.offset_data)
     try:
-        return (file.read() if file else b"").decode()
+        return file.read(member.size).decode()
     except UnicodeDecodeError as error:
         raise CorpusError(f"{where}: not UTF-8. Save the text as UTF-8.") from error
 
