@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qwen_term_retrieval.models import TermRetrievalModel
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from tests.trainer_process import make_trainer
 
 SCRIPT = Path(__file__).parent / "trainer_process.py"
@@ -100,6 +103,30 @@ def test_a_frozen_tower_never_runs_during_training_and_lora_does(tmp_path):
     assert all("lora_" in name for name in changed)
     trainer.save_model()
     assert (tmp_path / "lora" / "model.safetensors").stat().st_size < 4e6
+
+
+@pytest.mark.slow
+def test_the_bias_of_the_sigmoid_loss_is_learned_saved_and_left_alone_by_infonce(tmp_path):
+    trainer = make_trainer(tmp_path / "sigmoid", 16, max_steps=2, loss="sigmoid", learning_rate=1e-3)
+    trainer.train()
+    bias = trainer.model.logit_bias.item()
+    assert bias != -10.0
+    trainer.save_model()
+    model = TermRetrievalModel.from_pretrained(tmp_path / "sigmoid")
+    assert model.logit_bias.item() == bias
+    rows = trainer.train_clips.rows.remove_columns(["text_id", "term_ids", "spoken_ids"])
+    args = TermRetrievalArguments(
+        output_dir=str(tmp_path / "infonce"), use_cpu=True, max_steps=1, per_device_train_batch_size=16,
+        eval_strategy="no", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    TermRetrievalTrainer(model, args, rows).train()
+    assert model.logit_bias.item() == bias
+
+
+@pytest.mark.slow
+def test_hard_negatives_without_a_source_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="enable_hard_neg needs hard_negatives_of"):
+        make_trainer(tmp_path, 16, enable_hard_neg=True)
 
 
 @pytest.mark.slow
