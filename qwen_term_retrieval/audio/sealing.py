@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from qwen_term_retrieval.audio.shards import HEADER_BYTES, SAMPLE_BYTES, PackErr
 
 INDEX_SUFFIX = ".index.npz"
 _COPY_BYTES = 1 << 20
+_FLUSH_BYTES = 64 << 20
 _NO_PACK = uuid.UUID(int=0)
 
 
@@ -73,11 +75,16 @@ class ShardSealer:
         self._headers: list[ShardHeader] = []
         self._files = ExitStack()
         self._shard: _OpenShard | None = None
+        # Waits for the disk, and frees it, while this thread goes on.
+        self._disk = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
+        self._num_unflushed = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._disk.shutdown()
         self._files.__exit__(*error)  # type: ignore[arg-type]
 
     def add(self, number: int, part: Part) -> None:
@@ -122,6 +129,7 @@ class ShardSealer:
     def _lay(self, shard: _OpenShard, run: tuple[int, int, int], part: Part, clips: slice) -> None:
         if shard.file is not None:
             _copy(pcm_path(self._parts, run[0]), run[1], run[2], shard.file, shard.digest)
+            self._flush_behind(shard.file, run[2])
         shard.runs.append(run)
         shard.keys.append(part.rows.column("key")[clips])
         shard.lengths.append(part.array("length")[clips])
@@ -139,6 +147,7 @@ class ShardSealer:
             header = ShardHeader(self._sampling_rate, _NO_PACK, shard.digest.intdigest(), shard.num_bytes, len(index))
             shard.file.seek(0)
             shard.file.write(header.to_bytes())
+            self._wait_for_flush()
             self._files.close()
             with atomic_file(self._pack / index_name(shard.number)) as file:
                 index.save(file)
@@ -146,7 +155,21 @@ class ShardSealer:
         self._shard = None
         # The rest of the last part may belong to the next shard.
         for part in {run[0] for run in shard.runs} - {shard.runs[-1][0]}:
-            pcm_path(self._parts, part).unlink(missing_ok=True)
+            self._disk.submit(pcm_path(self._parts, part).unlink, missing_ok=True)
+
+    def _flush_behind(self, file: BinaryIO, num_bytes: int) -> None:
+        """Start bringing the shard to the disk every so often, so that little is left to wait for at its end."""
+        self._num_unflushed += num_bytes
+        if self._num_unflushed >= _FLUSH_BYTES and (self._flushing is None or self._flushing.done()):
+            self._wait_for_flush()
+            file.flush()
+            self._flushing = self._disk.submit(os.fsync, file.fileno())
+            self._num_unflushed = 0
+
+    def _wait_for_flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
+            self._flushing = None
 
 
 def _sealed_before(pack: Path, shard: _OpenShard, index: ShardIndex, sampling_rate: int) -> ShardHeader | None:
