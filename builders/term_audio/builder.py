@@ -30,6 +30,7 @@ from qwen_term_retrieval.audio.loose import LooseCorpus
 from qwen_term_retrieval.audio.pack import Pack, is_pack
 from qwen_term_retrieval.audio.pack_json import PACK_JSON, PACK_LAYOUT, read_pack_json
 from qwen_term_retrieval.audio.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
+from qwen_term_retrieval.audio.readers.folder import is_folder_manifest
 from qwen_term_retrieval.audio.shards import PackError
 from qwen_term_retrieval.audio.tables import conformed
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
@@ -64,7 +65,16 @@ class TermAudioConfig(datasets.BuilderConfig):
 
 
 class TermAudio(ContentKeyedBuilder):
-    """Builder behind `load_dataset("term_audio", …)`, and behind folders of `.termaudio` manifests or shards."""
+    """Builder behind `load_dataset("term_audio", …)`, and behind folders of `.termaudio` manifests or shards.
+
+    >>> load_dataset("term_audio", data_dir="recordings")                     # whatever `read_corpus` reads
+    >>> load_dataset("term_audio", data_files={"train": "train.jsonl"})       # a manifest a split
+    >>> load_dataset("term_audio", data_dir="recordings", packed=False)       # nothing is packed
+    >>> load_dataset("packs/mine", verify=True)                               # a pack; or "user/pack", on the Hub
+
+    In a folder of more than a few thousand files, name the manifest too: `data_dir="recordings",
+    data_files="metadata.jsonl"`. Left to guess, datasets 5.2 walks through the folder dozens of times.
+    """
 
     BUILDER_CONFIG_CLASS = TermAudioConfig
     config: TermAudioConfig
@@ -229,7 +239,9 @@ def _read(files: dict[str, list[str]], folder: Path | None, allow_pickle: bool) 
     if is_legacy(folder or first.parent):
         yield from legacy_utterances(folder or first.parent, allow_pickle)
         return
-    if folder is not None:
+    names = [Path(file).name for of_split in files.values() for file in of_split]
+    # Manifests that a folder is not known by, `train.jsonl` beside its audio, are read because they are named.
+    if folder is not None and not all(is_manifest(Path(name)) and not is_folder_manifest(name) for name in names):
         yield from read_corpus(folder)
         return
     for split, of_split in files.items():

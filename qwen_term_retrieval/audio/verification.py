@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_term_retrieval.audio.locations import shard_path, shard_samples
-from qwen_term_retrieval.audio.pack_json import file_xxh64, read_pack_json
+from qwen_term_retrieval.audio.pack_json import file_xxh64, read_pack_json, shards_of
 from qwen_term_retrieval.audio.shards import PackError, ShardIndex
 
 _INDEXES_IN_MEMORY = 256
@@ -29,7 +29,7 @@ def verified_samples(uid: int, offset: int, length: int) -> np.ndarray:
         PackError: the samples differ from what was packed, or lie in no single clip; index or `pack.json` are damaged.
     """
     path = shard_path(uid)
-    index = _checked_index(path)
+    index = _checked_index(uid, path)
     clip = int(np.searchsorted(index.offset, offset, side="right")) - 1
     if clip < 0 or offset + length > index.offset[clip] + index.length[clip]:
         raise PackError(f"{path}: no clip holds samples {offset} to {offset + length}; dataset and pack do not match")
@@ -70,7 +70,9 @@ class _Places:
 
 
 @lru_cache(_INDEXES_IN_MEMORY)
-def _checked_index(shard: Path) -> _Places:
+def _checked_index(uid: int, shard: Path) -> _Places:
+    if uid not in (named["uid"] for named in shards_of(read_pack_json(shard.parent))):
+        raise PackError(f"{shard}: not a shard that the pack.json beside it names. Copy the pack again, or pack anew.")
     check_files(shard.parent, [_index_path(shard).name])
     # Member by member: the keys, most of the file, are needed for messages only.
     with np.load(_index_path(shard), allow_pickle=False) as arrays:

@@ -45,6 +45,16 @@ def test_by_name_a_corpus_loads_from_a_folder_or_from_manifests(corpus):
     assert texts(load_dataset("term_audio", data_files=files)) == {"validation": expected_texts(corpus)["test"]}
 
 
+def test_by_name_manifests_that_are_named_are_read_whatever_they_are_called(corpus):
+    for split in ("train", "test"):
+        (corpus / f"{split}.termaudio").rename(corpus / f"{split}.jsonl")
+    expected = {
+        split: [utterance.text for utterance in read_corpus(corpus / f"{split}.jsonl")] for split in ("train", "test")
+    }
+    files = {"train": "train.jsonl", "test": "test.jsonl"}
+    assert texts(load_dataset("term_audio", data_dir=str(corpus), data_files=files)) == expected
+
+
 def test_by_name_an_audio_folder_with_metadata_loads_with_its_splits(corpus):
     rows = [{"file_name": f"{split}/0001.flac", "transcription": split} for split in ("train", "test")]
     (corpus / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -103,6 +103,14 @@ def test_a_pack_opened_to_verify_finds_only_clips_that_are_whole(pack):
         _ = verified.find("train/0002").clip.pcm
 
 
+def test_a_pack_made_anew_in_the_same_place_is_verified_against_its_own_checksums(pack, make_corpus, tmp_path):
+    assert len(load_dataset(str(pack), split="train", verify=True)[0]["audio"].pcm)
+    other = make_corpus(tmp_path / "other", first_seed=30)
+    pack_corpus(other, pack, num_workers=1, quiet=True, overwrite=True)
+    for row in load_dataset(str(pack), split="train", verify=True):
+        np.testing.assert_array_equal(row["audio"].pcm, soundfile.read(other / f"{row['key']}.flac", dtype="int16")[0])
+
+
 def test_a_reference_across_clips_or_into_the_header_is_an_error(pack):
     rows = load_dataset(str(pack), split="train", verify=True)
     first = rows[0]["audio"]
