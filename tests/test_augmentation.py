@@ -5,6 +5,7 @@ import doctest
 import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,7 +23,7 @@ from qwen_term_retrieval.models.distortion import collate_distortions, convolve,
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
-from qwen_term_retrieval.training.augmentation import Augmentation, load_recordings
+from qwen_term_retrieval.training.augmentation import Augmentation, DistortedCopies, load_recordings
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.sampling import Visit
@@ -287,6 +288,17 @@ def test_copies_are_computed_once_and_anew_for_other_settings_and_clips_never_tw
     assert cached_features(model, few, augmentation(few, 1, gain_prob=1.0), tmp_path).num_computed == 10
 
 
+def test_other_noise_in_the_same_place_makes_other_copies(rows, tmp_path):
+    digests = []
+    for seed in (0, 0, 1):
+        soundfile.write(tmp_path / "fan.wav", hum(RATE, seed=seed), RATE)
+        digests.append(DistortedCopies(augmentation(rows, 1, noise=str(tmp_path))).digests())
+    assert digests[0] == digests[1]
+    recorded, copies = slice(len(rows)), slice(len(rows), None)
+    assert digests[0][recorded] == digests[2][recorded]
+    assert not set(digests[0][copies]) & set(digests[2][copies])
+
+
 def test_a_frozen_tower_without_copies_says_what_to_do(rows):
     with pytest.raises(ValueError, match="set augmented_copies to 1 or more, or train the tower"):
         augmentation(rows, num_copies=0)
@@ -296,8 +308,6 @@ def test_a_frozen_tower_without_copies_says_what_to_do(rows):
 
 
 def test_recordings_come_from_a_folder_of_audio(tmp_path):
-    import soundfile
-
     soundfile.write(tmp_path / "fan.wav", hum(RATE), RATE)
     reader = ClipReader(load_recordings(str(tmp_path), "noise"))
     assert reader.num_samples.tolist() == [RATE]

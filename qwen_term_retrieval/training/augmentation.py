@@ -64,21 +64,21 @@ class Augmentation:
                 "the audio tower is frozen, so the frames of a clip are computed once, and no visit can be augmented: "
                 "set augmented_copies to 1 or more, or train the tower (lora_r)"
             )
-        noise = load_recordings(config.noise, "noise")
-        rooms = load_recordings(config.impulse_responses, "impulse_responses")
+        noise = _reader(config.noise, "noise")
+        rooms = _reader(config.impulse_responses, "impulse_responses")
         self.clips = ClipReader(rows)
         self.planner = DistortionPlanner(
             config,
             self.clips,
-            noise=None if noise is None else ClipReader(noise),
-            impulse_responses=None if rooms is None else ClipReader(rooms),
+            noise=noise,
+            impulse_responses=rooms,
             max_samples=round(max_seconds * SAMPLING_RATE),
         )
         self.num_copies = num_copies
         self.seed = seed
         self._spoken = rows.select_columns(["term_ids", "spoken_ids"])
-        sources = [None if source is None else source._fingerprint for source in (noise, rooms)]
-        self.settings = json.dumps([_VERSION, seed, dataclasses.asdict(config), sources, self.planner.max_samples])
+        sounds = [None if source is None else _fingerprint(source) for source in (noise, rooms)]
+        self.settings = json.dumps([_VERSION, seed, dataclasses.asdict(config), sounds, self.planner.max_samples])
 
     def visit(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row as it is heard, with its `copy` and `distortion`.
@@ -152,14 +152,12 @@ class DistortedCopies(Sequence[np.ndarray]):
         return list(zip(clean + copies, lengths, strict=True))
 
 
-def load_recordings(source: str | None, setting: str) -> datasets.Dataset | None:
+def load_recordings(source: str, setting: str) -> datasets.Dataset:
     """All splits of a pack, a folder of audio (packed once, into the cache), a manifest or a dataset on the Hub.
 
     Raises:
         FileNotFoundError: there is none; the message names the setting.
     """
-    if source is None:
-        return None
     path = Path(source).resolve()
     try:
         if path.is_dir():
@@ -174,3 +172,15 @@ def load_recordings(source: str | None, setting: str) -> datasets.Dataset | None
             f"it: {error}"
         ) from error
     return datasets.concatenate_datasets([rows.select_columns(["audio"]) for rows in splits.values()])
+
+
+def _reader(source: str | None, setting: str) -> ClipReader | None:
+    return None if source is None else ClipReader(load_recordings(source, setting))
+
+
+def _fingerprint(recordings: ClipReader) -> str:
+    """Of the length and the first second of each."""
+    digest = xxhash.xxh3_128(recordings.num_samples.tobytes())
+    for recording in range(len(recordings)):
+        digest.update(recordings.views([recording])[0][:SAMPLING_RATE].data)
+    return digest.hexdigest()
