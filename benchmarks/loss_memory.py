@@ -26,7 +26,7 @@ MB = 1e6
 
 
 def whole_table_loss(queries, candidates, logit_scale):
-    logits_QN = logit_scale * queries.vectors_QWD[:, 0] @ candidates.vectors_ND.T
+    logits_QN = logit_scale * queries.vectors_VD @ candidates.vectors_ND.T
     positive_QN = queries.positive_ids_QP == candidates.ids_N
     losses = []
     for logits, positive in ((logits_QN, positive_QN), (logits_QN.T, positive_QN.T)):
@@ -43,13 +43,13 @@ def measure(loss_function, num_queries, num_terms, dim):
     """Seconds of one step, and the peak above what the process held before the embeddings."""
     torch.manual_seed(0)
     torch.randn(64, 64) @ torch.randn(64, 64)  # what the first product loads is not the loss's
-    warm = Queries(torch.randn(2, 1, 4, requires_grad=True), torch.ones(2, 1).bool(), *[torch.arange(2)[:, None]] * 2)
+    warm = Queries(torch.randn(2, 4, requires_grad=True), *[torch.arange(2)[:, None]] * 3)
     loss_function(warm, Candidates(torch.randn(2, 4), torch.arange(2)), torch.tensor(1.0)).backward()
     before = peak_bytes()
-    vectors_QWD = F.normalize(torch.randn(num_queries, 1, dim), dim=-1).requires_grad_()
+    vectors_QD = F.normalize(torch.randn(num_queries, dim), dim=-1).requires_grad_()
     vectors_ND = F.normalize(torch.randn(num_terms, dim), dim=-1).requires_grad_()
     ids_Q1 = (torch.arange(num_queries) % num_terms)[:, None]
-    queries = Queries(vectors_QWD, torch.ones(num_queries, 1, dtype=torch.bool), ids_Q1, ids_Q1)
+    queries = Queries(vectors_QD, torch.arange(num_queries)[:, None], ids_Q1, ids_Q1)
     started = time.perf_counter()
     loss = loss_function(queries, Candidates(vectors_ND, torch.arange(num_terms)), torch.tensor(14.3))
     loss.backward()

@@ -20,8 +20,8 @@ def unit_rows(*shape, seed=0):
 def make_queries(vectors, positive, neutral=None):
     vectors = vectors[:, None] if vectors.ndim == 2 else vectors
     neutral = [[-1]] * len(positive) if neutral is None else neutral
-    mask = torch.ones(vectors.shape[:2], dtype=torch.bool)
-    return Queries(vectors, mask, torch.tensor(positive), torch.tensor(neutral))
+    windows = torch.arange(vectors.shape[0] * vectors.shape[1]).view(vectors.shape[:2])
+    return Queries(vectors.flatten(0, 1), windows, torch.tensor(positive), torch.tensor(neutral))
 
 
 def test_one_positive_a_query_is_symmetric_cross_entropy():
@@ -57,7 +57,7 @@ def test_the_best_window_counts_and_padding_never_does():
     vectors[0, 1, 0] = 1.0
     vectors[0, 2, 1] = 1.0
     queries = make_queries(vectors, [[0]])
-    queries.mask_QW[0, 2] = False
+    queries.windows_QW[0, 2] = -1
     terms = torch.eye(4)[:2]
     loss = contrastive_loss(queries, Candidates(terms, torch.arange(2)), torch.tensor(50.0))
     assert loss.item() < 1e-6

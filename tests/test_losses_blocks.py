@@ -17,8 +17,8 @@ def contains(ids_QM, ids_N):
 
 def whole_table_loss(queries, candidates, logit_scale):
     """The definition of the loss, with every score and every mask written out."""
-    scores_QWN = logit_scale * queries.vectors_QWD @ candidates.vectors_ND.T
-    logits_QN = scores_QWN.masked_fill(~queries.mask_QW[..., None], -torch.inf).amax(1)
+    scores_QWN = logit_scale * queries.vectors_VD[queries.windows_QW] @ candidates.vectors_ND.T
+    logits_QN = scores_QWN.masked_fill((queries.windows_QW < 0)[..., None], -torch.inf).amax(1)
     positive_QN = contains(queries.positive_ids_QP, candidates.ids_N)
     neutral_QN = contains(queries.neutral_ids_QM, candidates.ids_N) & ~positive_QN
     losses = []
@@ -41,16 +41,18 @@ def make_batch(num_queries, num_windows, num_candidates, seed=0, dim=6):
     def ids(columns):
         return torch.randint(-1, 2 * num_candidates, (num_queries, columns), generator=generator)
 
-    mask = torch.rand(num_queries, num_windows, generator=generator) < 0.7
-    mask[:, 0] = True
-    queries = Queries(unit(num_queries, num_windows, dim), mask, ids(2), ids(3))
+    num_vectors = num_queries * num_windows
+    windows = torch.randperm(num_vectors, generator=generator).view(num_queries, num_windows)
+    width = torch.randint(1, num_windows + 1, (num_queries, 1), generator=generator)
+    windows = windows.masked_fill(torch.arange(num_windows) >= width, -1)
+    queries = Queries(unit(num_vectors, dim), windows, ids(2), ids(3))
     candidate_ids = torch.randperm(2 * num_candidates, generator=generator)[:num_candidates]
     scale = torch.tensor(12.0, dtype=torch.float64, requires_grad=True)
     return queries, Candidates(unit(num_candidates, dim), candidate_ids), scale
 
 
 def value_and_gradients(loss, queries, candidates, scale):
-    return [loss.detach(), *torch.autograd.grad(loss, (queries.vectors_QWD, candidates.vectors_ND, scale))]
+    return [loss.detach(), *torch.autograd.grad(loss, (queries.vectors_VD, candidates.vectors_ND, scale))]
 
 
 @settings(deadline=None, max_examples=40)
@@ -68,30 +70,30 @@ def test_soft_windows_have_the_right_gradients_even_of_the_temperature(num_windo
     queries, candidates, scale = make_batch(5, num_windows, 6)
 
     def loss(vectors, bank, scale):
-        soft = Queries(vectors, queries.mask_QW, queries.positive_ids_QP, queries.neutral_ids_QM)
+        soft = Queries(vectors, queries.windows_QW, queries.positive_ids_QP, queries.neutral_ids_QM)
         return contrastive_loss(
             soft, Candidates(bank, candidates.ids_N), scale, window_temperature=0.2, block_elements=50
         )
 
-    assert torch.autograd.gradcheck(loss, (queries.vectors_QWD, candidates.vectors_ND, scale))
+    assert torch.autograd.gradcheck(loss, (queries.vectors_VD, candidates.vectors_ND, scale))
 
 
 def test_half_precision_embeddings_are_scored_in_single_precision():
     queries, candidates, scale = make_batch(20, 1, 20, dim=32)
     half = Queries(
-        queries.vectors_QWD.detach().bfloat16().requires_grad_(),
-        queries.mask_QW,
+        queries.vectors_VD.detach().bfloat16().requires_grad_(),
+        queries.windows_QW,
         queries.positive_ids_QP,
         queries.neutral_ids_QM,
     )
     bank = Candidates(candidates.vectors_ND.detach().bfloat16(), candidates.ids_N)
-    rounded = Queries(half.vectors_QWD.detach().double(), half.mask_QW, half.positive_ids_QP, half.neutral_ids_QM)
+    rounded = Queries(half.vectors_VD.detach().double(), half.windows_QW, half.positive_ids_QP, half.neutral_ids_QM)
     expected = contrastive_loss(rounded, Candidates(bank.vectors_ND.double(), bank.ids_N), scale)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = contrastive_loss(half, bank, scale.float())
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert half.vectors_QWD.grad.dtype == torch.bfloat16
+    assert half.vectors_VD.grad.dtype == torch.bfloat16
 
 
 class LargestTensor(TorchDispatchMode):
@@ -112,7 +114,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize(("num_windows", "window_temperature"), [(1, None), (3, None), (3, 0.1)])
 def test_no_tensor_is_ever_larger_than_a_block_or_the_embeddings(num_windows, window_temperature):
     batch = make_batch(300, num_windows, 300)
-    embeddings = max(batch[0].vectors_QWD.numel(), batch[1].vectors_ND.numel())
+    embeddings = max(batch[0].vectors_VD.numel(), batch[1].vectors_ND.numel())
     with LargestTensor() as largest:
         loss = contrastive_loss(*batch, window_temperature=window_temperature, block_elements=4_000)
         loss.backward()
@@ -128,3 +130,12 @@ def test_padding_ids_match_nothing_and_a_repeated_id_is_one_pair():
     pairs = matching_pairs(ids, torch.tensor([0, 2, 3]))
     assert pairs.query_P.tolist() == [0, 1, 1]
     assert pairs.candidate_P.tolist() == [1, 0, 2]
+
+
+def test_queries_of_known_span_are_not_padded_to_the_windows_of_the_others():
+    queries, candidates, scale = make_batch(60, 50, 40)
+    queries.windows_QW[:58, 1:] = -1
+    with LargestTensor() as largest:
+        contrastive_loss(queries, candidates, scale).backward()
+    vectors = queries.vectors_VD.numel()
+    assert largest.elements <= max(vectors, 58 * 40, 2 * 50 * 40) < 60 * 50 * 40

@@ -21,9 +21,9 @@ def unit(*rows):
 
 
 def one_window(vectors_QD, positive, neutral=None):
-    mask = torch.ones(len(vectors_QD), 1, dtype=torch.bool)
     neutral = [[-1]] * len(positive) if neutral is None else neutral
-    return Queries(vectors_QD[:, None], mask, torch.tensor(positive), torch.tensor(neutral))
+    windows = torch.arange(len(vectors_QD))[:, None]
+    return Queries(vectors_QD, windows, torch.tensor(positive), torch.tensor(neutral))
 
 
 # ---- hard negatives -------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def test_a_query_is_compared_with_its_own_hard_negatives_alone():
     terms = Candidates(unit([1.0, 0.0], [0.0, 1.0]), torch.tensor([1, 2]))
     negatives = Candidates(unit([0.9, 0.4], [0.3, 0.9]), torch.tensor([7, 8]))
     loss = hard_negative_loss(queries, terms, negatives, torch.tensor([[7], [8]]), SCALE)
-    scores = SCALE * queries.vectors_QWD[:, 0] @ torch.cat([terms.vectors_ND, negatives.vectors_ND]).T
+    scores = SCALE * queries.vectors_VD @ torch.cat([terms.vectors_ND, negatives.vectors_ND]).T
     expected = [F.softplus(scores[0, 2] - scores[0, 0]), F.softplus(scores[1, 3] - scores[1, 1])]
     assert loss.item() == pytest.approx((sum(expected) / 2).item(), abs=1e-12)
 
@@ -44,7 +44,7 @@ def test_gradients_reach_the_hard_negatives_and_push_them_away():
     terms = Candidates(unit([1.0, 0.0]), torch.tensor([1]))
     negatives = Candidates(unit([0.9, 0.4]), torch.tensor([7]))
     hard_negative_loss(queries, terms, negatives, torch.tensor([[7]]), SCALE).backward()
-    assert (negatives.vectors_ND.grad @ queries.vectors_QWD[0, 0]).item() > 0
+    assert (negatives.vectors_ND.grad @ queries.vectors_VD[0]).item() > 0
 
 
 def test_a_hard_negative_that_is_said_in_the_clip_is_left_out():
@@ -63,7 +63,7 @@ def test_blocks_of_queries_change_neither_loss_nor_gradients(num_windows, bias):
     negatives = Candidates(make_batch(1, 1, 12, seed=3)[1].vectors_ND, torch.arange(100, 112))
     chosen = torch.randint(99, 112, (9, 4), generator=torch.Generator().manual_seed(0))
     chosen[chosen == 99] = -1
-    inputs = (queries.vectors_QWD, terms.vectors_ND, negatives.vectors_ND, scale)
+    inputs = (queries.vectors_VD, terms.vectors_ND, negatives.vectors_ND, scale)
     found = []
     for block_elements in (1, 60, 10**6):
         loss = hard_negative_loss(
@@ -81,7 +81,7 @@ def test_the_sigmoid_form_judges_each_hard_negative_by_itself():
     terms = Candidates(unit([1.0, 0.0]), torch.tensor([1]))
     negatives = Candidates(unit([0.9, 0.4], [0.3, 0.9]), torch.tensor([7, 8]))
     loss = hard_negative_loss(queries, terms, negatives, torch.tensor([[7, 8]]), SCALE, torch.tensor(-2.0))
-    scores = SCALE * queries.vectors_QWD[0] @ negatives.vectors_ND.T
+    scores = SCALE * queries.vectors_VD[0] @ negatives.vectors_ND.T
     assert loss.item() == pytest.approx(F.softplus(scores - 2).sum().item(), abs=1e-12)
 
 
@@ -91,7 +91,7 @@ def test_without_any_hard_negative_the_loss_is_zero_with_a_gradient_path():
     loss = hard_negative_loss(queries, terms, none, torch.full((3, 1), -1), scale)
     loss.backward()
     assert loss.item() == 0
-    assert torch.equal(queries.vectors_QWD.grad, torch.zeros_like(queries.vectors_QWD))
+    assert torch.equal(queries.vectors_VD.grad, torch.zeros_like(queries.vectors_VD))
 
 
 def test_a_hard_negative_that_was_not_embedded_is_refused():
@@ -106,17 +106,17 @@ def test_a_hard_negative_that_was_not_embedded_is_refused():
 def test_a_clip_without_a_term_chooses_nothing_among_all_terms():
     clips = one_window(unit([1.0, 0.3]), [[-1]])
     terms = Candidates(unit([1.0, 0.0], [0.0, 1.0]), torch.tensor([1, 2]))
-    scores = SCALE * clips.vectors_QWD[0] @ terms.vectors_ND.T
+    scores = SCALE * clips.vectors_VD[0] @ terms.vectors_ND.T
     nothing = SCALE * 0.2
     expected = -torch.log(nothing.exp() / (nothing.exp() + scores.exp().sum()))
     assert no_term_loss(clips, terms, SCALE, 0.2).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_the_best_window_of_a_clip_without_a_term_is_pushed_from_the_nearest_term():
-    clips = Queries(unit([[0.0, 1.0], [1.0, 0.1]]), torch.ones(1, 2).bool(), torch.tensor([[-1]]), torch.tensor([[-1]]))
+    clips = Queries(unit([0.0, 1.0], [1.0, 0.1]), torch.tensor([[0, 1]]), torch.tensor([[-1]]), torch.tensor([[-1]]))
     terms = Candidates(unit([1.0, 0.0]), torch.tensor([1]))
     no_term_loss(clips, terms, SCALE, 0.2).backward()
-    pushed = clips.vectors_QWD.grad[0] @ terms.vectors_ND[0]
+    pushed = clips.vectors_VD.grad @ terms.vectors_ND[0]
     assert pushed[1] > 0
     assert pushed[0] == 0
 

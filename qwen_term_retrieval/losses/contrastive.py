@@ -18,7 +18,7 @@ The same is done in the other direction, each candidate choosing among the queri
 Each rank scores its own queries against the candidates of all ranks; for the other direction the ranks exchange one
 number a candidate, so no query ever leaves its rank.
 
-Shapes: Q queries, W windows, N candidates, D embedding; P and M padded lists of ids (padding is -1).
+Shapes: V vectors, Q queries, W windows, N candidates, D embedding; P and M padded lists of ids (padding is -1).
 """
 
 from __future__ import annotations
@@ -40,23 +40,26 @@ class Queries:
     """The spoken side of one loss, on one rank.
 
     Attributes:
-        vectors_QWD: unit-norm window vectors of each query (W = 1 where the span is known).
-        mask_QW: which windows exist.
+        vectors_VD: unit norm; pooled spans of the batch.
+        windows_QW: which of them are the query's windows (one where the span is known); int64, padded at the end with
+            -1.
         positive_ids_QP: ids of what was said in the query; int64, padded with -1.
         neutral_ids_QM: ids that must not be negatives of the query; int64, padded with -1.
     """
 
-    vectors_QWD: torch.Tensor
-    mask_QW: torch.Tensor
+    vectors_VD: torch.Tensor
+    windows_QW: torch.Tensor
     positive_ids_QP: torch.Tensor
     neutral_ids_QM: torch.Tensor
 
     def table(self, ids_N: torch.Tensor, window_temperature: float | None, block_elements: int) -> ScoreTable:
-        """Their scores against candidates of these ids."""
+        """Their scores against candidates of these ids, in the order of their number of windows."""
+        order_Q = (self.windows_QW >= 0).sum(1).argsort(stable=True)
+        positive_ids_QP = self.positive_ids_QP[order_Q]
         return ScoreTable(
-            self.mask_QW,
-            positives=matching_pairs(self.positive_ids_QP, ids_N),
-            excluded=matching_pairs(torch.cat([self.positive_ids_QP, self.neutral_ids_QM], 1), ids_N),
+            self.windows_QW[order_Q],
+            positives=matching_pairs(positive_ids_QP, ids_N),
+            excluded=matching_pairs(torch.cat([positive_ids_QP, self.neutral_ids_QM[order_Q]], 1), ids_N),
             window_temperature=window_temperature,
             block_elements=block_elements,
         )
@@ -106,7 +109,7 @@ def contrastive_loss(
     """
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
     by_query_Q, by_candidate_N, positive_P = negative_log_sum_exp(
-        queries.vectors_QWD, candidates.vectors_ND, logit_scale, table
+        queries.vectors_VD, candidates.vectors_ND, logit_scale, table
     )
     if world_size() > 1:
         by_candidate_N = gather_rows(by_candidate_N[None]).logsumexp(0)

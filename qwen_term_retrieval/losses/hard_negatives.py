@@ -9,8 +9,8 @@ pool: shared pools of 128 and more mined negatives collapsed from a cold start, 
 
 A negative that is said in the clip, under whatever alias, is left out.
 
-Shapes: Q queries, W windows, K negatives of a query, M candidates of this rank, D embedding, P positives; R queries of
-one block.
+Shapes: V vectors, Q queries, W windows, K negatives of a query, M candidates of this rank, D embedding, P positives;
+R queries of one block.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def hard_negative_loss(
         logit_scale: inverse temperature, a scalar.
         logit_bias: with it, the sigmoid form; without, InfoNCE.
         window_temperature: as in `contrastive_loss`.
-        block_elements: numbers of gathered negatives in memory at a time.
+        block_elements: numbers in memory at a time, of the negatives and windows of some queries.
 
     Returns:
         This rank's share, as in `contrastive_loss`, of the mean over the queries that have a negative (InfoNCE: and a
@@ -80,10 +80,11 @@ def hard_negative_loss(
         return (loss_R * counts_R).sum(), counts_R.sum()
 
     num_queries, num_negatives = negative_ids_QK.shape
-    size = max(1, block_elements // max(1, num_negatives * queries.vectors_QWD.shape[2]))
+    vectors_at_once = block_elements // queries.vectors_VD.shape[1]
+    size = max(1, vectors_at_once // (num_negatives + queries.windows_QW.shape[1]))
     blocks = [slice(first, first + size) for first in range(0, num_queries, size)]
     # A gradient path even where there is no query, or nothing to compare it with.
-    total = (queries.vectors_QWD.sum() + candidates.vectors_ND.sum() + negatives.vectors_ND.sum() + logit_scale) * 0
+    total = (queries.vectors_VD.sum() + candidates.vectors_ND.sum() + negatives.vectors_ND.sum() + logit_scale) * 0
     count = torch.zeros((), dtype=torch.long, device=total.device)
     if len(negatives.ids_N) and len(candidates.ids_N):
         for rows in blocks:
@@ -96,12 +97,17 @@ def _scorer(
     queries: Queries, rows: slice, logit_scale: torch.Tensor, window_temperature: float | None
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A function that scores these queries, each against rows of a bank of its own: (M, D) and (R, K) to (R, K)."""
-    vectors_RWD, mask_RW = queries.vectors_QWD[rows], queries.mask_QW[rows]
+    windows_RW = queries.windows_QW[rows]
+    vectors_RWD = _chosen(queries.vectors_VD, windows_RW)
     softness = None if window_temperature is None else logit_scale * window_temperature
 
     def score(bank_MD: torch.Tensor, rows_RK: torch.Tensor) -> torch.Tensor:
-        chosen_RKD = bank_MD.index_select(0, rows_RK.clamp(min=0).flatten()).unflatten(0, rows_RK.shape)
-        scores_RWK = logit_scale * torch.einsum("rwd,rkd->rwk", vectors_RWD, chosen_RKD)
-        return reduce_windows(scores_RWK, mask_RW, softness)
+        scores_RWK = logit_scale * torch.einsum("rwd,rkd->rwk", vectors_RWD, _chosen(bank_MD, rows_RK))
+        return reduce_windows(scores_RWK, windows_RW >= 0, softness)
 
     return score
+
+
+def _chosen(vectors_VD: torch.Tensor, rows_RK: torch.Tensor) -> torch.Tensor:
+    """(R, K, D); any vector where the row is -1."""
+    return vectors_VD.index_select(0, rows_RK.clamp(min=0).flatten()).unflatten(0, rows_RK.shape)

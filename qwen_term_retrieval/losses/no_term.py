@@ -41,6 +41,6 @@ def no_term_loss(
         This rank's share, as in `contrastive_loss`.
     """
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
-    by_query_Q, _, _ = negative_log_sum_exp(queries.vectors_QWD, candidates.vectors_ND, logit_scale, table)
+    by_query_Q, _, _ = negative_log_sum_exp(queries.vectors_VD, candidates.vectors_ND, logit_scale, table)
     num_queries = sum_over_ranks(torch.tensor(len(by_query_Q), device=by_query_Q.device)).clamp(min=1)
     return F.softplus(by_query_Q - logit_scale * margin).sum() * world_size() / num_queries

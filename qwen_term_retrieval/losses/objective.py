@@ -122,14 +122,7 @@ class Objective:
 
 
 def _queries(embeddings: Embeddings, queries: Mapping[str, torch.Tensor]) -> Queries:
-    windows_QW = queries["windows_QW"]
-    rows = windows_QW.clamp(min=0)
-    return Queries(
-        embeddings.audio_PD.index_select(0, rows.flatten()).unflatten(0, rows.shape),
-        windows_QW >= 0,
-        queries["positive_ids_QP"],
-        queries["neutral_ids_QM"],
-    )
+    return Queries(embeddings.audio_PD, queries["windows_QW"], queries["positive_ids_QP"], queries["neutral_ids_QM"])
 
 
 def _candidates(embeddings: Embeddings, candidates: Mapping[str, torch.Tensor]) -> Candidates:

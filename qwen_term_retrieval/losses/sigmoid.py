@@ -39,7 +39,7 @@ def sigmoid_loss(
     """
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
     negatives_Q, positive_P = negative_softplus_sum(
-        queries.vectors_QWD, candidates.vectors_ND, logit_scale, logit_bias, table
+        queries.vectors_VD, candidates.vectors_ND, logit_scale, logit_bias, table
     )
     num_queries = sum_over_ranks(torch.tensor(len(negatives_Q), device=negatives_Q.device)).clamp(min=1)
     total = negatives_Q.sum() + F.softplus(-(positive_P + logit_bias)).sum()
