@@ -45,7 +45,8 @@ def write_pack_json(
         "files": files,
         "checksum": _NO_CHECKSUM,
     }
-    text = json.dumps(whole, indent=1, ensure_ascii=False)
+    # File names that are no UTF-8 hold lone surrogates; written with a backslash they are JSON.
+    text = json.dumps(whole, indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode()
     checksum = xxhash.xxh64_hexdigest(text.encode())
     with atomic_file(folder / PACK_JSON) as file:
         file.write(_replace_last(text, _NO_CHECKSUM, checksum).encode())

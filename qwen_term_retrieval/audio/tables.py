@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Survey:
         self.problems: list[dict[str, str]] = []
         self._sampling_rate = sampling_rate
         self._splits: dict[str, SplitTotals] = {}
+        # Whole samples: sums of seconds would depend on the order of summing.
+        self._num_samples: Counter[str] = Counter()
         self._digest = xxhash.xxh3_128(str(sampling_rate).encode())
         self._extra_schemas: dict[str, pa.Schema] = {}
 
@@ -71,7 +74,8 @@ class Survey:
             totals = self._splits.setdefault(split, SplitTotals())
             totals.num_clips += len(rows)
             totals.num_no_term_clips += int(np.count_nonzero(num_terms[rows] == 0))
-            totals.duration_s += int(lengths[rows].sum()) / self._sampling_rate
+            self._num_samples[split] += int(lengths[rows].sum())
+            totals.duration_s = self._num_samples[split] / self._sampling_rate
         extra = _extra_schema(part.rows.schema)
         self._extra_schemas[extra.to_string()] = extra
 

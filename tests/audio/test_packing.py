@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio import increment, packing
@@ -23,6 +25,7 @@ from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.audio.shards import PackError, ShardIndex
 
 RATE = 16_000
+QUIET = {"num_workers": 1, "quiet": True}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -92,6 +95,30 @@ def test_shards_stay_within_their_bound_and_a_longer_clip_gets_its_own(noise, tm
     assert [shard["clips"] for shard in shards] == [2, 1, 1, 2, 2]
     assert [shard["bytes"] > 20_000 for shard in shards] == [False, False, True, False, False]
     assert not Pack.open(tmp_path / "pack").verify()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=12),
+    shard_bytes=st.integers(1, 20_000),
+    per_part=st.integers(1, 9),
+)
+@settings(max_examples=10, deadline=None)
+def test_where_clips_lie_follows_from_their_lengths_and_not_from_the_parts_they_came_in(
+    lengths, shard_bytes, per_part, tmp_path_factory
+):
+    folder = tmp_path_factory.mktemp("packs")
+    clips = [np.arange(length, dtype=np.int16) - i for i, length in enumerate(lengths)]
+    utterances = [Utterance(f"u{i}", clip, sampling_rate=RATE) for i, clip in enumerate(clips)]
+    pack_corpus(utterances, folder / "one", shard_bytes=shard_bytes, **QUIET)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(increment, "UTTERANCES_PER_PART", per_part)
+        pack_corpus(utterances, folder / "other", shard_bytes=shard_bytes, **QUIET)
+    assert contents(folder / "one") == contents(folder / "other")
+    pack = Pack.open(folder / "one")
+    assert pack.verify() == []
+    assert all(shard["bytes"] <= shard_bytes or shard["clips"] == 1 for shard in pack.shards)
+    for i, clip in enumerate(clips):
+        np.testing.assert_array_equal(pack.find(f"u{i}").clip.pcm, clip)
 
 
 PACK_SCRIPT = (
@@ -236,6 +263,12 @@ def test_skipped_audio_is_listed_on_screen_and_in_the_pack(spoiled, tmp_path, ca
         assert problem["action"] == "skip"
         assert problem["where"] in caplog.text
     assert "5 utterances were skipped or silenced" in str(summary)
+
+
+def test_a_problem_with_a_file_whose_name_is_no_utf8_is_listed(noise, tmp_path):
+    gone = Utterance("gone", Path("caf\udce9.wav"))
+    pack_corpus([*in_memory(noise, 1), gone], tmp_path / "pack", on_error="skip", **QUIET)
+    assert "caf\udce9.wav" in Pack.open(tmp_path / "pack").increments[0]["problems"][0]["where"]
 
 
 def test_silenced_audio_keeps_its_row_with_a_second_of_silence_and_no_span(spoiled, tmp_path):
