@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 Range = tuple[float, float]
+# A room that reverberates for less has no reflections after its direct sound.
+SHORTEST_RT60_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,17 @@ class AugmentationConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith(("_prob", "_share")):
-                if not 0 <= value <= 1:
+                if not isinstance(value, int | float) or not 0 <= value <= 1:
                     raise ValueError(f"augmentation: {field.name} must lie in [0, 1], not {value}")
             elif isinstance(field.default, tuple):
-                if not isinstance(value, Sequence) or len(value) != 2 or not value[0] <= value[1]:
+                if not _is_range(value):
                     raise ValueError(f"augmentation: {field.name} must be [lowest, highest], not {value}")
                 object.__setattr__(self, field.name, tuple(value))
-        for name in ("speed", "rt60_seconds", "babble_voices"):
+        if self.rt60_seconds[0] < SHORTEST_RT60_SECONDS:
+            raise ValueError(
+                f"augmentation: rt60_seconds must be at least {SHORTEST_RT60_SECONDS}, not {list(self.rt60_seconds)}"
+            )
+        for name in ("speed", "babble_voices"):
             if getattr(self, name)[0] <= 0:
                 raise ValueError(f"augmentation: {name} must be positive, not {list(getattr(self, name))}")
         if not 0 <= self.band_low_hz[0] <= self.band_low_hz[1] < self.band_high_hz[0] <= self.band_high_hz[1] <= 8000:
@@ -101,3 +107,9 @@ class AugmentationConfig:
                     f"augmentation: {name!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else "")
                 )
         return cls(**settings)
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(edge, int | float) for edge in value):
+        return False
+    return value[0] <= value[1]

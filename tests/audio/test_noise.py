@@ -218,6 +218,9 @@ def test_a_band_passes_what_is_inside_and_stops_what_is_not(low, high):
         ({"noise_snr_db": [20, -5]}, r"noise_snr_db must be \[lowest, highest\], not \[20, -5\]"),
         ({"speed": [0, 1]}, r"speed must be positive, not \[0, 1\]"),
         ({"band_low_hz": [100, 3000]}, "band_low_hz must lie below band_high_hz"),
+        ({"rt60_seconds": [0.001, 0.3]}, r"rt60_seconds must be at least 0.02, not \[0.001, 0.3\]"),
+        ({"gain_prob": "often"}, r"gain_prob must lie in \[0, 1\], not often"),
+        ({"speed": 1.1}, r"speed must be \[lowest, highest\], not 1.1"),
         ({"augmented_copies": -1}, "augmented_copies must not be negative, not -1"),
     ],
 )
