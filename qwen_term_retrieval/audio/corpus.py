@@ -97,8 +97,9 @@ def read_corpus(
     Columns of a row: `audio` (or `file_name`, `audio_filepath`, `term_chunk_audio`; relative to the manifest), `key`,
     `text` (or `transcription`, `transcript`, `sentence`, `term_chunk_text`), `terms` (or
     `term_chunk_audio_ground_truth_terms`), `term_starts`, `term_ends`, `speaker`, `language`, `split`; `clip_start` and
-    `clip_end` in seconds, where the clip is only that part of its recording. `duration` is measured anew; all others
-    pass through. In CSV and TSV, lists are split by `|`.
+    `clip_end` in seconds, where the clip is only that part of its recording, and `clip_channel`, from 0, where it is
+    only one of its channels. `duration` is measured anew; all others pass through. In CSV and TSV, lists are split by
+    `|`.
 
     The split is the `split` given here, else the row's, else the folder `train`, `validation` or `test` the manifest
     or the audio lies in, else the manifest's own name, else "train"; `dev`, `val`, `valid` and `eval` mean

@@ -38,7 +38,9 @@ EXACT_IN_INT16 = frozenset(
 _CLIPPED_SHARE = 0.01
 
 
-def pcm_blocks(audio: Audio, rate: int, *, array_rate: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
+def pcm_blocks(
+    audio: Audio, rate: int, *, array_rate: int | None = None, channel: int | None = None
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yield `(pcm, num_clipped)`: int16 `(num_samples,)` mono at `rate` Hz, and how many samples were clipped.
 
     Args:
@@ -46,12 +48,16 @@ def pcm_blocks(audio: Audio, rate: int, *, array_rate: int | None = None) -> Ite
             [-1, 1], `(num_samples,)` or `(num_samples, channels)`.
         rate: sampling rate of the blocks, in Hz.
         array_rate: sampling rate of `audio`, in Hz; needed for arrays only.
+        channel: the one to take, from 0; None: the mean of all.
 
     Raises:
         BadAudioError: no samples, NaN or infinity, a file that is missing, unreadable, cut short or corrupt, or an
             array of the wrong type or shape.
     """
-    blocks = _array_pcm(audio, array_rate, rate) if isinstance(audio, np.ndarray) else _file_pcm(audio, rate)
+    if isinstance(audio, np.ndarray):
+        blocks = _array_pcm(audio, array_rate, rate, channel)
+    else:
+        blocks = _file_pcm(audio, rate, channel)
     num_samples = 0
     for pcm, num_clipped in blocks:
         num_samples += len(pcm)
@@ -105,16 +111,19 @@ def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip"
     return pcm
 
 
-def _file_pcm(audio: str | Path | FileSlice | bytes, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+def _file_pcm(
+    audio: str | Path | FileSlice | bytes, rate: int, channel: int | None
+) -> Iterator[tuple[np.ndarray, int]]:
     with opened_sound(audio) as file:
-        if file.samplerate == rate and file.channels == 1 and file.subtype in EXACT_IN_INT16:
-            for block in read_blocks(file, "int16", FRAMES_PER_BLOCK):
-                yield block[:, 0].astype("<i2", copy=False), 0
-        else:
-            yield from _converted(read_blocks(file, "float32", FRAMES_PER_BLOCK), file.samplerate, rate)
+        is_mono = file.channels == 1 or channel is not None
+        is_exact = is_mono and file.samplerate == rate and file.subtype in EXACT_IN_INT16
+        blocks = read_blocks(file, "int16" if is_exact else "float32", FRAMES_PER_BLOCK)
+        yield from _converted(_of_channel(blocks, file.channels, channel), file.samplerate, rate)
 
 
-def _array_pcm(array: np.ndarray, array_rate: int | None, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+def _array_pcm(
+    array: np.ndarray, array_rate: int | None, rate: int, channel: int | None
+) -> Iterator[tuple[np.ndarray, int]]:
     if array_rate is None:
         raise BadAudioError("an array without its sampling rate; give Utterance(sampling_rate=…)")
     if not RATES[0] <= array_rate <= RATES[1]:
@@ -125,17 +134,32 @@ def _array_pcm(array: np.ndarray, array_rate: int | None, rate: int) -> Iterator
         raise BadAudioError(f"an array of shape {array.shape}; give (num_samples,) or (num_samples, channels)")
     frames = array[:, None] if array.ndim == 1 else array
     blocks = (frames[start : start + FRAMES_PER_BLOCK] for start in range(0, len(frames), FRAMES_PER_BLOCK))
-    if array.dtype == np.int16 and array_rate == rate and frames.shape[1] == 1:
-        return ((np.ascontiguousarray(block[:, 0], "<i2"), 0) for block in blocks)
-    scale = np.float32(1 / 32768) if array.dtype == np.int16 else np.float32(1)
-    return _converted((block.astype(np.float32) * scale for block in blocks), array_rate, rate)
+    is_mono = frames.shape[1] == 1 or channel is not None
+    if not (is_mono and array_rate == rate and array.dtype == np.int16):
+        scale = np.float32(1 / 32768) if array.dtype == np.int16 else np.float32(1)
+        blocks = (block.astype(np.float32) * scale for block in blocks)
+    return _converted(_of_channel(blocks, frames.shape[1], channel), array_rate, rate)
+
+
+def _of_channel(blocks: Iterator[np.ndarray], num_channels: int, channel: int | None) -> Iterator[np.ndarray]:
+    if channel is None:
+        return blocks
+    if not 0 <= channel < num_channels:
+        raise BadAudioError(f"has no channel {channel}, counted from 0, but {num_channels} in all")
+    return (block[:, channel : channel + 1] for block in blocks)
 
 
 def _converted(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Float32 (frames, channels) to int16 mono; the stream gives the same samples as converting the whole at once."""
+    """Float32 (frames, channels) to int16 mono; the stream gives the same samples as converting the whole at once.
+
+    Int16 (frames, 1), at `rate` already, stays as it is.
+    """
     resampler = None if source_rate == rate else soxr.ResampleStream(source_rate, rate, 1, "float32", "HQ")
     num_read = 0
     for block in blocks:
+        if block.dtype == np.int16:
+            yield np.ascontiguousarray(block[:, 0], "<i2"), 0
+            continue
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             raise BadAudioError(f"sample {num_read + int(np.argmin(finite))} is NaN or infinite")

@@ -113,6 +113,8 @@ def _reference(utterance: Utterance, rate: int) -> dict[str, Any]:
             f"{utterance.where}: its audio is held in memory and lies in no file to be read later; load it with "
             "packed=True"
         )
+    if utterance.channel is not None:
+        raise CorpusError(f"{utterance.where}: one channel of a recording; load it with packed=True")
     header = probe(audio)
     num_samples = round(header.num_frames * rate / header.sampling_rate)
     start, end = segment_bounds(utterance, num_samples, rate)

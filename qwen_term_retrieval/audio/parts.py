@@ -164,7 +164,7 @@ def _description(utterance: Utterance) -> str:
 def _signature(job: PartJob, descriptions: Sequence[str]) -> str:
     digest = xxhash.xxh3_128(_to_json([FORMAT_VERSION, job.sampling_rate, job.on_error]).encode())
     for utterance, description in zip(job.utterances, descriptions, strict=True):
-        digest.update(repr((_audio_identity(utterance), utterance.sampling_rate)).encode())
+        digest.update(repr((_audio_identity(utterance), utterance.sampling_rate, utterance.channel)).encode())
         digest.update(description.encode())
     return digest.hexdigest()
 

@@ -43,7 +43,7 @@ def clips(run: list[Utterance], rate: int, scratch: Path) -> Iterator[tuple[Utte
     """
     if not _is_segment(run[0]):
         for utterance in run:
-            yield utterance, pcm_blocks(utterance.audio, rate, array_rate=utterance.sampling_rate)
+            yield utterance, _blocks(utterance, rate)
         return
     try:
         recording = _Recording(run, rate, scratch)
@@ -53,12 +53,18 @@ def clips(run: list[Utterance], rate: int, scratch: Path) -> Iterator[tuple[Utte
         scratch.unlink(missing_ok=True)
 
 
+def _blocks(utterance: Utterance, rate: int) -> Blocks:
+    return pcm_blocks(utterance.audio, rate, array_rate=utterance.sampling_rate, channel=utterance.channel)
+
+
 def _is_segment(utterance: Utterance) -> bool:
     return utterance.start != 0.0 or utterance.end is not None
 
 
 def _cut_the_same(first: Utterance, second: Utterance) -> bool:
-    if not (_is_segment(first) and _is_segment(second)) or first.sampling_rate != second.sampling_rate:
+    if not (_is_segment(first) and _is_segment(second)):
+        return False
+    if (first.sampling_rate, first.channel) != (second.sampling_rate, second.channel):
         return False
     if isinstance(first.audio, np.ndarray | bytes) or isinstance(second.audio, np.ndarray | bytes):
         return first.audio is second.audio
@@ -77,7 +83,7 @@ class _Recording:
         needed = max(math.inf if segment.end is None else segment.end * rate for segment in run)
         with scratch.open("wb") as file:
             try:
-                for pcm, num_clipped in pcm_blocks(run[0].audio, rate, array_rate=run[0].sampling_rate):
+                for pcm, num_clipped in _blocks(run[0], rate):
                     file.write(pcm.data)
                     self._num_samples += len(pcm)
                     self._num_clipped += num_clipped

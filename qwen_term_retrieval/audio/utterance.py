@@ -44,9 +44,10 @@ class Utterance:
     """One recording of a corpus.
 
     `audio` is a path, a URL of any fsspec file system, a slice of a file, encoded bytes, or an array with its
-    `sampling_rate`; the clip is all of it, or its seconds `start` to `end`. `term_spans` holds seconds within the clip,
-    one `(start, end)` (or None) a term; None as a whole where no span is known. `source` says where the row stands,
-    for messages. `extra` passes through to the dataset as columns.
+    `sampling_rate`. The clip is all of it, or its seconds `start` to `end`; the mean of its channels, or the one that
+    `channel` counts from 0. `term_spans` holds seconds within the clip, one `(start, end)` (or None) a term; None as a
+    whole where no span is known. `source` says where the row stands, for messages. `extra` passes through to the
+    dataset as columns.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Utterance:
     sampling_rate: int | None = None
     start: float = 0.0
     end: float | None = None
+    channel: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 

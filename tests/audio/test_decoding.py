@@ -77,6 +77,18 @@ def test_every_encoding_is_what_libsndfile_hears_rounded_to_16_bits(container, s
     np.testing.assert_allclose(decode(raw)[0], expected, atol=1 if container == "MP3" else 0)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_one_channel_of_several_is_taken_as_it_is(subtype):
+    both = np.stack([speech(), speech()[::-1]], axis=1)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, both, RATE, format="WAV", subtype=subtype)
+    for channel in (0, 1):
+        np.testing.assert_array_equal(decode(buffer.getvalue(), channel=channel)[0], both[:, channel])
+        np.testing.assert_array_equal(decode(both, array_rate=RATE, channel=channel)[0], both[:, channel])
+    with pytest.raises(BadAudioError, match="has no channel 2, counted from 0, but 2 in all"):
+        decode(buffer.getvalue(), channel=2)
+
+
 @pytest.mark.parametrize(("container", "subtype"), LOSSLESS + INEXACT)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_recording_decoded_in_blocks_equals_the_whole_decoded_at_once(container, subtype, channels):

@@ -67,8 +67,8 @@ def make_kaldi(folder: Path, **files: str) -> Path:
         (CUT | {"type": "PaddingCut"}, "PaddingCut, not a MonoCut"),
         (CUT | {"recording": None}, "no recording; features alone cannot be packed"),
         (CUT | {"recording": CUT["recording"] | {"transforms": [{"name": "Speed"}]}}, "augmentations still to be done"),
-        (CUT | {"channel": 1}, "channels [1] are not those of one file"),
-        (with_source(channels=[0, 1]), "channels [0] are not those of one file"),
+        (CUT | {"channel": 1}, "channels [1] are neither one nor all of those of one file"),
+        (with_source(channels=[0, 1, 2]) | {"channel": [0, 1]}, "channels [0, 1] are neither one nor all"),
         (with_source(type="command", source="sph2pipe a.sph"), "its audio is of type 'command', not a file or URL"),
         (with_source(type="shar", source=""), "its audio is of type 'shar'"),
         (CUT | {"duration": None}, "no start or duration"),
@@ -105,19 +105,18 @@ def test_a_cut_of_all_of_its_recording_is_the_whole_file(tmp_path):
     assert (utterance.start, utterance.end) == (0.0, None)
 
 
-def test_a_multi_cut_of_all_channels_is_their_mean_and_of_some_is_refused(tmp_path):
-    multi = with_source(channels=[0, 1]) | {"type": "MultiCut"}
-    (utterance,) = read_corpus(write_lines(tmp_path / "cuts.jsonl", multi | {"channel": [0, 1]}))
-    assert utterance.audio == tmp_path / "talk.wav"
-    with pytest.raises(CorpusError, match=r"channels \[1\] are not those of one file; store the cuts' audio first"):
-        list(read_corpus(write_lines(tmp_path / "cuts.jsonl", multi | {"channel": [1]})))
+@pytest.mark.parametrize(("kind", "channel", "expected"), [("MonoCut", 5, 1), ("MultiCut", [2, 5], None)])
+def test_a_cut_is_the_channels_it_names(kind, channel, expected, tmp_path):
+    cut = with_source(channels=[2, 5]) | {"type": kind, "channel": channel}
+    (utterance,) = read_corpus(write_lines(tmp_path / "cuts.jsonl", cut))
+    assert (utterance.audio, utterance.channel) == (tmp_path / "talk.wav", expected)
 
 
 def test_a_cut_takes_the_file_of_its_channel(tmp_path):
     sources = [{"type": "file", "channels": [i], "source": f"channel{i}.wav"} for i in range(2)]
     cut = CUT | {"channel": 1, "recording": CUT["recording"] | {"sources": sources}}
     (utterance,) = read_corpus(write_lines(tmp_path / "cuts.jsonl", cut))
-    assert utterance.audio == tmp_path / "channel1.wav"
+    assert (utterance.audio, utterance.channel) == (tmp_path / "channel1.wav", None)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_a_nemo_row_without_an_offset_is_the_whole_file_and_one_with_is_named_by
         ({"wav_scp": "a a.wav\n", "segments": "u1 b 0 1\n"}, "segments, line 1: recording 'b' is not in wav.scp"),
         ({"wav_scp": "a a.wav\n", "segments": "u1 a 0\n"}, "3 cells; a segment has an id"),
         ({"wav_scp": "a a.wav\n", "segments": "u1 a 2 1\n"}, "a clip from 2.0 s to 1.0 s"),
-        ({"wav_scp": "a a.wav\n", "segments": "u1 a 0 1 1\n"}, "channel 1 of a recording"),
+        ({"wav_scp": "a a.wav\n", "segments": "u1 a 0 1 A\n"}, "clip_channel is 'A'; give a number"),
     ],
 )
 def test_a_kaldi_folder_that_cannot_be_read_names_file_line_and_remedy(files, message, tmp_path):
@@ -170,7 +169,7 @@ def test_a_kaldi_folder_that_cannot_be_read_names_file_line_and_remedy(files, me
 
 def test_a_kaldi_folder_needs_no_more_than_wav_scp_and_its_splits_are_its_folders(tmp_path):
     make_kaldi(tmp_path / "data" / "dev", wav_scp="d1 /corpus/d1.wav\n")
-    make_kaldi(tmp_path / "data" / "train", wav_scp="t1 /corpus/t1.wav\n", segments="t1-b t1 2 -1\nt1-a t1 0 2\n")
+    make_kaldi(tmp_path / "data" / "train", wav_scp="t1 /corpus/t1.wav\n", segments="t1-b t1 2 -1\nt1-a t1 0 2 1\n")
     utterances = list(read_corpus(tmp_path / "data"))
     assert [(u.key, u.split, u.start, u.end) for u in utterances] == [
         ("t1-b", "train", 2.0, None),
@@ -178,6 +177,7 @@ def test_a_kaldi_folder_needs_no_more_than_wav_scp_and_its_splits_are_its_folder
         ("d1", "validation", 0.0, None),
     ]
     assert {u.audio for u in utterances} == {Path("/corpus/t1.wav"), Path("/corpus/d1.wav")}
+    assert [u.channel for u in utterances] == [None, 1, None]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ class _Segment:
     where: str
     start: str = "0"
     end: str | None = None
+    channel: str | None = None
 
 
 def read_kaldi(folder: Location, rules: RowRules) -> Iterator[Utterance]:
@@ -64,6 +65,7 @@ def _read_data_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:
                 "language": languages.get(key, (None,))[0],
                 "clip_start": segment.start,
                 "clip_end": segment.end,
+                "clip_channel": segment.channel,
             }
             yield to_utterance(row, segment.where, folder, rules, folder_split=split)
 
@@ -109,13 +111,13 @@ def _segments(folder: Location, recordings: dict[str, tuple[str, str]]) -> dict[
         if not cells:
             continue
         if len(cells) not in (4, 5):
-            raise CorpusError(f"{where}: {len(cells)} cells; a segment has an id, its recording, its start and its end")
+            raise CorpusError(f"{where}: {len(cells)} cells; a segment has an id, a recording, a start and an end")
         utterance, recording, start, end = cells[:4]
         if recording not in recordings:
             raise CorpusError(f"{where}: recording {recording!r} is not in {WAV_SCP}; add it, or drop the segment")
-        if len(cells) == 5 and cells[4] != "0":
-            raise CorpusError(f"{where}: channel {cells[4]} of a recording; split its channels into files first")
         # Kaldi writes -1 for the end of the recording.
         to_end = end in ("-1", "-1.0")
-        segments.setdefault(recording, []).append(_Segment(utterance, where, start, None if to_end else end))
+        channel = cells[4] if len(cells) == 5 else None
+        segment = _Segment(utterance, where, start, None if to_end else end, channel)
+        segments.setdefault(recording, []).append(segment)
     return segments

@@ -29,11 +29,12 @@ def read_lhotse(manifest: Location, rules: RowRules) -> Iterator[Utterance]:
     """Yield an utterance a cut; its key is the cut's id, its text those of its supervisions in order of time.
 
     Speaker and language are given where all supervisions agree. `custom` of the cut is read like the cells of any
-    manifest: `terms`, `term_starts` and `term_ends` (seconds within the cut), `split`; all else passes through.
+    manifest: `terms`, `term_starts` and `term_ends` (seconds within the cut), `split`; all else passes through. A
+    MonoCut is its one channel, a MultiCut of all channels their mean.
 
     Raises:
         CorpusError: mixed and padding cuts, cuts without a recording, with audio that is no file or URL, with
-            augmentations still to be done, or with some channels of several.
+            augmentations still to be done, or with some but not all of several channels.
     """
     split = split_of_manifest(manifest, rules)
     folder = parent(manifest)
@@ -74,29 +75,32 @@ def _to_row(cut: Mapping[str, Any], folder: Location, where: str) -> dict[str, A
         raise CorpusError(f"{where}: no start or duration; every cut has both, in seconds")
     whole = start == 0 and abs(duration - (number_cell(recording.get("duration"), "duration", where) or 0)) < _SAME_S
     supervisions = _supervisions(cut, where)
+    source, channel = _source_and_channel(cut, recording, where)
     return {
         **(cut.get("custom") or {}),
         "key": cut.get("id"),
-        "audio": found_from(folder, _source(cut, recording, where)),
+        "audio": found_from(folder, source),
         "text": " ".join(text for supervision in supervisions if (text := supervision.get("text"))),
         "speaker": _agreed(supervisions, "speaker"),
         "language": _agreed(supervisions, "language"),
         "clip_start": start,
         "clip_end": None if whole else start + duration,
+        "clip_channel": channel,
     }
 
 
-def _source(cut: Mapping[str, Any], recording: Mapping[str, Any], where: str) -> str:
-    """Path or URL of the source that holds the cut's channels, all of them and no others."""
+def _source_and_channel(cut: Mapping[str, Any], recording: Mapping[str, Any], where: str) -> tuple[str, int | None]:
+    """Path or URL of the file with the cut's channels, and the one to take of it; None for the mean of all."""
     channel = cut.get("channel", 0)
-    channels = set(channel) if isinstance(channel, list) else {channel}
-    sources = [source for source in recording.get("sources", ()) if channels & set(source.get("channels", (0,)))]
-    if len(sources) != 1 or set(sources[0].get("channels", (0,))) != channels:
-        raise CorpusError(f"{where}: channels {sorted(channels)} are not those of one file; {_SAVE}")
+    wanted = set(channel) if isinstance(channel, list) else {channel}
+    sources = [source for source in recording.get("sources", ()) if wanted & set(source.get("channels", (0,)))]
+    held = sources[0].get("channels", [0]) if len(sources) == 1 else []
+    if not wanted <= set(held) or len(wanted) not in (1, len(held)):
+        raise CorpusError(f"{where}: channels {sorted(wanted)} are neither one nor all of those of one file; {_SAVE}")
     (source,) = sources
     if source.get("type") not in ("file", "url") or not isinstance(source.get("source"), str):
         raise CorpusError(f"{where}: its audio is of type {source.get('type')!r}, not a file or URL; {_SAVE}")
-    return source["source"]
+    return source["source"], None if len(wanted) == len(held) else held.index(*wanted)
 
 
 def _supervisions(cut: Mapping[str, Any], where: str) -> Sequence[Mapping[str, Any]]:

@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "term_ends": ("term_ends",),
     "clip_start": ("clip_start",),
     "clip_end": ("clip_end",),
+    "clip_channel": ("clip_channel",),
     "speaker": ("speaker",),
     "language": ("language",),
     "split": ("split",),
@@ -126,6 +127,7 @@ def to_utterance(
         sampling_rate=sampling_rate,
         start=start,
         end=end,
+        channel=_channel(cells["clip_channel"], where),
         extra={name: value for name, value in row.items() if name not in taken},
         source=where,
     )
@@ -153,6 +155,13 @@ def _clip_bounds(start: Any, end: Any, where: str) -> tuple[float, float | None]
     if not 0 <= first < (MAX_SECONDS if last is None else last) <= MAX_SECONDS:
         raise CorpusError(f"{where}: a clip from {first} s to {last} s; give 0 ≤ start < end, in seconds")
     return first, last
+
+
+def _channel(value: Any, where: str) -> int | None:
+    channel = number_cell(value, "clip_channel", where)
+    if channel is not None and (channel < 0 or channel != int(channel)):
+        raise CorpusError(f"{where}: clip_channel is {value!r}; give a number from 0 on, or null for the mean of all")
+    return None if channel is None else int(channel)
 
 
 def _milliseconds(start: float, end: float | None) -> str:
