@@ -4,7 +4,7 @@ Three strided convolutions turn each chunk of 100 mel frames into 13 encoder fra
 chunk. The valid frames of all clips are packed into one row, which the layers attend in windows: with FlashAttention
 in one call, else in one a window.
 
-Shapes: B clips, C chunks a clip, M mel bins, T encoder frames, R valid frames of all clips, H hidden.
+Shapes: B clips, Q chunks of all clips, M mel bins, T encoder frames, R valid frames of all clips, H hidden.
 """
 
 from __future__ import annotations
