@@ -37,9 +37,11 @@ FILE_REFERENCE_TYPE = pa.struct(
 )
 # Decoded recordings kept by this process, for segments of one recording that are read one after another.
 RECENT_BYTES = 64 << 20
-# In these, seeking finds the very sample; Ogg and MP3 give other samples after a seek than in a stream.
-_STREAMED = frozenset({".mp3", ".oga", ".ogg", ".opus"})
+# Seeking finds the very sample in these containers with these encodings; after a seek in Ogg, MP3 or ADPCM, the decoder
+# gives other samples than in a stream.
 _SEEKABLE = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "NIST"})
+_STATELESS = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"})
+_STREAMED = frozenset({".mp3", ".oga", ".ogg", ".opus"})
 _recent: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
 
 
@@ -109,7 +111,8 @@ class FileClip(AudioClip):
         if (self.suffix or Path(self.path).suffix).lower() in _STREAMED:
             return None
         with opened_sound(self._audio()) as file:
-            if file.samplerate != self.sampling_rate or file.format not in _SEEKABLE:
+            can_seek = file.format in _SEEKABLE and file.subtype in _STATELESS
+            if file.samplerate != self.sampling_rate or not can_seek:
                 return None
             is_exact = file.channels == 1 and file.subtype in EXACT_IN_INT16
             try:

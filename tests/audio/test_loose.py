@@ -21,7 +21,7 @@ from datasets.table import embed_table_storage
 
 from qwen_term_retrieval import CorpusError, pack_corpus, read_corpus, to_hf_audio
 from qwen_term_retrieval.audio import file_audio
-from qwen_term_retrieval.audio.decoding import BadAudioError
+from qwen_term_retrieval.audio.decoding import BadAudioError, clip_pcm
 from qwen_term_retrieval.audio.file_audio import FileAudio, FileClip
 
 ENCODINGS = {
@@ -48,7 +48,7 @@ def write_manifest(tmp_path, noise):
         folder.mkdir()
         for number, name in enumerate(dict.fromkeys(row["audio"] for row in rows)):
             frames = np.stack([noise(10 * number + c, seconds, rate) for c in range(channels)], axis=1)
-            soundfile.write(folder / name, frames, rate, **ENCODINGS[name.partition(".")[2]])
+            soundfile.write(folder / name, frames / 32768, rate, **ENCODINGS[name.partition(".")[2]])
         manifest = folder / "train.jsonl"
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return manifest
@@ -97,6 +97,33 @@ def test_segments_are_those_that_packing_cuts(write_manifest, tmp_path, name, ra
     ]
     packed, loose = packed_and_loose(tmp_path, write_manifest(rows, rate=rate, seconds=2.0))
     assert_same_rows(packed, loose.select([2, 0, 1, 3]).select([1, 2, 0, 3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [("wav", s) for s in ("PCM_U8", "PCM_24", "FLOAT", "ULAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")]
+    + [
+        ("flac", "PCM_24"),
+        ("flac", "PCM_S8"),
+        ("aiff", "PCM_16"),
+        ("au", "ALAW"),
+        ("caf", "ALAC_16"),
+        ("w64", "DOUBLE"),
+    ]
+    + [("ogg", "VORBIS"), ("opus", "OPUS"), ("mp3", "MPEG_LAYER_III")],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_window_is_the_slice_of_the_whole_whatever_the_encoding(tmp_path, noise, name, subtype, channels):
+    if subtype == "GSM610" and channels == 2:
+        pytest.skip("GSM 06.10 is mono")
+    path = tmp_path / f"a.{name}"
+    frames = np.stack([noise(seed, 1.0) for seed in range(channels)], axis=1)
+    soundfile.write(path, frames / 32768, 16_000, subtype, format="OGG" if name == "opus" else None)
+    whole = clip_pcm(path)
+    status = path.stat()
+    clip = FileClip("a", str(path), None, status.st_size, "", status.st_mtime_ns, 0, len(whole), 16_000)
+    for start, length in ((5000, 3000), (0, 100), (len(whole) - 7, 7), (12_345, 1), (0, len(whole))):
+        np.testing.assert_array_equal(clip.window(start, length).pcm, whole[start : start + length])
 
 
 def test_members_of_a_tar_are_read_where_they_lie(corpus, tmp_path):
