@@ -177,8 +177,8 @@ def _audio_identity(utterance: Utterance) -> tuple[Any, ...]:
         return (str(audio.dtype), audio.shape, xxhash.xxh3_128_hexdigest(np.ascontiguousarray(audio).data))
     try:
         status = os.stat(audio.path if isinstance(audio, FileSlice) else audio)  # noqa: PTH116 (a Path costs more)
-    except OSError:
-        return (str(audio),)  # a URL, or a file that is not there
+    except (OSError, ValueError):
+        return (str(audio),)  # a URL, a file that is not there, or what no file can be called
     return (str(audio), status.st_size, status.st_mtime_ns)
 
 
