@@ -55,12 +55,12 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def measure_reading(clips: BenchmarkClips, options: argparse.Namespace) -> dict[str, Any]:
-    python, missing = None, {}
-    if not options.no_peers:
-        missing = data_reading.make_peers_environment(options.peers_venv, metadata.version("torch").partition("+")[0])
-        python = options.peers_venv / "bin" / "python"
-    return data_reading.run(clips, repetitions=options.repetitions, peers_python=python, missing=missing)
+def peers_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The peers' interpreter, and what could not be installed for it."""
+    if options.no_peers:
+        return {"peers_python": None, "missing": {}}
+    missing = data_reading.make_peers_environment(options.peers_venv, metadata.version("torch").partition("+")[0])
+    return {"peers_python": options.peers_venv / "bin" / "python", "missing": missing}
 
 
 def measure_memory(clips: BenchmarkClips, options: argparse.Namespace) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def measure_memory(clips: BenchmarkClips, options: argparse.Namespace) -> dict[s
 
 
 MEASURES: dict[str, Callable[[BenchmarkClips, argparse.Namespace], dict[str, Any]]] = {
-    "reading": measure_reading,
-    "cold": lambda clips, options: data_cold.run(clips, repetitions=options.repetitions),
+    "reading": lambda clips, options: data_reading.run(clips, repetitions=options.repetitions, **peers_of(options)),
+    "cold": lambda clips, options: data_cold.run(clips, repetitions=options.repetitions, **peers_of(options)),
     "loader": lambda clips, options: data_loader.run(clips, repetitions=options.repetitions),
     "packing": lambda clips, options: data_packing.run_packing(clips, repetitions=options.repetitions),
     "large": lambda clips, options: data_large.run(clips, num_rows=options.rows, repetitions=options.repetitions),

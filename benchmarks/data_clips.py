@@ -22,7 +22,7 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.audio.packing import pack_corpus
 
 LAPTOP_CORPUS = Path("outputs/laptop-corpus")
-DEMO_CORPUS = Path("builders/term_audio/demo")
+DEMO_CORPUS = Path(__file__).parents[1] / "builders" / "term_audio" / "demo"
 SHORTEST_S, LONGEST_S = 0.5, 3.0
 SEED = 0
 

@@ -1,7 +1,7 @@
 """Section `cold` of `benchmarks.data`: shuffled reading from the disk, against `os.pread` of the same bytes.
 
-Every pass has a process of its own: pages that a live map holds cannot be dropped. The cache is emptied of the pack's
-files by `posix_fadvise`, and as root of everything, then counted: a pass that finds pages in memory is not used.
+Every pass has a process of its own: pages that a live map holds cannot be dropped. The cache is emptied of the row's
+files by `posix_fadvise`, and as root of everything, and what is still in memory is counted, and reported.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.data_clips import BenchmarkClips
-from benchmarks.data_measure import Pass, Row, RowProcess, serve, shuffled_batches
-from benchmarks.data_reading import own_rows
+from benchmarks.data_measure import Pass, Row, RowError, RowProcess, serve, shuffled_batches
+from benchmarks.data_peers import PEERS
+from benchmarks.data_reading import add_pass, own_rows, peer_rows
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 # Opening a row maps the headers, and the kernel reads ahead of them.
 WARM_SHARE_ALLOWED = 0.01
+FILES_PER_CALL = 2000
 PREAD = "os.pread"
 
 
@@ -58,42 +60,73 @@ def drop_from_cache(folder: Path) -> None:
 def share_in_cache(folder: Path) -> float:
     """Share of a folder's bytes that are in the page cache, as `fincore` counts them."""
     files = [str(path) for path in folder.rglob("*") if path.is_file()]
-    command = ["fincore", "--bytes", "--raw", "--noheadings", "--output", "RES,SIZE", *files]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    resident, sizes = sum(map(int, lines[::2])), sum(map(int, lines[1::2]))
-    return resident / max(sizes, 1)
+    resident = size = 0
+    for batch in (files[start : start + FILES_PER_CALL] for start in range(0, len(files), FILES_PER_CALL)):
+        command = ["fincore", "--bytes", "--raw", "--noheadings", "--output", "RES,SIZE", *batch]
+        numbers = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        resident += sum(map(int, numbers[::2]))
+        size += sum(map(int, numbers[1::2]))
+    return resident / max(size, 1)
 
 
-def measure_cold(rows: list[Row], clips: BenchmarkClips, repetitions: int) -> list[float]:
-    """Add cold passes to each row; returns the share of the pack that was in memory before each."""
-    warm_shares = []
+def folder_of(row: str, clips: BenchmarkClips) -> Path:
+    """Where a row's samples lie."""
+    if row in PEERS:
+        return clips.folder / "peers" / PEERS[row].folder
+    return {"soundfile, WAV": clips.wav, "HF Audio(decode=False)": clips.wav, "soundfile, FLAC": clips.flac}.get(
+        row, clips.pack
+    )
+
+
+def measure_cold(rows: list[Row], clips: BenchmarkClips, repetitions: int) -> dict[str, float]:
+    """Add cold passes to each row; returns the largest share of its files that was in memory before one."""
+    warm_shares: dict[str, float] = {}
     with tqdm(total=len(rows) * repetitions, desc="cold reading", unit=" passes", disable=None) as progress:
         for seed in range(1, repetitions + 1):
             for row in rows:
-                process = RowProcess(row.name, row.command, clips.folder / "logs" / f"cold {row.name}.log")
-                try:
-                    process.wait_until_ready()
-                    drop_from_cache(clips.folder / "pack")
-                    warm_shares.append(share_in_cache(clips.folder / "pack"))
-                    row.add(process.one_pass(seed))
-                finally:
-                    process.close()
+                if not row.error:
+                    share = _cold_pass(row, seed, clips)
+                    warm_shares[row.name] = max(share, warm_shares.get(row.name, 0.0))
                 progress.update()
     return warm_shares
 
 
-def run(clips: BenchmarkClips, *, repetitions: int) -> dict[str, Any]:
+def _cold_pass(row: Row, seed: int, clips: BenchmarkClips) -> float:
+    process = RowProcess(row.name, row.command, clips.folder / "logs" / f"cold {row.name}.log")
+    folder = folder_of(row.name, clips)
+    try:
+        process.wait_until_ready()
+        drop_from_cache(folder)
+        share = share_in_cache(folder)
+        add_pass(row, process, seed, clips)
+    except RowError as error:
+        row.error = str(error)
+        share = 0.0
+    finally:
+        process.close()
+    return share
+
+
+def run(
+    clips: BenchmarkClips, *, repetitions: int, peers_python: Path | None, missing: dict[str, str]
+) -> dict[str, Any]:
     pread = Row(PREAD, "the same bytes, shuffled", [sys.executable, "-m", "benchmarks.data_cold", str(clips.folder)])
-    rows = [pread, *(row for row in own_rows(clips) if row.name in ("np.memmap loop", "ours, shuffled batches"))]
+    rows = [pread, *own_rows(clips)]
+    if peers_python is not None:
+        rows += peer_rows(clips, peers_python, missing)
     warm_shares = measure_cold(rows, clips, repetitions)
-    warmest = max(warm_shares)
     return {
-        "rows": {row.name: row.to_json() for row in rows},
+        "rows": {
+            row.name: row.to_json() | {"in_cache_before": warm_shares.get(row.name), "cold": is_cold(row, warm_shares)}
+            for row in rows
+        },
         "repetitions": repetitions,
-        "largest_share_in_cache_before_a_pass": warmest,
-        "is_cold": warmest <= WARM_SHARE_ALLOWED,
         "bytes": 2 * int(clips.lengths.sum()),
     }
+
+
+def is_cold(row: Row, warm_shares: dict[str, float]) -> bool:
+    return warm_shares.get(row.name, 1.0) <= WARM_SHARE_ALLOWED
 
 
 def main() -> None:

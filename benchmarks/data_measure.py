@@ -93,6 +93,7 @@ class RowProcess:
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name = name
         self._log = log
+        self._ready = False
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
@@ -100,13 +101,16 @@ class RowProcess:
             )
 
     def wait_until_ready(self) -> None:
-        self._answer()
+        if not self._ready:
+            self._answer()
+            self._ready = True
 
     def one_pass(self, seed: int) -> dict[str, Any]:
-        assert_open = self._process.stdin
-        if assert_open is None or self._process.poll() is not None:
+        self.wait_until_ready()
+        requests = self._process.stdin
+        if requests is None or self._process.poll() is not None:
             raise RowError(self._last_words())
-        assert_open.write(f"{seed}\n")
+        requests.write(f"{seed}\n")
         return self._answer()
 
     def close(self) -> None:
@@ -147,6 +151,11 @@ class Row:
         self.seconds.append(figures["seconds"])
         self.cpu_seconds.append(figures["cpu_seconds"])
         self.clips, self.samples = figures["clips"], figures["samples"]
+
+    def forget(self) -> None:
+        """Drop the passes so far, which warmed caches up."""
+        self.seconds.clear()
+        self.cpu_seconds.clear()
 
     def to_json(self) -> dict[str, Any]:
         if self.error:

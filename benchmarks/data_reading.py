@@ -79,27 +79,29 @@ def peer_rows(clips: BenchmarkClips, python: Path, missing: dict[str, str]) -> l
 
 def measure_warm(rows: list[Row], clips: BenchmarkClips, repetitions: int) -> None:
     """Time `repetitions` passes of each row after one that warms it up, all rows in turn each time."""
-    processes = {}
-    for row in rows:
-        if not row.error:
-            processes[row.name] = RowProcess(row.name, row.command, clips.folder / "logs" / f"{row.name}.log")
+    processes = {
+        row.name: RowProcess(row.name, row.command, clips.folder / "logs" / f"{row.name}.log")
+        for row in rows
+        if not row.error
+    }
     try:
         with tqdm(total=len(processes) * (repetitions + 1), desc="reading", unit=" passes", disable=None) as progress:
             for seed in range(repetitions + 1):
                 for row in rows:
-                    if row.error:
-                        continue
-                    _add_pass(row, processes[row.name], seed, clips)
-                    progress.update()
+                    if not row.error:
+                        add_pass(row, processes[row.name], seed, clips)
+                        progress.update()
+                if seed == 0:
+                    for row in rows:
+                        row.forget()
     finally:
         for process in processes.values():
             process.close()
 
 
-def _add_pass(row: Row, process: RowProcess, seed: int, clips: BenchmarkClips) -> None:
+def add_pass(row: Row, process: RowProcess, seed: int, clips: BenchmarkClips) -> None:
+    """Time one pass; a row that fails or delivers another number of samples gets an error instead."""
     try:
-        if seed == 0:
-            process.wait_until_ready()
         figures = process.one_pass(seed)
     except RowError as error:
         row.error = str(error)
@@ -108,7 +110,7 @@ def _add_pass(row: Row, process: RowProcess, seed: int, clips: BenchmarkClips) -
     expected = int(clips.lengths.sum())
     if figures["samples"] != expected:
         row.error = f"delivered {figures['samples']} samples of {expected}"
-    elif seed:
+    else:
         row.add(figures)
 
 
