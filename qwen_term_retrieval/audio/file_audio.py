@@ -31,6 +31,8 @@ FILE_REFERENCE_TYPE = pa.struct(
         "suffix": pa.string(),
         # Nanoseconds; null where the path is a URL, whose server is not asked.
         "modified": pa.int64(),
+        # The one to take, from 0; null for the mean of all.
+        "channel": pa.int16(),
         "start": pa.int64(),
         "length": pa.int64(),
     }
@@ -48,7 +50,7 @@ _recent: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
 class FileClip(AudioClip):
     """A window of a recording in a file: `start` and `length` in samples at `sampling_rate`."""
 
-    __slots__ = ("byte_offset", "key", "modified", "num_bytes", "path", "start", "suffix")
+    __slots__ = ("byte_offset", "channel", "key", "modified", "num_bytes", "path", "start", "suffix")
     FIELDS = tuple(FILE_REFERENCE_TYPE.names)
 
     def __init__(
@@ -59,6 +61,7 @@ class FileClip(AudioClip):
         num_bytes: int | None,
         suffix: str,
         modified: int | None,
+        channel: int | None,
         start: int,
         length: int,
         sampling_rate: int,
@@ -70,6 +73,7 @@ class FileClip(AudioClip):
         self.num_bytes = num_bytes
         self.suffix = suffix
         self.modified = modified
+        self.channel = channel
         self.start = start
 
     @property
@@ -92,7 +96,7 @@ class FileClip(AudioClip):
 
     @property
     def _recording(self) -> tuple[Any, ...]:
-        return (self.path, self.byte_offset, self.num_bytes, self.modified, self.sampling_rate)
+        return (self.path, self.byte_offset, self.num_bytes, self.modified, self.channel, self.sampling_rate)
 
     def _check_unchanged(self) -> None:
         if self.modified is None:
@@ -114,23 +118,30 @@ class FileClip(AudioClip):
             can_seek = file.format in _SEEKABLE and file.subtype in _STATELESS
             if file.samplerate != self.sampling_rate or not can_seek:
                 return None
-            is_exact = file.channels == 1 and file.subtype in EXACT_IN_INT16
+            is_exact = (file.channels == 1 or self.channel is not None) and file.subtype in EXACT_IN_INT16
             try:
                 file.seek(self.start)
                 frames = file.read(self.length, dtype="int16" if is_exact else "float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise BadAudioError(f"corrupt near sample {self.start} ({reason(error)})") from error
-        return _joined(frames, self.sampling_rate, self.sampling_rate)
+        return self._joined(frames, self.sampling_rate)
 
     def _decode(self) -> np.ndarray:
         """The whole recording."""
         pcm = _recent.pop(self._recording, None)
         if pcm is None:
-            pcm = _joined(self._audio(), self.sampling_rate)
+            pcm = self._joined(self._audio())
         _recent[self._recording] = pcm
         while len(_recent) > 1 and sum(kept.nbytes for kept in _recent.values()) > RECENT_BYTES:
             _recent.popitem(last=False)
         return pcm
+
+    def _joined(self, audio: str | FileSlice | np.ndarray, array_rate: int | None = None) -> np.ndarray:
+        blocks = pcm_blocks(audio, self.sampling_rate, array_rate=array_rate, channel=self.channel)
+        pcms = [pcm for pcm, _ in blocks]
+        whole = pcms[0] if len(pcms) == 1 else np.concatenate(pcms)
+        whole.flags.writeable = False
+        return whole
 
     def _audio(self) -> str | FileSlice:
         if self.byte_offset is None:
@@ -149,13 +160,6 @@ class FileClip(AudioClip):
 
     def __repr__(self) -> str:
         return f"FileClip({self.duration:.2f} s, {self.path}, start {self.start}, length {self.length})"
-
-
-def _joined(audio: str | FileSlice | np.ndarray, rate: int, array_rate: int | None = None) -> np.ndarray:
-    blocks = [block for block, _ in pcm_blocks(audio, rate, array_rate=array_rate)]
-    pcm = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    pcm.flags.writeable = False
-    return pcm
 
 
 @dataclass

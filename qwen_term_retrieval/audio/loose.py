@@ -113,9 +113,9 @@ def _reference(utterance: Utterance, rate: int) -> dict[str, Any]:
             f"{utterance.where}: its audio is held in memory and lies in no file to be read later; load it with "
             "packed=True"
         )
-    if utterance.channel is not None:
-        raise CorpusError(f"{utterance.where}: one channel of a recording; load it with packed=True")
     header = probe(audio)
+    if utterance.channel is not None and not 0 <= utterance.channel < header.num_channels:
+        raise BadAudioError(f"has no channel {utterance.channel}, counted from 0, but {header.num_channels} in all")
     num_samples = round(header.num_frames * rate / header.sampling_rate)
     start, end = segment_bounds(utterance, num_samples, rate)
     place: dict[str, Any] = {"byte_offset": None, "suffix": "", "modified": None, "num_bytes": None}
@@ -127,4 +127,5 @@ def _reference(utterance: Utterance, rate: int) -> dict[str, Any]:
         status = audio.stat()
         place["modified"] = status.st_mtime_ns
         place["num_bytes"] = status.st_size if place["num_bytes"] is None else place["num_bytes"]
-    return {"key": utterance.key, "path": str(audio), **place, "start": start, "length": end - start}
+    window = {"channel": utterance.channel, "start": start, "length": end - start}
+    return {"key": utterance.key, "path": str(audio), **place, **window}

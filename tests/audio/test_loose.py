@@ -9,20 +9,24 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
-from datasets import Dataset, DownloadMode, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetInfo, DownloadMode, concatenate_datasets, load_dataset, load_from_disk
 from datasets.table import embed_table_storage
 
-from qwen_term_retrieval import CorpusError, pack_corpus, read_corpus, to_hf_audio
+from qwen_term_retrieval import CorpusError, Utterance, pack_corpus, read_corpus, to_hf_audio
 from qwen_term_retrieval.audio import file_audio
 from qwen_term_retrieval.audio.decoding import BadAudioError, clip_pcm
 from qwen_term_retrieval.audio.file_audio import FileAudio, FileClip
+from qwen_term_retrieval.audio.loose import LooseCorpus
 
 ENCODINGS = {
     "flac": {"format": "FLAC"},
@@ -121,9 +125,27 @@ def test_a_window_is_the_slice_of_the_whole_whatever_the_encoding(tmp_path, nois
     soundfile.write(path, frames / 32768, 16_000, subtype, format="OGG" if name == "opus" else None)
     whole = clip_pcm(path)
     status = path.stat()
-    clip = FileClip("a", str(path), None, status.st_size, "", status.st_mtime_ns, 0, len(whole), 16_000)
+    clip = FileClip("a", str(path), None, status.st_size, "", status.st_mtime_ns, None, 0, len(whole), 16_000)
     for start, length in ((5000, 3000), (0, 100), (len(whole) - 7, 7), (12_345, 1), (0, len(whole))):
         np.testing.assert_array_equal(clip.window(start, length).pcm, whole[start : start + length])
+
+
+@pytest.mark.parametrize("name", ["wav", "float.wav", "ogg"])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_one_channel_of_a_recording_is_the_one_that_packing_takes(tmp_path, noise, name, rate):
+    frames = np.stack([noise(seed, 1.0, rate) for seed in range(3)], axis=1) / 32768
+    soundfile.write(tmp_path / f"a.{name}", frames, rate, **ENCODINGS[name])
+    cuts = [(channel, *window) for channel in (0, 2, None) for window in ((0.0, None), (0.2, 0.7))]
+    utterances = [
+        Utterance(f"{i}", tmp_path / f"a.{name}", channel=channel, start=start, end=end)
+        for i, (channel, start, end) in enumerate(cuts)
+    ]
+    pack_corpus(utterances, tmp_path / "pack", num_workers=1, quiet=True)
+    loose = LooseCorpus(partial(iter, utterances), 16_000, "raise")
+    rows = Dataset(pa.concat_tables(loose.tables("train")), DatasetInfo(features=loose.features))
+    assert_same_rows(load_dataset(str(tmp_path / "pack"), split="train"), rows)
+    with pytest.raises(CorpusError, match="has no channel 3, counted from 0, but 3 in all"):
+        list(LooseCorpus(partial(iter, [replace(utterances[0], channel=3)]), 16_000, "raise").tables("train"))
 
 
 def test_members_of_a_tar_are_read_where_they_lie(corpus, tmp_path):
