@@ -111,7 +111,7 @@ def read_corpus(
         split: of all utterances.
         key_rule: how the key of a row without one follows from its audio: "path" (below the corpus, without suffix),
             "term_chunks" (below the folder of that name, as term-level corpora have it) or "auto" (the second where
-            there is such a folder). A clip of a longer recording has its milliseconds added.
+            there is such a folder). A clip of a longer recording has its milliseconds (and channel) added.
         columns: names of columns that are not named as above: `{"text": "raw_text"}`.
 
     Raises:

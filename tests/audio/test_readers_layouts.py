@@ -348,13 +348,12 @@ def test_segments_of_both_channels_of_a_recording_are_packed_each_from_its_own(t
     talk, _ = soundfile.read(folder / "talk.flac", dtype="int16")
     soundfile.write(tmp_path / "call.wav", np.stack([talk, talk[::-1]], axis=1), RATE, subtype="PCM_16")
     rows = [
-        {"audio": "call.wav", "key": f"{start}-{channel}", "clip_start": start, "clip_end": start + 1}
-        | {"clip_channel": channel}
+        {"audio": "call.wav", "clip_start": start, "clip_end": start + 1, "clip_channel": channel}
         for start in (0, 1)
         for channel in (0, 1)
     ]
     (tmp_path / "calls.jsonl").write_text(json_lines(rows), encoding="utf-8")
     pack_corpus(tmp_path / "calls.jsonl", tmp_path / "packed", num_workers=1, quiet=True)
     packed = {row["key"]: row["audio"].pcm for row in datasets.load_dataset(str(tmp_path / "packed"), split="train")}
-    np.testing.assert_array_equal(packed["1-0"], talk[RATE : 2 * RATE])
-    np.testing.assert_array_equal(packed["1-1"], talk[::-1][RATE : 2 * RATE])
+    np.testing.assert_array_equal(packed["call-00001000-00002000-c0"], talk[RATE : 2 * RATE])
+    np.testing.assert_array_equal(packed["call-00001000-00002000-c1"], talk[::-1][RATE : 2 * RATE])

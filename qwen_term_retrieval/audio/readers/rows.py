@@ -107,7 +107,8 @@ def to_utterance(
     if not given_key and not path:
         raise CorpusError(f"{where}: the audio has no path that its key could follow from; give a column 'key'")
     start, end = _clip_bounds(cells["clip_start"], cells["clip_end"], where)
-    key = given_key or _key_of_path(path or "", rules, where) + _milliseconds(start, end)
+    channel = _channel(cells["clip_channel"], where)
+    key = given_key or _key_of_path(path or "", rules, where) + _part_of_recording(start, end, channel)
     _check_key(key, where)
     terms = _terms(cells["terms"], where)
     if _is_true(row.get("is_no_term_chunk")) and terms:
@@ -127,7 +128,7 @@ def to_utterance(
         sampling_rate=sampling_rate,
         start=start,
         end=end,
-        channel=_channel(cells["clip_channel"], where),
+        channel=channel,
         extra={name: value for name, value in row.items() if name not in taken},
         source=where,
     )
@@ -164,11 +165,12 @@ def _channel(value: Any, where: str) -> int | None:
     return None if channel is None else int(channel)
 
 
-def _milliseconds(start: float, end: float | None) -> str:
-    """What tells the keys of one recording's clips apart: `-00012300-00016400`."""
+def _part_of_recording(start: float, end: float | None, channel: int | None) -> str:
+    """What tells the keys of one recording's clips apart: milliseconds and channel, `-00012300-00016400-c1`."""
+    part = "" if channel is None else f"-c{channel}"
     if not start and end is None:
-        return ""
-    return f"-{round(start * 1000):08d}-" + ("end" if end is None else f"{round(end * 1000):08d}")
+        return part
+    return f"-{round(start * 1000):08d}-" + ("end" if end is None else f"{round(end * 1000):08d}") + part
 
 
 def _column_names(row: Row, rules: RowRules, where: str) -> dict[str, str | None]:
