@@ -2,9 +2,9 @@
 
     python -m benchmarks.tokens
 
-Packing: the same text through the same tokenizer on two processes. The peer reads JSON Lines, calls the tokenizer on
-batches and appends the ids to a file, with neither order, checks, checksums nor a way to go on after a kill. Rounds of
-the two take turns, and the medians are compared.
+Packing: the same text through the same tokenizer on two processes. The peers read JSON Lines, call the tokenizer on
+batches, through `transformers` or by `tokenizers` itself, and append the ids to a file, with neither order, checks,
+checksums nor a way to go on after a kill. Rounds take turns, and the medians are compared.
 
 Reading: batches of random windows out of a warm file. The peer is `get_batch` of nanoGPT: for each sample two slices of
 np.memmap to int64, `torch.from_numpy`, then two `torch.stack`.
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.results_json import write_results
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
+from qwen_term_retrieval.text.packing_tokenizer import untruncated
 from qwen_term_retrieval.text.token_packing import pack_tokens
 from qwen_term_retrieval.text.tokens import MmapTokens
 from qwen_term_retrieval.text.wordlists import wordnet_examples
@@ -48,41 +50,57 @@ def write_corpus(path: Path, copies: int) -> None:
     path.write_text("".join(lines) * copies, encoding="utf-8")
 
 
-def bare_loop(source: Path, out: Path, tokenizer: Path, part: int, num_parts: int) -> int:
-    tokenize = AutoTokenizer.from_pretrained(tokenizer)
+def bare_loop(peer: str, source: Path, out: Path, tokenizer: Path, part: int) -> int:
+    """Tokenize every `NUM_WORKERS`th line into a file, by `transformers` or by `tokenizers` itself."""
+    wrapper = AutoTokenizer.from_pretrained(tokenizer)
+    backend = untruncated(wrapper.backend_tokenizer)
     num_tokens = 0
     with source.open(encoding="utf-8") as lines, out.open("wb") as file:
-        own = islice(lines, part, None, num_parts)
+        own = islice(lines, part, None, NUM_WORKERS)
         while texts := [json.loads(line)["text"] for line in islice(own, 256)]:
-            for ids in tokenize(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
-                file.write(np.array([*ids, 102], np.uint16).tobytes())
+            if peer == "transformers":
+                rows = wrapper(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            else:
+                rows = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            for ids in rows:
+                file.write(np.array([*ids, wrapper.sep_token_id], np.uint16).tobytes())
                 num_tokens += len(ids) + 1
     return num_tokens
 
 
-def bare_loop_on_processes(source: Path, folder: Path, tokenizer: Path) -> int:
+def bare_loop_on_processes(peer: str, source: Path, folder: Path, tokenizer: Path) -> int:
     with ProcessPoolExecutor(NUM_WORKERS) as pool:
         jobs = [
-            pool.submit(bare_loop, source, folder / f"bare{part}.bin", tokenizer, part, NUM_WORKERS)
+            pool.submit(bare_loop, peer, source, folder / f"bare{part}.bin", tokenizer, part)
             for part in range(NUM_WORKERS)
         ]
         return sum(job.result() for job in jobs)
 
 
-def packing(folder: Path, copies: int, rounds: int) -> dict[str, float]:
+def packing(folder: Path, copies: int, rounds: int) -> tuple[int, dict[str, float]]:
     source, tokenizer = folder / "text.jsonl", resolve_checkpoint(TOKENIZER, ())
     write_corpus(source, copies)
-    ours: list[float] = []
-    peer: list[float] = []
+
+    def packed() -> int:
+        settings = {"num_workers": NUM_WORKERS, "overwrite": True, "quiet": True}
+        return pack_tokens(source, folder / "tokens", tokenizer, **settings).num_tokens
+
+    ways = {
+        "transformers": partial(bare_loop_on_processes, "transformers", source, folder, tokenizer),
+        "tokenizers": partial(bare_loop_on_processes, "tokenizers", source, folder, tokenizer),
+        "pack_tokens": packed,
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    counts = set()
     for _ in range(rounds):
-        started = time.perf_counter()
-        num_tokens = bare_loop_on_processes(source, folder, tokenizer)
-        peer.append(num_tokens / (time.perf_counter() - started))
-        summary = pack_tokens(source, folder / "tokens", tokenizer, num_workers=NUM_WORKERS, overwrite=True, quiet=True)
-        ours.append(num_tokens / summary.seconds)
-        if summary.num_tokens != num_tokens:
-            raise RuntimeError(f"the loop made {num_tokens} tokens, packing {summary.num_tokens}")
-    return {"tokens": num_tokens, "bare loop": statistics.median(peer), "pack_tokens": statistics.median(ours)}
+        for way, run in ways.items():
+            started = time.perf_counter()
+            num_tokens = run()
+            rates[way].append(num_tokens / (time.perf_counter() - started))
+            counts.add(num_tokens)
+    if len(counts) > 1:
+        raise RuntimeError(f"the ways made different numbers of tokens: {sorted(counts)}")
+    return counts.pop(), {way: statistics.median(measured) for way, measured in rates.items()}
 
 
 def reading(folder: Path, num_tokens: int, rounds: int) -> dict[str, float]:
@@ -139,11 +157,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        packed = packing(Path(scratch), arguments.copies, arguments.rounds)
+        num_tokens, packed = packing(Path(scratch), arguments.copies, arguments.rounds)
         read = reading(Path(scratch), arguments.tokens, arguments.rounds)
-    print(f"packing {packed['tokens']} tokens on {NUM_WORKERS} processes, tokens/s (× of the bare loop)")
-    for name in ("bare loop", "pack_tokens"):
-        print(f"  {name:<42} {packed[name]:>12,.0f}  {packed[name] / packed['bare loop']:>6.2f}×")
+    print(f"packing {num_tokens} tokens on {NUM_WORKERS} processes, tokens/s (× of the faster loop)")
+    loop = max(packed["transformers"], packed["tokenizers"])
+    for name, rate in packed.items():
+        print(f"  {name:<42} {rate:>12,.0f}  {rate / loop:>6.2f}×")
     print(f"reading batches of {BATCH} windows of {LENGTH}, warm, windows/s (× of the first)")
     peer = next(iter(read.values()))
     for name, rate in read.items():

@@ -251,18 +251,33 @@ def test_shards_sealed_before_a_crash_are_kept_and_other_settings_do_not_take_th
     assert (tmp_path / "out" / "tokens_00000.bin").stat().st_mtime_ns == written
 
 
-def test_after_a_bad_row_is_mended_only_its_part_is_made_again(corpus, bpe, tmp_path, small_parts):
+def test_after_a_bad_row_is_mended_only_its_part_is_made_again(corpus, bpe, tmp_path, small_parts, monkeypatch):
     lines = corpus.read_text().splitlines()
     source = tmp_path / "a.jsonl"
     source.write_text("\n".join([*lines[:-1], '{"text": 5}']))
     with pytest.raises(CorpusError, match=r"a.jsonl, row 1500: column 'text' holds '5', which is not text"):
         pack_tokens(source, tmp_path / "out", bpe, eos="<end>", **QUIET)
-    first = tmp_path / "out.incomplete" / "parts" / "part_0000000.bin"
-    marked = first.read_bytes()
-    first.write_bytes(bytes(len(marked)))
+    num_parts = len(list((tmp_path / "out.incomplete" / "parts").glob("*.npz")))
     source.write_text("\n".join(lines))
+    made, write_part = [], token_parts._write_part
+    monkeypatch.setattr(token_parts, "_write_part", lambda job, sign: made.append(job.number) or write_part(job, sign))
     pack_tokens(source, tmp_path / "out", bpe, eos="<end>", **QUIET)
-    assert np.memmap(tmp_path / "out" / "tokens_00000.bin", "<u2", "r", offset=4096)[: len(marked) // 2].max() == 0
+    assert num_parts > 5
+    assert made == [num_parts]
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-2], lambda data: bytes(len(data)), lambda data: b""])
+@pytest.mark.parametrize("suffix", ["bin", "npz"])
+def test_a_part_that_a_power_cut_spoiled_is_made_again(corpus, bpe, tmp_path, small_parts, monkeypatch, suffix, spoil):
+    with monkeypatch.context() as patched:
+        patched.setattr(token_packing, "sealing_folder", crash)
+        with pytest.raises(Crash):
+            pack_tokens(corpus, tmp_path / "out", bpe, eos="<end>", **QUIET)
+    part = tmp_path / "out.incomplete" / "parts" / f"part_0000002.{suffix}"
+    part.write_bytes(spoil(part.read_bytes()))
+    pack_tokens(corpus, tmp_path / "out", bpe, eos="<end>", **QUIET)
+    pack_tokens(corpus, tmp_path / "whole", bpe, eos="<end>", **QUIET)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_empty_documents_are_left_out_counted_and_reported(bpe, tmp_path, caplog):

@@ -1,7 +1,7 @@
 """A part: the token ids of a batch of consecutive documents, the unit of parallel work and of resuming.
 
-A worker writes `part_N.bin`, the ids, then `part_N.npz`, how many each text has and a signature of all that went in
-(texts, tokenizer, settings): a part that is there with the right signature is not made again.
+A worker writes `part_N.bin`, the ids, then `part_N.npz`: how many each text has, the checksum of the ids, and a
+signature of all that went in (texts, tokenizer, settings). A part that is there with the right ones is not made again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tokenizers
 import xxhash
 
 from qwen_term_retrieval.audio.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_json import file_xxh64
 from qwen_term_retrieval.audio.utterance import CorpusError
 from qwen_term_retrieval.text.token_files import FORMAT_VERSION
 
@@ -94,16 +95,21 @@ def make_token_part(job: TokenPartJob) -> TokenPartResult:
 def _finished_before(job: TokenPartJob, signature: str) -> int | None:
     try:
         with np.load(lengths_path(job.folder, job.number), allow_pickle=False) as arrays:
-            return int(arrays["lengths"].sum()) if str(arrays["signature"]) == signature else None
-    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError):
+            num_tokens, made_from, xxh64 = int(arrays["lengths"].sum()), str(arrays["signature"]), str(arrays["xxh64"])
+    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, EOFError):
         return None
+    ids = ids_path(job.folder, job.number)
+    # Ids that are gone were sealed into a shard.
+    return num_tokens if made_from == signature and (not ids.exists() or file_xxh64(ids) == xxh64) else None
 
 
 def _write_part(job: TokenPartJob, signature: str) -> int:
     tokenizer = _load_tokenizer(job.settings.path)
     dtype = np.dtype(job.settings.dtype).newbyteorder("<")
     lengths: list[int] = []
-    with atomic_file(ids_path(job.folder, job.number)) as file:
+    digest = xxhash.xxh64()
+    # Not waiting for the disk, since a part that a power cut spoils is known by its checksum and made again.
+    with atomic_file(ids_path(job.folder, job.number), durable=False) as file:
         for texts in _calls(job.texts):
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             pieces: list[Sequence[int]] = []
@@ -111,9 +117,11 @@ def _write_part(job: TokenPartJob, signature: str) -> int:
                 after = job.settings.ids_after_column[len(lengths) % len(job.settings.ids_after_column)]
                 pieces += (encoding.ids, after)
                 lengths.append(len(encoding) + len(after))
-            file.write(np.fromiter(chain.from_iterable(pieces), dtype).data)
-    with atomic_file(lengths_path(job.folder, job.number)) as file:
-        np.savez(file, lengths=np.array(lengths, np.int64), signature=np.array(signature))
+            ids = np.fromiter(chain.from_iterable(pieces), dtype)
+            file.write(ids.data)
+            digest.update(ids.data)
+    with atomic_file(lengths_path(job.folder, job.number), durable=False) as file:
+        np.savez(file, lengths=np.array(lengths, np.int64), signature=signature, xxh64=digest.hexdigest())
     return sum(lengths)
 
 
