@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
+
+if TYPE_CHECKING:
+    from qwen_term_retrieval.audio.utterance import Utterance
 
 _UNITS = {
     "": 1,
@@ -55,7 +59,27 @@ ShardBytes = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless given.")]
 BadAudio = Annotated[OnError, typer.Option(help="What to do with audio that cannot be used.")]
-Source = Annotated[str, typer.Argument(help="Folder of audio with metadata.{csv,jsonl,parquet}, or a manifest.")]
+Source = Annotated[str, typer.Argument(help="Folder, manifest or URL of a corpus; docs/data.md lists the layouts.")]
+Layout = Annotated[
+    str, typer.Option("--format", help="Layout of SOURCE where it is not seen: manifest, nemo, kaldi, lhotse …")
+]
+KeyRule = Annotated[str, typer.Option(help="Keys of rows without one: by path, by term_chunks, or auto.")]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="OURS=THEIRS", help="A column of another name; repeatable.")
+]
+
+
+def corpus_of(source: str, layout: str, key_rule: str, columns: list[str] | None) -> str | Iterator[Utterance]:
+    """What packing takes: the source itself, or its utterances where it must be told how to read them."""
+    from qwen_term_retrieval.audio.corpus import read_corpus
+
+    if (layout, key_rule) == ("auto", "auto") and not columns:
+        return source
+    pairs = [column.partition("=") for column in columns or []]
+    wrong = [column for column, (ours, _, theirs) in zip(columns or [], pairs, strict=True) if not (ours and theirs)]
+    if wrong:
+        raise ValueError(f"--column {wrong[0]!r} is no OURS=THEIRS; write text=raw_text")
+    return read_corpus(source, format=layout, key_rule=key_rule, columns={ours: theirs for ours, _, theirs in pairs})
 
 
 @app.command()
@@ -66,6 +90,9 @@ def pack(
     shard_bytes: ShardBytes = "2GiB",  # type: ignore[assignment]
     workers: Workers = None,
     on_error: BadAudio = OnError.RAISE,
+    layout: Layout = "auto",
+    key_rule: KeyRule = "auto",
+    column: Columns = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack that is at OUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -85,13 +112,14 @@ def pack(
 
         qtr pack recordings/ packs/mine
         qtr pack terms.json packs/terms --on-error skip --workers 8 --shard-bytes 512MiB
+        qtr pack clips.csv packs/clips --column text=sentence --column audio=path
     """
     from qwen_term_retrieval.audio.packing import pack_corpus
 
     log_to_terminal(quiet)
     with plain_errors():
         summary = pack_corpus(
-            source,
+            corpus_of(source, layout, key_rule, column),
             out,
             sampling_rate=sampling_rate,
             shard_bytes=shard_bytes,
@@ -110,6 +138,9 @@ def append(
     shard_bytes: ShardBytes = "2GiB",  # type: ignore[assignment]
     workers: Workers = None,
     on_error: BadAudio = OnError.RAISE,
+    layout: Layout = "auto",
+    key_rule: KeyRule = "auto",
+    column: Columns = None,
     quiet: Quiet = False,
 ) -> None:
     """Append a corpus to a pack; what is in the pack is not written again.
@@ -127,7 +158,12 @@ def append(
     log_to_terminal(quiet)
     with plain_errors():
         summary = append_corpus(
-            source, folder, shard_bytes=shard_bytes, num_workers=workers, on_error=on_error.value, quiet=quiet
+            corpus_of(source, layout, key_rule, column),
+            folder,
+            shard_bytes=shard_bytes,
+            num_workers=workers,
+            on_error=on_error.value,
+            quiet=quiet,
         )
     typer.echo(f"added to {summary}")
 

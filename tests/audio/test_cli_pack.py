@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -84,6 +85,31 @@ def test_packs_grow_merge_and_become_files_again(corpus, make_corpus, tmp_path):
     assert len(list((tmp_path / "files").rglob("*.wav"))) == 13
     assert "2 increments" in qtr("inspect", tmp_path / "all").stdout
     assert qtr("verify", tmp_path / "all").exit_code == 0
+
+
+def test_how_a_corpus_is_to_be_read_can_be_said(corpus, tmp_path):
+    table = corpus / "term_chunks" / "POD" / "list.csv"
+    table.parent.mkdir(parents=True)
+    shutil.copy(corpus / "train" / "0001.flac", table.parent / "a.flac")
+    table.write_text("path,sentence\na.flac,hello\n")
+    columns = (
+        "--column",
+        "text=sentence",
+        "--column",
+        "audio=path",
+        "--key-rule",
+        "term_chunks",
+        "--format",
+        "manifest",
+    )
+    packed = qtr("pack", table, tmp_path / "pack", "--workers", 1, *columns)
+    assert packed.exit_code == 0, packed.output
+    assert "POD/a  " in qtr("inspect", tmp_path / "pack").stdout
+    assert "'hello'" in qtr("inspect", tmp_path / "pack").stdout
+    refused = qtr("append", table, tmp_path / "pack", "--workers", 1, *columns)
+    assert "'POD/a'" in refused.stderr
+    assert "write text=raw_text" in qtr("pack", table, tmp_path / "b", "--column", "text").stderr
+    assert "unknown format 'tar'" in qtr("pack", table, tmp_path / "b", "--format", "tar").stderr
 
 
 @pytest.mark.parametrize(
