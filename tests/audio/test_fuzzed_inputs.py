@@ -9,7 +9,7 @@ from benchmarks.faults_inputs import AUDIO_FORMATS, MANIFESTS, mutated
 from benchmarks.faults_isolation import OUR_ERRORS
 
 KINDS = (*AUDIO_FORMATS, *MANIFESTS, "tar", "legacy index", *PACK_FILES)
-INPUTS_PER_KIND = 6
+INPUTS_PER_KIND = 4
 
 
 @pytest.fixture(scope="module")
