@@ -152,7 +152,7 @@ def test_what_would_clip_is_scaled_and_reported():
 def test_a_visit_sounds_the_same_in_any_batch_order_and_number_of_threads(rows):
     distorted = augmentation(rows, **EVERYTHING)
     clips = TrainingClips(rows, augmentation=distorted)
-    source = PcmFrames(lambda num_samples_B: num_samples_B // 320, distorted)
+    source = PcmFrames(distorted.clips, lambda num_samples_B: num_samples_B // 320, distorted)
     everyone = visits(rows)
 
     def heard(*batches):
@@ -182,7 +182,7 @@ def test_workers_hear_what_one_process_hears(rows, num_workers):
         loader = DataLoader(
             TrainingClips(rows, augmentation=distorted),
             batch_sampler=batches,
-            collate_fn=PcmFrames(_no_frames, distorted),
+            collate_fn=PcmFrames(distorted.clips, _no_frames, distorted),
             num_workers=workers,
         )
         return [inputs["pcm_BS"] for inputs, _ in loader]
@@ -210,8 +210,8 @@ def test_a_device_hears_what_the_cpu_hears(rows):
 def test_a_batch_distorted_on_the_device_is_the_one_distorted_in_the_collator(rows):
     distorted = augmentation(rows, **EVERYTHING)
     clips = TrainingClips(rows, augmentation=distorted).__getitems__(visits(rows))
-    here, _ = PcmFrames(_no_frames, distorted)(clips)
-    to_the_device, _ = PcmFrames(_no_frames, distorted, on_device=True)(clips)
+    here, _ = PcmFrames(distorted.clips, _no_frames, distorted)(clips)
+    to_the_device, _ = PcmFrames(distorted.clips, _no_frames, distorted, on_device=True)(clips)
     assert not torch.equal(to_the_device["pcm_BS"], here["pcm_BS"])
     there = distort_inputs(to_the_device)
     assert there.keys() == here.keys()
@@ -231,7 +231,11 @@ def test_the_span_of_a_term_covers_the_same_sound_after_a_change_of_speed(tmp_pa
     nothing = dict.fromkeys(("noise_prob", "reverb_prob", "band_prob", "telephone_prob", "gain_prob"), 0.0)
     distorted = augmentation(rows, **nothing, speed_prob=1.0, speed=(speed, speed))
     collate = TermCollator(
-        PcmFrames(lambda num_samples_B: num_samples_B // 320, distorted), None, lambda texts: {}, 50.0, span_jitter=0.0
+        PcmFrames(distorted.clips, lambda num_samples_B: num_samples_B // 320, distorted),
+        None,
+        lambda texts: {},
+        50.0,
+        span_jitter=0.0,
     )
     batch = collate(TrainingClips(rows, augmentation=distorted).__getitems__([Visit(0, 1), Visit(1, 2)]))
     inputs = batch["model_inputs"]
@@ -271,7 +275,7 @@ def test_a_visit_of_a_copy_gets_the_frames_of_that_copy(rows, model, tmp_path):
     heard = TrainingClips(rows, cache, distorted).__getitems__(visits(rows, 12))
     assert {row["copy"] for row in heard} == {0, 1, 2}
     inputs, num_frames_B = CachedFrames(cache, num_clips=len(rows))(heard)
-    live, num_live_B = PcmFrames(model.audio_tower.num_frames, distorted)(heard)
+    live, num_live_B = PcmFrames(distorted.clips, model.audio_tower.num_frames, distorted)(heard)
     assert num_frames_B.tolist() == num_live_B.tolist()
     with torch.no_grad():
         features_BTH, _ = model.audio_features(**live)

@@ -7,14 +7,15 @@ the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 
-from qwen_term_retrieval.audio.collate import pad_pcm
+from qwen_term_retrieval.audio.clip_reader import ClipReader
+from qwen_term_retrieval.audio.collate import PcmBuffers
 from qwen_term_retrieval.models.distortion import distort
 from qwen_term_retrieval.models.feature_cache import FeatureCache
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
@@ -26,18 +27,21 @@ class PcmFrames:
     """int16 audio to the device; mel and tower run there.
 
     Args:
+        clips: of the training set.
         num_frames: samples (B,) to encoder frames (B,).
         augmentation: distorts rows that its `visit` has prepared.
         on_device: leave that to `distort_inputs`, when the batch has come to the device.
     """
 
+    clips: ClipReader
     num_frames: Callable[[torch.Tensor], torch.Tensor]
     augmentation: Augmentation | None = None
     on_device: bool = False
+    buffers: PcmBuffers = field(default_factory=PcmBuffers)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         if self.augmentation is None:
-            pcm_BS, num_samples_B = pad_pcm([row["audio"].pcm for row in rows])
+            pcm_BS, num_samples_B = self.clips.gather([row["clip"] for row in rows], buffers=self.buffers)
             return {"pcm_BS": pcm_BS, "num_samples_B": num_samples_B}, self.num_frames(num_samples_B)
         visits = [(row["clip"], row["distortion"]) for row in rows]
         pcm_BS, num_samples_B, distortions = self.augmentation.load(visits)

@@ -78,11 +78,11 @@ def _spoken_ids(text: str, ids_by_spelling: dict[str, int]) -> list[int]:
 
 
 class TrainingClips(torch.utils.data.Dataset):
-    """Annotated rows for a DataLoader: takes batches of visits, returns rows with the visit's `clip`, `draw` and `step`.
+    """Annotated rows for a DataLoader: takes batches of visits, returns rows with each visit's clip, draw and step.
 
     Args:
         rows: the output of `annotate_terms`.
-        feature_cache: cached frames of a frozen audio tower, in row order; then no audio is read.
+        feature_cache: cached frames of a frozen audio tower, in row order.
         augmentation: distorts each visit.
     """
 
@@ -90,7 +90,7 @@ class TrainingClips(torch.utils.data.Dataset):
         self.rows = rows
         self.feature_cache = feature_cache
         self.augmentation = augmentation
-        self._columns = rows if feature_cache is None else rows.remove_columns("audio")
+        self._columns = rows.remove_columns("audio")  # read by row number, in batches: see audio_source.py
         self.durations = np.asarray(rows.with_format("arrow")["duration"].to_numpy())
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
+from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models.model_card import model_card
@@ -153,7 +154,8 @@ class TermRetrievalTrainer(Trainer):
     def _audio_source(self, clips: TrainingClips) -> PcmFrames | CachedFrames:
         if clips.feature_cache is None:
             on_device = self.args.device.type == "cuda"
-            return PcmFrames(self.retrieval_model.audio_tower.num_frames, clips.augmentation, on_device)
+            num_frames = self.retrieval_model.audio_tower.num_frames
+            return PcmFrames(ClipReader(clips.rows), num_frames, clips.augmentation, on_device)
         return CachedFrames(clips.feature_cache, num_clips=len(clips))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
