@@ -94,7 +94,7 @@ class ClipReader:
 
     def _windows(self, indices: np.ndarray) -> list[memoryview]:
         if self._clips is not None:
-            return [memoryview(clip.pcm) for clip in self._clips[indices.tolist()][self._column]]
+            return [clip.pcm.data for clip in self._clips[indices.tolist()][self._column]]
         lengths = self._length_N[indices]
         starts = self._offset_N[indices]
         places = zip(self._shard_N[indices].tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
@@ -105,7 +105,7 @@ class ClipReader:
         return windows
 
     def _map(self, shard: int) -> memoryview:
-        self._maps[shard] = memoryview(shard_samples(self._uids[shard]))
+        self._maps[shard] = shard_samples(self._uids[shard]).data
         return self._maps[shard]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def pad_pcm(
     wrong = next((view for view in views if view.dtype != np.int16 or view.ndim != 1), None)
     if wrong is not None:
         raise TypeError(f"clips must be int16 (num_samples,), not {wrong.dtype} {wrong.shape}")
-    return pad_windows([memoryview(np.ascontiguousarray(view)) for view in views], buffers)
+    return pad_windows([np.ascontiguousarray(view).data for view in views], buffers)
 
 
 def pad_windows(windows: Sequence[memoryview], buffers: PcmBuffers | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,8 +71,8 @@ def pad_windows(windows: Sequence[memoryview], buffers: PcmBuffers | None = None
     longest = max(lengths)
     shape = len(windows), longest
     pcm_BS = torch.empty(shape, dtype=torch.int16) if buffers is None else buffers.take(*shape)
-    target = memoryview(pcm_BS.numpy().reshape(-1))
-    zeros = memoryview(np.zeros(longest - min(lengths), np.int16))
+    target = pcm_BS.numpy().reshape(-1).data
+    zeros = np.zeros(longest - min(lengths), np.int16).data
     start = 0
     for window, length in zip(windows, lengths, strict=True):
         target[start : start + length] = window
