@@ -3,9 +3,9 @@
     python benchmarks/loss_memory.py                       # 16,384 queries x 16,384 terms, 384 dimensions
     python benchmarks/loss_memory.py --queries 2048 --terms 4096
 
-Each case runs forward and backward once in a process of its own. Memory is what the process holds at its fullest above
-what it held before the embeddings were made, as the kernel counts it. The floor is what no loss can avoid: the
-embeddings and their gradients. The bound is 1.3 times the floor and one block of scores.
+Each case runs forward and backward once, on one thread, in a process of its own. Memory is what the process holds at its
+fullest above what it held before the embeddings were made, as the kernel counts it. The floor is what no loss can
+avoid: the embeddings and their gradients. The bound is 1.3 times the floor and one block of scores.
 """
 
 import argparse
@@ -69,8 +69,9 @@ def main():
         return
     found = {}
     for case in ("blocks", "table"):
-        # glibc gives large tensors back when they are freed; by default it keeps some, as it happens to suit it.
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+        # glibc gives large tensors back when they are freed; by default it keeps some, as it happens to suit it. On one
+        # thread, as those of the matrix library hold buffers of their own.
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *sys.argv, "--only", case]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         found[case] = json.loads(done.stdout) if done.returncode == 0 else None
