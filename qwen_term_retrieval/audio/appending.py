@@ -22,8 +22,7 @@ from qwen_term_retrieval.audio.packing import SHARD_BYTES, PackSummary
 from qwen_term_retrieval.audio.progress import Source
 from qwen_term_retrieval.audio.shards import PackError
 from qwen_term_retrieval.audio.staging import staging_of
-from qwen_term_retrieval.audio.tables import CARD, dataset_card, split_totals, united_schema, write_card
-from qwen_term_retrieval.audio.utterance import CorpusError
+from qwen_term_retrieval.audio.tables import CARD, dataset_card, split_totals, write_card
 from qwen_term_retrieval.audio.workers import MapExecutor, worker_pool
 
 logger = logging.getLogger(__name__)
@@ -64,9 +63,14 @@ def append_corpus(
         if finished:
             increment = _made_before(staging, opened, settings, source, pool, quiet)
             return PackSummary.of(increment, folder, started)
-        increment = Increment(staging, settings, number=len(opened.increments), first_shard=len(opened.shards))
+        increment = Increment(
+            staging,
+            settings,
+            number=len(opened.increments),
+            first_shard=len(opened.shards),
+            beside=opened.schema,
+        )
         increment.make(source, pool, taken=opened.key_tables, quiet=quiet)
-        _check_columns(increment, opened)
         increment.drop_strangers()
         _adopt(increment, staging, opened)
     return PackSummary.of(increment, folder, started)
@@ -101,13 +105,6 @@ def _made_before(
         )
     increment.headers = pack.shard_headers(len(pack.increments) - 1)
     return increment
-
-
-def _check_columns(increment: Increment, pack: Pack) -> None:
-    try:
-        united_schema([pack.schema, increment.survey.schema()], pack.sampling_rate)
-    except ValueError as error:
-        raise CorpusError(f"{pack.folder}: {error}. Give the corpus the column types of the pack") from error
 
 
 def _adopt(increment: Increment, staging: Path, pack: Pack) -> None:

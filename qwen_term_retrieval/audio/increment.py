@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import soundfile
 import soxr
 
@@ -47,11 +48,22 @@ class PackSettings:
 
 
 class Increment:
-    """An increment in the making, in `<staging>/pack`; `number` and `first_shard` count on from what is in the pack."""
+    """An increment in the making, in `<staging>/pack`.
 
-    def __init__(self, staging: Path, settings: PackSettings, *, number: int = 0, first_shard: int = 0) -> None:
+    `number` and `first_shard` count on from what is in the pack, `beside` is the schema of its rows.
+    """
+
+    def __init__(
+        self,
+        staging: Path,
+        settings: PackSettings,
+        *,
+        number: int = 0,
+        first_shard: int = 0,
+        beside: pa.Schema | None = None,
+    ) -> None:
         self.folder = staging / "pack"
-        self.survey = Survey(settings.sampling_rate)
+        self.survey = Survey(settings.sampling_rate, beside=beside)
         self.headers: list[ShardHeader] = []
         self._parts = staging / "parts"
         self._settings = settings

@@ -49,9 +49,13 @@ def split_totals(increments: Sequence[Mapping[str, Any]]) -> dict[str, SplitTota
 
 
 class Survey:
-    """What the rows of all parts hold, and whose they are, taken in one part after another."""
+    """What the rows of all parts hold, and whose they are, taken in one part after another.
 
-    def __init__(self, sampling_rate: int) -> None:
+    `beside` is the schema of the pack that they are to be appended to.
+    """
+
+    def __init__(self, sampling_rate: int, *, beside: pa.Schema | None = None) -> None:
+        self._beside = beside
         self.num_parts = 0
         self.num_clipped_samples = 0
         self.problems: list[dict[str, str]] = []
@@ -63,7 +67,12 @@ class Survey:
         self._extra_schemas: dict[str, pa.Schema] = {}
 
     def add(self, part: Part) -> None:
-        """Take in the next part."""
+        """Take in the next part.
+
+        Raises:
+            CorpusError: a column holds values of types that do not go together with those before.
+        """
+        self._take_in_columns(_extra_schema(part.rows.schema))
         self.num_parts += 1
         self.problems += part.problems
         self.num_clipped_samples += int(part.array("clipped").sum())
@@ -76,8 +85,17 @@ class Survey:
             totals.num_no_term_clips += int(np.count_nonzero(num_terms[rows] == 0))
             self._num_samples[split] += int(lengths[rows].sum())
             totals.duration_s = self._num_samples[split] / self._sampling_rate
-        extra = _extra_schema(part.rows.schema)
+
+    def _take_in_columns(self, extra: pa.Schema) -> None:
+        if extra.to_string() in self._extra_schemas:
+            return
         self._extra_schemas[extra.to_string()] = extra
+        schema = self.schema()
+        if self._beside is not None:
+            try:
+                united_schema([self._beside, schema], self._sampling_rate)
+            except ValueError as error:
+                raise CorpusError(f"{error}. Give the corpus the column types of the pack") from error
 
     @property
     def splits(self) -> dict[str, SplitTotals]:
@@ -89,11 +107,7 @@ class Survey:
         return uuid.UUID(bytes=self._digest.digest())
 
     def schema(self) -> pa.Schema:
-        """Arrow schema of the tables.
-
-        Raises:
-            CorpusError: a column holds values of types that do not go together.
-        """
+        """Arrow schema of the tables."""
         extra = unified_extras(list(self._extra_schemas.values()))
         return row_features(self._sampling_rate, extra).arrow_schema
 

@@ -350,6 +350,20 @@ def test_a_column_of_mixed_types_and_a_value_json_cannot_hold_are_named(noise, t
         pack_corpus([foreign], tmp_path / "b", num_workers=1, quiet=True)
 
 
+def test_a_column_of_mixed_types_stops_packing_as_soon_as_it_is_met(noise, tmp_path):
+    read = []
+
+    def rows():
+        for i in range(6 * UTTERANCES_PER_PART):
+            read.append(i)
+            room = "hall" if i == UTTERANCES_PER_PART else 1
+            yield Utterance(f"u{i}", noise(i, 0.01), sampling_rate=RATE, extra={"room": room})
+
+    with pytest.raises(CorpusError, match="mixes types"):
+        pack_corpus(rows(), tmp_path / "pack", **QUIET)
+    assert len(read) <= 3 * UTTERANCES_PER_PART
+
+
 def test_integers_and_floats_of_one_column_become_floats_across_parts(noise, tmp_path):
     count = UTTERANCES_PER_PART + 1
     utterances = [
