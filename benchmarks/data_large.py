@@ -10,6 +10,7 @@ process of its own, which prints JSON.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -99,7 +100,7 @@ def _seconds(of_small: pa.Table, num_rows: int) -> float:
     return float(compute.mean(of_small["duration"]).as_py()) * num_rows
 
 
-def memory_of(process: int | str) -> dict[str, float]:
+def memory_of(process: str) -> dict[str, float]:
     """MiB of a process: anonymous and file pages it can see, and pages that no other process shares with it."""
     fields = _kib_fields(f"/proc/{process}/status") | _kib_fields(f"/proc/{process}/smaps_rollup")
     return {
@@ -171,7 +172,7 @@ def workers_memory(pack: Path, cache: Path, start_method: str, through: str) -> 
     """Memory of the larger of the DataLoader's workers after `BATCHES_READ` random batches, in MiB."""
     rows = _load(pack, cache)
     loader = DataLoader(
-        Lengths(ClipReader(rows)) if through == "READER" else rows,  # type: ignore[arg-type]
+        Lengths(ClipReader(rows)) if through == "READER" else rows,
         CLIPS_PER_BATCH,
         sampler=RandomSampler(rows, num_samples=BATCHES_READ * CLIPS_PER_BATCH),
         num_workers=NUM_WORKERS,
@@ -182,7 +183,7 @@ def workers_memory(pack: Path, cache: Path, start_method: str, through: str) -> 
     batches = iter(loader)
     for _ in range(BATCHES_READ):
         next(batches)
-    measured = [memory_of(process.pid) for process in batches._workers]
+    measured = [memory_of(str(process.pid)) for process in multiprocessing.active_children()]
     return {name: max(each[name] for each in measured) for name in measured[0]}
 
 

@@ -60,7 +60,7 @@ def no_op(pcm_BS: torch.Tensor) -> int:
 def make_loader(reader: ClipReader, num_workers: int) -> DataLoader:
     return DataLoader(
         Batches(reader),
-        batch_sampler=ShuffledBatches(len(reader)),  # type: ignore[arg-type]
+        batch_sampler=ShuffledBatches(len(reader)),
         collate_fn=as_it_is,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

@@ -119,8 +119,9 @@ class RowProcess:
 
     def _answer(self) -> dict[str, Any]:
         answers = self._process.stdout
-        ready, _, _ = select.select([answers], [], [], REPLY_TIMEOUT_S)
-        line = answers.readline() if answers and ready else ""
+        if answers is None or not select.select([answers], [], [], REPLY_TIMEOUT_S)[0]:
+            raise RowError(f"{self.name}: no answer in {REPLY_TIMEOUT_S} s")
+        line = answers.readline()
         if not line:
             raise RowError(self._last_words())
         return json.loads(line)

@@ -83,7 +83,7 @@ def manifest(kind: str, audio: Sequence[str]) -> bytes:
         return buffer.getvalue()
     separator = "\t" if kind == "tsv" else ","
     cells = [[value[0] if isinstance(value, list) else value for value in row.values()] for row in rows]
-    lines = [list(rows[0]), *cells]
+    lines: list[list[object]] = [list(rows[0]), *cells]
     return "".join(separator.join(map(str, line)) + "\n" for line in lines).encode()
 
 
@@ -156,8 +156,8 @@ def with_an_extreme_number(content: bytes, rng: np.random.Generator) -> bytes:
     place = int(rng.integers(0, max(min(256, len(content) - width), 1)))
     start = place if rng.random() < 0.7 else max(len(content) - width - place, 0)
     number = int(rng.choice(EXTREMES)) & ((1 << 8 * width) - 1)
-    order = "little" if rng.random() < 0.5 else "big"
-    return content[:start] + number.to_bytes(width, order) + content[start + width :]
+    in_bytes = number.to_bytes(width, "little" if rng.random() < 0.5 else "big")
+    return content[:start] + in_bytes + content[start + width :]
 
 
 def with_a_bad_value(content: bytes, rng: np.random.Generator) -> bytes:
