@@ -3,8 +3,8 @@
     python benchmarks/loss_memory.py                       # 16,384 queries x 16,384 terms, 384 dimensions
     python benchmarks/loss_memory.py --queries 2048 --terms 4096
 
-Each case runs forward and backward once, on one thread, in a process of its own. Memory is what the process holds at its
-fullest above what it held before the embeddings were made, as the kernel counts it. The floor is what no loss can
+Each case runs forward and backward once, on one thread, in a process of its own. Memory is what the process holds at
+its fullest above what it held before the embeddings were made, as the kernel counts it. The floor is what no loss can
 avoid: the embeddings and their gradients. The bound is 1.3 times the floor and one block of scores.
 """
 
