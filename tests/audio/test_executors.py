@@ -27,7 +27,7 @@ def large_corpus(make_corpus, tmp_path) -> Path:
 def test_spawned_processes_threads_dask_and_a_map_function_make_the_same_bytes(large_corpus, tmp_path):
     settings = {"shard_bytes": 1 << 20, "quiet": True}
     pack_corpus(large_corpus, tmp_path / "here", num_workers=1, **settings)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         pack_corpus(large_corpus, tmp_path / "spawned", executor=executor, **settings)
     with ThreadPoolExecutor(3) as executor:
         pack_corpus(large_corpus, tmp_path / "threads", executor=executor, **settings)

@@ -67,7 +67,7 @@ def test_two_hundred_segments_of_a_recording_are_cut_from_one_decoding_of_it(lon
 
 def test_the_bytes_of_cut_recordings_do_not_depend_on_the_workers(long_flac, noise, tmp_path):
     utterances = []
-    for i in range(90):
+    for i in range(45):
         utterances.append(Utterance(f"whole{i}", noise(i, 0.1), sampling_rate=RATE))
         utterances += [Utterance(f"cut{i}-{j}", long_flac, start=j, end=j + 0.5) for j in range(i % 3)]
     pack_corpus(utterances, tmp_path / "one", **QUIET)
