@@ -40,7 +40,7 @@ PLAIN = {"learning_rate": 1e-3, "no_term_weight": 0.5}
 BAD = {"bad_step": 1, "max_steps": 4, **PLAIN}
 PLATEAU = {
     "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 9,
-    "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5},
+    "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5, "eps": 0.0},
     "load_best_model_at_end": True, "patience": 3,
 }  # fmt: skip
 CASES = {
@@ -54,8 +54,8 @@ CASES = {
     "bad-embedding-chunks": {"bad": "embedding", "gradcache_chunk": 3, **BAD},
     "bad-gradient": {"bad": "gradient", **BAD},
     "bad-too-often": {"bad": "loss", **BAD, "bad_step": None, "max_nonfinite_steps": 2},
-    # A learning rate of zero: nothing improves after the first evaluation.
-    "plateau": {**PLATEAU, "learning_rate": 0.0},
+    # So small a learning rate that nothing improves after the first evaluation.
+    "plateau": {**PLATEAU, "learning_rate": 1e-12},
 }
 # Rank 0 alone cannot be the one that decides.
 BAD_RANK = 1

@@ -101,3 +101,4 @@ def test_early_stopping_and_the_plateau_schedule_agree_on_all_ranks(two_ranks):
     assert one["global_step"] == other["global_step"] == 4
     assert values_of(one, "eval_recall@10") == values_of(other, "eval_recall@10")
     assert len(set(values_of(one, "eval_recall@10"))) == 1
+    assert one["learning_rate"] == other["learning_rate"] == 1e-12 / 2**3

@@ -93,6 +93,12 @@ def negative_log_sum_exp(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-sum-exp of the scaled cosines of the negatives, by query and by candidate, and the scores of the positives.
 
+    Args:
+        vectors_VD: unit norm; the queries' windows.
+        candidates_ND: unit norm.
+        logit_scale: a scalar.
+        table: which vectors are whose windows, and which pairs are positive or excluded.
+
     Where a query or a candidate has no negative its log-sum-exp is the smallest finite number, not -inf: what is
     computed from it must cost 0 and send no NaN back.
 
