@@ -174,7 +174,8 @@ def workers_memory(pack: Path, cache: Path, start_method: str, through: str) -> 
     loader = DataLoader(
         Lengths(ClipReader(rows)) if through == "READER" else rows,
         CLIPS_PER_BATCH,
-        sampler=RandomSampler(rows, num_samples=BATCHES_READ * CLIPS_PER_BATCH),
+        # With replacement: a permutation of all rows would be memory of the parent that forked workers inherit.
+        sampler=RandomSampler(rows, replacement=True, num_samples=BATCHES_READ * CLIPS_PER_BATCH),
         num_workers=NUM_WORKERS,
         multiprocessing_context=start_method,
         collate_fn=as_it_is,
