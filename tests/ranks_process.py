@@ -23,8 +23,8 @@ GLOBAL_BATCH = 16
 RANKS = int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def neighbours(clip):
-    return [(7 * clip + step) % 40 for step in range(4)]
+def neighbours(clip, step):
+    return [(7 * clip + place) % 40 for place in range(4)]
 
 
 MATRIX = {
@@ -49,6 +49,8 @@ CASES = {
     "lora-chunks": {"lora_r": 2, "max_steps": 2, "gradcache_chunk": 3, **PLAIN},
     "accumulated": {"gradient_accumulation_steps": 2, "max_steps": 2, **PLAIN},
     "accumulated-chunks": {"gradient_accumulation_steps": 2, "max_steps": 2, "gradcache_chunk": 5, **PLAIN},
+    "mined": {"enable_hard_neg": True, "hard_neg_refresh_steps": 1, "hard_neg_phonetic_ratio": 0.3, **PLAIN},
+    "durations": {"max_batch_seconds": 40.0, **PLAIN},
     "bad-loss": {"bad": "loss", **BAD},
     "bad-embedding": {"bad": "embedding", **BAD},
     "bad-embedding-chunks": {"bad": "embedding", "gradcache_chunk": 3, **BAD},

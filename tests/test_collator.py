@@ -124,12 +124,12 @@ def test_hard_negatives_are_private_to_their_clip_and_candidates_of_neither_othe
     bank = Glossary([f"term {number}" for number in range(9)])
     chosen = {0: [3, 5, -1], 1: [5, -1, -1]}
     rows = [
-        {**row("a drug", ["a", "drug"], [(0, 1), (None, None)], text_id=70, term_ids=[71, 72]), "clip": 0},
-        {**row("aspirin", ["aspirin"], [(0, 2.0)], text_id=80, term_ids=[80]), "clip": 1},
-        {**row("nothing of note", text_id=90), "clip": 2},
+        {**row("a drug", ["a", "drug"], [(0, 1), (None, None)], text_id=70, term_ids=[71, 72]), "clip": 0, "step": 0},
+        {**row("aspirin", ["aspirin"], [(0, 2.0)], text_id=80, term_ids=[80]), "clip": 1, "step": 0},
+        {**row("nothing of note", text_id=90), "clip": 2, "step": 0},
     ]
     collator = TermCollator(
-        load_audio, window_spans, tokenize, FRAME_RATE, bank=bank, hard_negatives_of=chosen.__getitem__
+        load_audio, window_spans, tokenize, FRAME_RATE, bank=bank, hard_negatives_of=lambda clip, step: chosen[clip]
     )
     batch = collator(rows)
     first, second = [bank[3].term_id, bank[5].term_id], [bank[5].term_id, -1]

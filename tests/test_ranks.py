@@ -54,7 +54,9 @@ def assert_same_weights(weights, others):
         torch.testing.assert_close(weights[name], others[name], atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("name", [*MATRIX, "lora", "lora-chunks", "accumulated", "accumulated-chunks"])
+@pytest.mark.parametrize(
+    "name", [*MATRIX, "lora", "lora-chunks", "accumulated", "accumulated-chunks", "mined", "durations"]
+)
 def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
     trainer, alone = run(name, tmp_path, CASES[name])
     assert (trained_weights(trainer)["audio_head.weight"] - untrained).abs().max() > 1e-3

@@ -72,17 +72,22 @@ def test_gradient_accumulation_halves_the_loss_of_each_micro_batch(tmp_path):
     assert logged == pytest.approx(sum(micro_batches) / 2, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(one_rank, tmp_path):
-    settings = ["save_strategy=steps", "save_steps=2"]
-    command = [sys.executable, str(SCRIPT), str(tmp_path), "32", *settings]
+def kill_and_resume(output_dir, batch_size, *settings):
+    """Kill a run that saves every two steps as soon as it has saved, and let another process finish it."""
+    command = [sys.executable, str(SCRIPT), str(output_dir), str(batch_size), *settings]
     process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "checkpoint-2" / "trainer_state.json").exists():
+    checkpoint = output_dir / "checkpoint-2"
+    while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "trained.safetensors").exists()
-    weights, _, recall = run_training(tmp_path, 32, *settings, f"resume_from={tmp_path / 'checkpoint-2'}")
+    assert not (output_dir / "trained.safetensors").exists()
+    return run_training(output_dir, batch_size, *settings, f"resume_from={checkpoint}")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(one_rank, tmp_path):
+    weights, _, recall = kill_and_resume(tmp_path, 32, "save_strategy=steps", "save_steps=2")
     assert all(torch.equal(weights[name], one_rank[0][name]) for name in weights)
     assert recall == one_rank[2]
 
@@ -121,12 +126,6 @@ def test_the_bias_of_the_sigmoid_loss_is_learned_saved_and_left_alone_by_infonce
     )  # fmt: skip
     TermRetrievalTrainer(model, args, rows).train()
     assert model.logit_bias.item() == bias
-
-
-@pytest.mark.slow
-def test_hard_negatives_without_a_source_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="enable_hard_neg needs hard_negatives_of"):
-        make_trainer(tmp_path, 16, enable_hard_neg=True)
 
 
 @pytest.mark.slow

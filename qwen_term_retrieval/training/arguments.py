@@ -90,10 +90,24 @@ class TermRetrievalArguments(TrainingArguments):
     )
     enable_hard_neg: bool = field(
         default=False,
-        metadata={"help": "Compare each clip with hard negatives of its own."},
+        metadata={"help": "Compare each clip with hard negatives of its own, mined by the model as it learns."},
     )
     hard_neg_k: int = field(default=10, metadata={"help": "Hard negatives of a clip in one step, at most."})
     hard_neg_weight: float = field(default=0.2, metadata={"help": "Weight of the loss on hard negatives."})
+    hard_neg_refresh_steps: int = field(
+        default=200, metadata={"help": "Steps from one mining to the next; the first comes before the first step."}
+    )
+    hard_neg_max_positive_ratio: float = field(
+        default=0.95,
+        metadata={"help": "A term that scores above this share of the right term's score is too near to be wrong."},
+    )
+    hard_neg_phonetic_ratio: float = field(
+        default=0.0,
+        metadata={"help": "Share of hard negatives that sound like the clip's terms, by edit distance of phonemes."},
+    )
+    hard_neg_phonemizer: str = field(
+        default="espeak:en-us", metadata={"help": "Phonemizer of `--hard_neg_phonetic_ratio`."}
+    )
     no_term_weight: float = field(
         default=0.0, metadata={"help": "Weight of pushing terms away from clips in which none is said; 0: off."}
     )
@@ -121,6 +135,13 @@ class TermRetrievalArguments(TrainingArguments):
     )
     max_nonfinite_steps: int = field(
         default=25, metadata={"help": "Skipped steps of a run after which the next one stops it with an error."}
+    )
+    max_batch_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds of audio in a global batch, padding included, in place of a number of clips: few long "
+            "clips or many short ones, in multiples of 8."
+        },
     )
     bank_negatives: int = field(
         default=0,
@@ -247,6 +268,24 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError(f"window_temperature must be positive, not {self.window_temperature}")
         if self.hard_neg_k < 1:
             raise ValueError(f"hard_neg_k must be at least 1, not {self.hard_neg_k}; enable_hard_neg turns them off")
+        if self.hard_neg_refresh_steps < 1:
+            raise ValueError(f"hard_neg_refresh_steps must be at least 1, not {self.hard_neg_refresh_steps}")
+        for name in ("hard_neg_max_positive_ratio", "hard_neg_phonetic_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.max_batch_seconds is not None and self.max_batch_seconds <= 0:
+            raise ValueError(f"max_batch_seconds must be positive, not {self.max_batch_seconds}")
+        if self.max_batch_seconds is not None and self.contrastive_batch_size is not None:
+            raise ValueError("max_batch_seconds and contrastive_batch_size both set the size of a batch; give one")
+
+    @property
+    def steps_built_ahead(self) -> int:
+        """How many optimizer steps before its own a batch may be built, at most.
+
+        accelerate 1.15 fetches one batch ahead of the one in use, and each DataLoader worker its `prefetch_factor`.
+        """
+        in_workers = self.dataloader_num_workers * (self.dataloader_prefetch_factor or 2)
+        return -(-(1 + in_workers) // self.gradient_accumulation_steps)
 
     def objective(self) -> Objective:
         """What these settings minimise."""

@@ -34,8 +34,8 @@ class TermCollator:
             and show it far more words than are spoken.
         span_jitter: each end of a known span moves by up to this share of its length, as far as the clip allows;
             windows at search time never fit a term exactly either.
-        hard_negatives_of: row number of a clip (`row["clip"]`) -> positions in `bank` of the terms it is compared with
-            alone; -1 for none. Called in the workers: it must pickle.
+        hard_negatives_of: row number of a clip and optimizer step (`row["clip"]`, `row["step"]`) -> positions in `bank`
+            of the terms it is compared with alone; -1 for none. Called in the workers: it must pickle.
         hard_neg_k: how many of them, at most.
         no_term_queries: whether clips without a term ask for all of their windows.
     """
@@ -47,7 +47,7 @@ class TermCollator:
     span_jitter: float = 0.1
     bank: Sequence[Term] = ()
     bank_negatives: int = 0
-    hard_negatives_of: Callable[[int], Sequence[int]] | None = None
+    hard_negatives_of: Callable[[int, int], Sequence[int]] | None = None
     hard_neg_k: int = 10
     no_term_queries: bool = False
 
@@ -96,7 +96,7 @@ class TermCollator:
     def _hard_negatives(self, row: dict[str, Any]) -> list[Term]:
         if self.hard_negatives_of is None or not row["terms"]:
             return []
-        positions = self.hard_negatives_of(row["clip"])[: self.hard_neg_k]
+        positions = self.hard_negatives_of(row["clip"], row["step"])[: self.hard_neg_k]
         return [self.bank[position] for position in positions if position >= 0]
 
     def _add_term_queries(self, clip, row, num_frames_B, spans, queries, negative) -> None:

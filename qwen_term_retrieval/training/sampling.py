@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 
 class Visit(NamedTuple):
@@ -155,6 +155,14 @@ class DurationBatchSampler(Sampler[list[Visit]]):
 
     def __len__(self) -> int:
         return sum(-(-(len(clips) // self.divisible_by * self.divisible_by) // size) for clips, size in self._buckets)
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader over a batch sampler that gives each rank its share: nothing for accelerate to shard again."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer calls this before each epoch."""
+        cast(DurationBatchSampler, self.batch_sampler).set_epoch(epoch)
 
 
 def _buckets(

@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
@@ -32,15 +33,23 @@ from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback
+from qwen_term_retrieval.text.phonetics import get_phonemizer
+from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback, NonFiniteGuardCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
 from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms, training_glossary
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.gradcache import gradcache_step
+from qwen_term_retrieval.training.hard_negatives import (
+    HardNegativeTable,
+    mine_hard_negatives,
+    mix_negatives,
+    sounding_alike,
+)
+from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
 from qwen_term_retrieval.training.recall import evaluate_recall
-from qwen_term_retrieval.training.sampling import LengthBucketedSampler
+from qwen_term_retrieval.training.sampling import DurationBatchSampler, EpochLoader, LengthBucketedSampler
 
 
 class TermRetrievalTrainer(Trainer):
@@ -52,8 +61,9 @@ class TermRetrievalTrainer(Trainer):
         train_dataset: rows to train on.
         eval_dataset: rows that pick the best checkpoint.
         glossary: gives aliases one identity; its terms join the evaluation bank.
-        hard_negatives_of: with `enable_hard_neg`: row number of a training clip -> positions, in the trainer's
-            `glossary`, of the terms it is compared with alone; -1 for none. Read in the data workers at every visit.
+        hard_negatives_of: with `enable_hard_neg`: row number of a training clip and optimizer step -> positions, in the
+            trainer's `glossary`, of the terms it is compared with alone; -1 for none. Left out, they are mined by the
+            model itself, every `hard_neg_refresh_steps`.
 
     Raises:
         ValueError: no terms to search, a column missing, fewer clips than one batch.
@@ -78,7 +88,7 @@ class TermRetrievalTrainer(Trainer):
         train_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | None = None,
         glossary: Glossary | None = None,
-        hard_negatives_of: Callable[[int], Sequence[int]] | None = None,
+        hard_negatives_of: Callable[[int, int], Sequence[int]] | None = None,
         **kwargs: Any,
     ):
         if train_dataset is not None:
@@ -92,14 +102,18 @@ class TermRetrievalTrainer(Trainer):
         self.card_data: str | None = None
         self.card_recall: list[dict[str, Any]] | None = None
         self.objective: Objective = args.objective()
-        if args.enable_hard_neg and hard_negatives_of is None:
-            raise ValueError("enable_hard_neg needs hard_negatives_of: the terms that each clip is compared with")
+        callbacks = list(kwargs.pop("callbacks", []))
+        if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
+            folder = Path(args.output_dir, "hard_negatives")
+            hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead)
+            callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
         self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
         if args.loss == "sigmoid":
             model.add_logit_bias(args.sigmoid_bias)
         if model.config.logit_bias is not None:
             # What the loss does not use must not wait for a gradient under DDP.
             model.logit_bias.requires_grad_(args.loss == "sigmoid")
+        self._sounding_alike: NDArray[np.int32] | None = None
         self._loss_sums: dict[str, torch.Tensor | float] = dict.fromkeys(self.objective.parts, 0.0)
         self._losses_summed: torch.Tensor | float = 0.0
         with args.main_process_first(desc="preparing clips"):
@@ -107,7 +121,6 @@ class TermRetrievalTrainer(Trainer):
                 None if train_dataset is None else self._prepare_clips(train_dataset, args, training=True)
             )
             eval_clips = None if eval_dataset is None else self._prepare_clips(eval_dataset, args)
-        callbacks = list(kwargs.pop("callbacks", []))
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.patience))
         if args.skip_nonfinite_steps:
@@ -179,14 +192,58 @@ class TermRetrievalTrainer(Trainer):
             hard_neg_k=self.args.hard_neg_k,
             no_term_queries=self.args.no_term_weight > 0,
         )
-        return super().get_train_dataloader()
+        if self.args.max_batch_seconds is None:
+            return super().get_train_dataloader()
+        return EpochLoader(
+            self.train_clips,
+            batch_sampler=DurationBatchSampler(
+                self.train_clips.durations,
+                self.args.max_batch_seconds,
+                seed=self._data_seed,
+                rank=self.args.process_index,
+                num_ranks=self.args.world_size,
+                batches_per_step=self.args.gradient_accumulation_steps,
+            ),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketedSampler:
         return LengthBucketedSampler(
             train_dataset.durations,
             self._train_batch_size * self.args.world_size,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            seed=self._data_seed,
+            batches_per_step=self.args.gradient_accumulation_steps,
         )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def mine_hard_negatives(self) -> NDArray[np.int32]:
+        """Terms of `glossary` that each training clip is to be told from, int32 (clips, hard_neg_k), on every rank."""
+        if self.train_clips is None:
+            raise ValueError("mining needs a train_dataset")
+        # As they were recorded: what is near to a distorted clip is near to its distortion.
+        clips = TrainingClips(self.train_clips.rows, self.train_clips.feature_cache)
+        mined_CK = mine_hard_negatives(
+            self.retrieval_model,
+            clips,
+            self._audio_source(clips),
+            self.glossary,
+            self.args.hard_neg_k,
+            max_positive_ratio=self.args.hard_neg_max_positive_ratio,
+            batch_size=self.args.eval_batch_size,
+        )
+        if not self.args.hard_neg_phonetic_ratio:
+            return mined_CK
+        if self._sounding_alike is None:
+            phonemizer = get_phonemizer(self.args.hard_neg_phonemizer)
+            neighbours_NK = phonetic_neighbours(self.glossary, phonemizer, self.args.hard_neg_k)
+            self._sounding_alike = sounding_alike(clips, self.glossary, neighbours_NK, self.args.hard_neg_k)
+        return mix_negatives(mined_CK, self._sounding_alike, self.args.hard_neg_phonetic_ratio)
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -208,7 +265,8 @@ class TermRetrievalTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of one micro-batch: at once, or by GradCache in chunks of clips."""
         chunk_size = self.args.gradcache_chunk
-        if chunk_size is None or chunk_size >= self._train_batch_size:
+        one_size = self.args.max_batch_seconds is None
+        if chunk_size is None or (one_size and chunk_size >= self._train_batch_size):
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._gradcache_step(model, inputs, chunk_size)
