@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.data_reading import OURS, UNIT
+from benchmarks.markdown import table, thousands
 
 # Rows that ours is asked to beat, and by how much.
 TARGETS = {
@@ -18,15 +19,6 @@ TARGETS = {
     "WebDataset, raw": 10,
     "Lhotse Shar": 30,
 }
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def thousands(number: float) -> str:
-    return "–" if math.isnan(number) else f"{number:,.0f}"
 
 
 def reading_table(reading: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.data_report import table
+from benchmarks.markdown import table
 
 KILLED = ("pack", "append")
 PHASES = ("starting", "parts", "shards", "tables", "pack.json", "published")
