@@ -127,7 +127,7 @@ class Pack:
     def schema(self) -> pa.Schema:
         """Arrow schema of the rows of all splits, with the features of `datasets`; see `tables.conformed`."""
         files = [self.folder / split["file"] for increment in self.increments for split in increment["splits"].values()]
-        return united_schema([parquet.read_schema(file) for file in files], self.sampling_rate)
+        return united_schema([_schema_of(file) for file in files], self.sampling_rate)
 
     def find(self, key: str) -> KeyedClip:
         """The clip of a key, found in a memory-mapped index.
@@ -305,6 +305,15 @@ class Pack:
             batch = next(file.iter_batches(batch_size=count, columns=["key", "duration", "text", "terms"]))
         for row in batch.to_pylist():
             yield f"{row['key']}  {row['duration']:.2f} s  {row['text']!r}  terms: {row['terms']}"
+
+
+def _schema_of(table: Path) -> pa.Schema:
+    try:
+        return parquet.read_schema(table)
+    except FileNotFoundError as error:
+        raise PackError(f"{table} is missing. Copy the pack again, or pack the corpus again.") from error
+    except (OSError, ValueError) as error:
+        raise PackError(f"{table}: damaged table ({error}). Copy the pack again, or pack anew.") from error
 
 
 def is_pack(folder: Path) -> bool:

@@ -44,7 +44,10 @@ def _manifests(folder: Path) -> list[Path]:
 
 def _rows_of_file(path: Path) -> int | None:
     if path.suffix == ".parquet":
-        return parquet.read_metadata(path).num_rows
+        try:
+            return parquet.read_metadata(path).num_rows
+        except (OSError, ValueError):
+            return None  # A damaged file: its reader says so, with the remedy.
     if path.suffix not in _LINES:
         return None
     with path.open("rb") as file:
