@@ -69,7 +69,9 @@ class Utterance:
     def where(self) -> str:
         """Row, key and file, as error messages name an utterance."""
         file = f", file {self.audio}" if isinstance(self.audio, str | Path | FileSlice) else ""
-        return f"{self.source or 'utterance'}: key {self.key!r}{file}"
+        where = f"{self.source or 'utterance'}: key {self.key!r}{file}"
+        # A file name that is no UTF-8 could neither be logged nor stored.
+        return where.encode(errors="backslashreplace").decode()
 
 
 def split_rank(split: str) -> tuple[int, str]:

@@ -13,7 +13,9 @@ import typer
 from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
 
 if TYPE_CHECKING:
+    from qwen_term_retrieval.audio.pack import Pack
     from qwen_term_retrieval.audio.utterance import Utterance
+    from qwen_term_retrieval.text.token_files import TokenPack
 
 _UNITS = {
     "": 1,
@@ -69,17 +71,29 @@ Columns = Annotated[
 ]
 
 
-def corpus_of(source: str, layout: str, key_rule: str, columns: list[str] | None) -> str | Iterator[Utterance]:
+Split = Annotated[str | None, typer.Option(help="Split of all clips; else as the corpus, its folders or names say.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read legacy shards whose index can run code; only if you trust them.")
+]
+
+
+def corpus_of(
+    source: str, layout: str, split: str | None, key_rule: str, columns: list[str] | None, allow_pickle: bool
+) -> str | Iterator[Utterance]:
     """What packing takes: the source itself, or its utterances where it must be told how to read them."""
     from qwen_term_retrieval.audio.corpus import read_corpus
+    from qwen_term_retrieval.audio.legacy import legacy_utterances
 
-    if (layout, key_rule) == ("auto", "auto") and not columns:
+    if allow_pickle:
+        return legacy_utterances(source, allow_pickle=True)
+    if (layout, split, key_rule) == ("auto", None, "auto") and not columns:
         return source
     pairs = [column.partition("=") for column in columns or []]
     wrong = [column for column, (ours, _, theirs) in zip(columns or [], pairs, strict=True) if not (ours and theirs)]
     if wrong:
         raise ValueError(f"--column {wrong[0]!r} is no OURS=THEIRS; write text=raw_text")
-    return read_corpus(source, format=layout, key_rule=key_rule, columns={ours: theirs for ours, _, theirs in pairs})
+    renamed = {ours: theirs for ours, _, theirs in pairs}
+    return read_corpus(source, format=layout, split=split, key_rule=key_rule, columns=renamed)
 
 
 @app.command()
@@ -91,8 +105,10 @@ def pack(
     workers: Workers = None,
     on_error: BadAudio = OnError.RAISE,
     layout: Layout = "auto",
+    split: Split = None,
     key_rule: KeyRule = "auto",
     column: Columns = None,
+    allow_pickle: AllowPickle = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack that is at OUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -119,7 +135,7 @@ def pack(
     log_to_terminal(quiet)
     with plain_errors():
         summary = pack_corpus(
-            corpus_of(source, layout, key_rule, column),
+            corpus_of(source, layout, split, key_rule, column, allow_pickle),
             out,
             sampling_rate=sampling_rate,
             shard_bytes=shard_bytes,
@@ -139,8 +155,10 @@ def append(
     workers: Workers = None,
     on_error: BadAudio = OnError.RAISE,
     layout: Layout = "auto",
+    split: Split = None,
     key_rule: KeyRule = "auto",
     column: Columns = None,
+    allow_pickle: AllowPickle = False,
     quiet: Quiet = False,
 ) -> None:
     """Append a corpus to a pack; what is in the pack is not written again.
@@ -158,7 +176,7 @@ def append(
     log_to_terminal(quiet)
     with plain_errors():
         summary = append_corpus(
-            corpus_of(source, layout, key_rule, column),
+            corpus_of(source, layout, split, key_rule, column, allow_pickle),
             folder,
             shard_bytes=shard_bytes,
             num_workers=workers,
@@ -219,34 +237,38 @@ def export(
 
 
 @app.command()
-def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack.")]) -> None:
+def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")]) -> None:
     """Show what is inside a pack.
 
     For example:
 
         qtr inspect packs/mine
     """
-    from qwen_term_retrieval.audio.pack import Pack
-
     with plain_errors():
-        typer.echo(Pack.open(folder).inspect())
+        typer.echo(_open(folder).inspect())
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack.")], quiet: Quiet = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")], quiet: Quiet = False
+) -> None:
     """Read every byte of a pack and compare checksums; exit code 1 where a bit differs.
 
     For example:
 
         qtr verify packs/mine
     """
-    from qwen_term_retrieval.audio.pack import Pack
-
     with plain_errors():
-        opened = Pack.open(folder)
-        damages = opened.verify(quiet=quiet)
+        damages = _open(folder).verify(quiet=quiet)
     for damage in damages:
         typer.secho(damage, fg="red", err=True)
     if damages:
         raise typer.Exit(1)
-    typer.echo(f"{folder}: whole, {opened.num_clips} clips")
+    typer.echo(f"{folder}: whole")
+
+
+def _open(folder: Path) -> Pack | TokenPack:
+    from qwen_term_retrieval.audio.pack import Pack
+    from qwen_term_retrieval.text.token_files import TOKENS_JSON, TokenPack
+
+    return TokenPack.open(folder) if (folder / TOKENS_JSON).is_file() else Pack.open(folder)

