@@ -171,7 +171,8 @@ def _converted(blocks: Iterator[np.ndarray], source_rate: int, rate: int) -> Ite
 
 
 def _to_int16(block: np.ndarray) -> tuple[np.ndarray, int]:
-    scaled = np.rint(block * np.float32(32768))
+    with np.errstate(over="ignore"):  # what overflows is infinite, and clipped like all that is too large
+        scaled = np.rint(block * np.float32(32768))
     # Full scale itself, +1.0, is 32768 and saturates to 32767: a rounding, not a clipped sample.
     num_clipped = int(np.count_nonzero(np.abs(scaled) > 32768))
     return np.clip(scaled, -32768, 32767).astype("<i2"), num_clipped

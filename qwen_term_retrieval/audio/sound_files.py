@@ -8,7 +8,9 @@ refused, where its container says how long it should be (WAV, AIFF, AU, FLAC and
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -150,7 +152,7 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | Bina
     if isinstance(audio, bytes):
         yield io.BytesIO(audio)
     elif isinstance(audio, FileSlice):
-        with _local_file(audio.path).open("rb") as file:
+        with Path(_local_file(audio.path)).open("rb") as file:
             if file.seek(0, io.SEEK_END) < audio.offset + audio.num_bytes:
                 raise BadAudioError(f"{audio.path} ends before byte {audio.offset + audio.num_bytes}; it was cut short")
             file.seek(audio.offset)
@@ -160,17 +162,19 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | Bina
         with _remote_file(audio) as file:
             yield file
     else:
-        yield str(_local_file(Path(audio)))
+        yield _local_file(audio)
 
 
-def _local_file(path: Path) -> Path:
+def _local_file(path: str | Path) -> str:
     try:
-        is_file = path.is_file()
+        is_file = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 (a Path costs more)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        is_file = False
     except OSError as error:
         raise BadAudioError(f"the file cannot be found: {error.strerror}") from error
     if not is_file:
         raise BadAudioError("the file does not exist")
-    return path
+    return str(path)
 
 
 @contextmanager

@@ -19,9 +19,7 @@ def tokenize(
     column: Annotated[
         list[str] | None, typer.Option(help="Column of text, repeatable; else text, or prompt and response.")
     ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="uint16, uint32, or auto: the smaller one that fits.")
-    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="uint16, uint32, or auto: the smaller one that fits.")] = "auto",
     eos: Annotated[str, typer.Option(help="Token that ends a document; auto: the tokenizer's own; '': none.")] = "auto",
     separator: Annotated[str | None, typer.Option(help="Token between two columns.")] = None,
     workers: Workers = None,

@@ -48,7 +48,7 @@ def test_an_audio_folder_reads_the_same_from_every_kind_of_metadata(suffix, tmp_
         ("dev/b", "good morning", (), "validation", {"domain": "none"}),
         ("test/c", "git and make", ("git", "make"), "test", {"domain": "it"}),
     ]
-    assert utterances[0].audio == tmp_path / "corpus" / "train" / "a.wav"
+    assert utterances[0].audio == str(tmp_path / "corpus" / "train" / "a.wav")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

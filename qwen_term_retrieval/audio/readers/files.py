@@ -53,6 +53,14 @@ def joined(folder: Location, name: str) -> Location:
     return f"{protocol}{path.rstrip('/')}/{name}{rest}" if path else f"{protocol}{name}{rest}"
 
 
+def audio_below(folder: Location, name: str) -> str:
+    """`joined` as a string: to build a `Path` takes longer than to read the row it stands in."""
+    tidy = "//" not in name and "./" not in name
+    if isinstance(folder, Path) and tidy and not name.startswith("/"):
+        return name if str(folder) == "." else f"{folder}/{name}"
+    return name if tidy and not is_url(name) and name.startswith("/") else str(joined(folder, name))
+
+
 def found_from(folder: Location, name: str) -> Location:
     """A path as recipes write it: relative to `folder`, or else to where the recipe was run."""
     beside = joined(folder, name)

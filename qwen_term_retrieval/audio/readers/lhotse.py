@@ -95,7 +95,7 @@ def _source_and_channel(cut: Mapping[str, Any], recording: Mapping[str, Any], wh
     wanted = set(channel) if isinstance(channel, list) else {channel}
     sources = [source for source in recording.get("sources", ()) if wanted & set(source.get("channels", (0,)))]
     held = sources[0].get("channels", [0]) if len(sources) == 1 else []
-    if not wanted <= set(held) or len(wanted) not in (1, len(held)):
+    if len(sources) != 1 or not wanted <= set(held) or len(wanted) not in (1, len(held)):
         raise CorpusError(f"{where}: channels {sorted(wanted)} are neither one nor all of those of one file; {_SAVE}")
     (source,) = sources
     if source.get("type") not in ("file", "url") or not isinstance(source.get("source"), str):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_term_retrieval.audio.readers.files import Location, joined, path_of
+from qwen_term_retrieval.audio.readers.files import Location, audio_below, path_of
 from qwen_term_retrieval.audio.utterance import (
     KEY_RULES,
     Audio,
@@ -22,6 +22,7 @@ from qwen_term_retrieval.audio.utterance import (
     Utterance,
     checked_split,
     default_key,
+    is_url,
     split_of_path,
 )
 from qwen_term_retrieval.text.glossary import MAX_TERM_WORDS
@@ -218,8 +219,8 @@ def _audio(value: Any, folder: Location, where: str) -> tuple[Audio, str | None,
         return path, path.as_posix(), None
     if not isinstance(path, str) or not path.strip("/.") or "\0" in path:
         raise CorpusError(f"{where}: audio is {str(value)[:60]!r}; give the path of a file, relative to {folder}")
-    audio = joined(folder, path)
-    return audio, audio.as_posix() if isinstance(audio, Path) else str(path_of(audio)), None
+    audio = audio_below(folder, path)
+    return audio, str(path_of(audio)) if is_url(audio) else audio, None
 
 
 def _array(value: Any, where: str) -> np.ndarray:
