@@ -22,10 +22,9 @@ from benchmarks.data_clips import BenchmarkClips, clip_name
 from benchmarks.data_measure import CLIPS_PER_BATCH, Pass, passes_over, serve, shuffled_batches
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.collate import PcmBuffers
+from qwen_term_retrieval.training.sampling import LengthBucketedSampler
 
 _FULL_SCALE = np.float32(1 / 32768)
-# Clips are sorted by length among so many, as samplers do that keep the order nearly random.
-BATCHES_PER_BUCKET_SORT = 50
 SHUFFLE_SEED = 1
 
 
@@ -68,12 +67,24 @@ def _gathering(reader: ClipReader, batches: Callable[[int], Iterator[np.ndarray]
 
 
 def _bucketed_batches(lengths: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    order = np.random.default_rng(seed).permutation(len(lengths))
-    window = BATCHES_PER_BUCKET_SORT * CLIPS_PER_BATCH
-    for start in range(0, len(order), window):
-        numbers = order[start : start + window]
-        numbers = numbers[np.argsort(-lengths[numbers], kind="stable")]
-        yield from (numbers[first : first + CLIPS_PER_BATCH] for first in range(0, len(numbers), CLIPS_PER_BATCH))
+    order = LengthBucketedSampler(lengths, CLIPS_PER_BATCH, seed=seed).order()
+    return iter(np.split(order, range(CLIPS_PER_BATCH, len(order), CLIPS_PER_BATCH)))
+
+
+def open_floor(clips: BenchmarkClips) -> Pass:
+    """What memory allows: every sample is read once, at random as ever, and nothing is written."""
+    reader = ClipReader(clips.dataset().shuffle(seed=SHUFFLE_SEED))
+
+    def one_pass(seed: int) -> tuple[int, int]:
+        num_clips = num_samples = 0
+        for batch in shuffled_batches(len(reader), seed):
+            for view in reader.views(batch):
+                view.max()
+                num_clips += 1
+                num_samples += len(view)
+        return num_clips, num_samples
+
+    return one_pass
 
 
 def open_rows(clips: BenchmarkClips) -> Pass:
@@ -105,8 +116,9 @@ def open_hf_audio(clips: BenchmarkClips) -> Pass:
 
 ROWS: dict[str, tuple[str, Callable[[BenchmarkClips], Pass]]] = {
     "np.memmap loop": ("slices of one file to float32: the unit", open_memmap),
+    "read, keep nothing": ("the floor: every sample read once at random, none written", open_floor),
     "ours, shuffled batches": ("ClipReader.gather: int16, padded, into a buffer used again", open_gather),
-    "ours, by length": (f"the same, sorted by length in {BATCHES_PER_BUCKET_SORT} batches", open_gather_bucketed),
+    "ours, by length": ("the same, batches of like length, as the Trainer shuffles", open_gather_bucketed),
     "ours, row by row": ('row["audio"].pcm of a shuffled Dataset, copied', open_rows),
     "soundfile, WAV": ("soundfile.read of each file, int16", open_wav),
     "soundfile, FLAC": ("soundfile.read of each file, int16", open_flac),

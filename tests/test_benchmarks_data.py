@@ -10,7 +10,7 @@ from benchmarks import data, data_clips, data_large, data_loader, data_packing, 
 from benchmarks.data_clips import BenchmarkClips, speech_clips
 from benchmarks.data_cold import drop_from_cache, share_in_cache
 from benchmarks.data_measure import Row, RowError, RowProcess, batched, shuffled_batches
-from benchmarks.data_reading import UNIT, measure_warm, own_rows
+from benchmarks.data_reading import FLOOR, OURS, UNIT, measure_warm, own_rows
 from benchmarks.data_report import report
 from qwen_term_retrieval.audio.pack import Pack
 
@@ -94,17 +94,19 @@ def test_the_report_tells_what_was_not_measured():
     reading = {
         "rows": {
             UNIT: {"does": "slices", "clips_per_second": 100.0},
-            "ours, shuffled batches": {"does": "batches", "clips_per_second": 300.0},
+            OURS: {"does": "batches", "clips_per_second": 300.0},
+            FLOOR: {"does": "reading", "clips_per_second": 400.0},
             "LitData": {"does": "iteration", "error": "not installed: no such package"},
         },
         "bytes_per_clip": 50_000.0,
         "copy_bytes_per_second": 1e10,
-        "floor_clips_per_second": 200_000.0,
         "profile": "",
     }
     text = report({"clips": 1000, "repetitions": 5, "reading": reading})
     assert "not installed: no such package" in text
-    assert "| ours, shuffled batches | batches | 300 | 3.00× | 1.0× |" in text
+    assert f"| {OURS} | batches | 300 | 3.00× | 1.0× |" in text
+    assert "takes 4.00× less time than the unit" in text
+    assert "reaches 75% of that" in text
 
 
 @pytest.mark.parametrize(("program", "part"), [(data, "section"), (faults, "campaign")])
