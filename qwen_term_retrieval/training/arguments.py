@@ -38,7 +38,16 @@ class ModelArguments:
     audio_layers: int = field(default=1, metadata={"help": "How many of the encoder's last layers are mixed."})
     text_tower: str = field(
         default="phonemes:espeak:en-us",
-        metadata={"help": "`phonemes:<phonemizer>` or the Hub id or folder of a text encoder."},
+        metadata={
+            "help": "`phonemes:<phonemizer>`, the Hub id or folder of a text encoder, or both joined by ` + ` (quoted)."
+        },
+    )
+    text_pooling: str = field(
+        default="auto", metadata={"help": "Tokens of a text encoder to one vector: `cls`, `mean`, `last`, or `auto`."}
+    )
+    pooling: str = field(
+        default="pyramid",
+        metadata={"help": "Frames of a span to one vector: means in order (`pyramid`), or weighted (`attention`)."},
     )
     embedding_dim: int = field(default=384, metadata={"help": "Size of the shared embedding space."})
     window_sizes: list[int] | None = field(
@@ -49,6 +58,11 @@ class ModelArguments:
     lora_r: int = field(default=0, metadata={"help": "Rank of LoRA in the audio tower; 0 keeps the tower frozen."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scaling numerator."})
     lora_dropout: float = field(default=0.1, metadata={"help": "Dropout in front of LoRA."})
+    text_lora_r: int = field(default=0, metadata={"help": "Rank of LoRA in a pretrained text tower; 0: none."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention of the towers: `sdpa`, `flash_attention_2`, `eager`; none: the best."},
+    )
 
 
 @dataclass

@@ -193,7 +193,7 @@ def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> N
 
 
 def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalModel:
-    """A new model on pretrained towers, or the checkpoint to start from; with LoRA if its rank is not 0."""
+    """A new model on pretrained towers, or the checkpoint to start from; with LoRA where its rank is not 0."""
     if model_args.model:
         return TermRetrievalModel.from_pretrained(model_args.model)
     windows = None
@@ -203,14 +203,19 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
         audio_tower=model_args.audio_tower,
         audio_layers=model_args.audio_layers,
         text_tower=model_args.text_tower,
+        text_pooling=model_args.text_pooling,
+        pooling=model_args.pooling,
         embedding_dim=model_args.embedding_dim,
         windows=windows,
         temperature=args.temperature,
+        attn_implementation=model_args.attn_implementation,
     )
     torch.manual_seed(args.seed)
     model = TermRetrievalModel(config)
     if model_args.lora_r:
-        model.add_lora(r=model_args.lora_r, alpha=model_args.lora_alpha, dropout=model_args.lora_dropout)
+        model.add_lora(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
+    if model_args.text_lora_r:
+        model.add_lora(model_args.text_lora_r, model_args.lora_alpha, model_args.lora_dropout, tower="text")
     return model
 
 
