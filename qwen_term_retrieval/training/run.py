@@ -208,7 +208,8 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
         embedding_dim=model_args.embedding_dim,
         windows=windows,
         temperature=args.temperature,
-        attn_implementation=model_args.attn_implementation,
+        # Every config of transformers takes it, and none declares it (5.23).
+        attn_implementation=model_args.attn_implementation,  # type: ignore[call-arg]
     )
     torch.manual_seed(args.seed)
     model = TermRetrievalModel(config)
