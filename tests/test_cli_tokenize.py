@@ -34,6 +34,7 @@ def test_tokenize_inspect_and_verify_work_in_turn(tmp_path):
 
 def test_a_column_that_is_not_there_is_one_line_with_what_is(tmp_path):
     corpus = write_jsonl(tmp_path / "texts.jsonl", [{"story": "a"}])
-    refused = qtr("tokenize", corpus, tmp_path / "tokens", "--tokenizer", train_bpe(tmp_path / "tokenizer.json"))
+    tokenizer = train_bpe(tmp_path / "tokenizer.json")
+    refused = qtr("tokenize", corpus, tmp_path / "tokens", "--tokenizer", tokenizer, "--eos", "")
     assert refused.exit_code == 1
     assert "story" in refused.stderr
