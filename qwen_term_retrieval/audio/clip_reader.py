@@ -1,7 +1,7 @@
 """Clips by row number, as fast as memory can be copied: no rows are decoded, no samples are converted.
 
 `datasets` decodes a shuffled dataset row by row, at a hundred microseconds each. `ClipReader` reads the column of
-references once, 16 bytes a row, and from then on a batch of clips is a batch of slices of memory maps:
+references once, 13 bytes a row, and from then on a batch of clips is a batch of slices of memory maps:
 
     reader = ClipReader(rows.shuffle(seed=1))
     for indices in length_buckets(reader.num_samples, 64):
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from qwen_term_retrieval.audio.feature import MmapAudio
@@ -55,7 +56,7 @@ class ClipReader:
             raise ValueError(f"{references.null_count} of {len(references)} rows have no audio; filter them out first")
         rows = row_numbers(dataset)
         self._column = column
-        # As narrow as they can be: five million rows are 80 MB, shared by the workers that are forked later.
+        # As narrow as they can be: five million rows are 65 MB, shared by the workers that are forked later.
         self._length_N = _to_numpy(_field(references, "length").chunks, np.int32, rows)
         self._clips: datasets.Dataset | None = None
         if isinstance(feature, FileAudio) or feature.verify:
@@ -63,7 +64,8 @@ class ClipReader:
             return
         shards = _field(references, "shard").dictionary_encode().unify_dictionaries()
         self._uids: list[int] = shards.chunk(0).dictionary.to_pylist() if shards.num_chunks else []
-        self._shard_N = _to_numpy([chunk.indices for chunk in shards.chunks], np.int32, rows)
+        narrowest = np.min_scalar_type(len(self._uids))
+        self._shard_N = _to_numpy([chunk.indices for chunk in shards.chunks], narrowest, rows)
         self._offset_N = _to_numpy(_field(references, "offset").chunks, np.int64, rows)
         self._maps: dict[int, memoryview] = {}
 
@@ -116,9 +118,9 @@ def _field(references: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return pa.chunked_array([chunk.field(name) for chunk in references.chunks], pa.int64())
 
 
-def _to_numpy(chunks: Sequence[pa.Array], dtype: type, rows: np.ndarray | None) -> np.ndarray:
+def _to_numpy(chunks: Sequence[pa.Array], dtype: npt.DTypeLike, rows: np.ndarray | None) -> np.ndarray:
     # Arrow checks the cast: a clip of 37 hours has too many samples for an int32.
     values = np.concatenate(
-        [np.zeros(0, dtype), *(chunk.cast(pa.from_numpy_dtype(dtype)).to_numpy() for chunk in chunks)]
+        [np.zeros(0, dtype), *(chunk.cast(pa.from_numpy_dtype(np.dtype(dtype))).to_numpy() for chunk in chunks)]
     )
     return values if rows is None else values[rows]

@@ -304,9 +304,14 @@ def _spans(utterance: Utterance, duration: float) -> list[TermSpan | None]:
     """A span a term, None where unknown; a clip that says its one term and nothing else is that term, end to end."""
     if utterance.term_spans is not None:
         return [span and _inside(span, duration) for span in utterance.term_spans]
-    if len(utterance.terms) == 1 and normalize_term(utterance.text) == normalize_term(utterance.terms[0]):
+    if len(utterance.terms) == 1 and _sound_alike(utterance.text, utterance.terms[0]):
         return [(0.0, duration)]
     return [None] * len(utterance.terms)
+
+
+def _sound_alike(text: str, term: str) -> bool:
+    # To spell a number out takes as long as to write the clip.
+    return text == term or normalize_term(text) == normalize_term(term)
 
 
 def _inside(span: TermSpan, duration: float) -> TermSpan:
