@@ -76,7 +76,10 @@ def _check(packs: Sequence[Pack]) -> None:
             names = ", ".join(map(repr, sorted(shared)[:_MOST_KEYS_NAMED])) + (
                 " …" if len(shared) > _MOST_KEYS_NAMED else ""
             )
-            raise PackError(f"{first.folder} and {second.folder} share {len(shared)} keys: {names}")
+            raise PackError(
+                f"{first.folder} and {second.folder} share {len(shared)} keys: {names}; keys must be unique: pack one "
+                "of them again without these clips, or with a column `key` that differs"
+            )
 
 
 def _renumbered(packs: Sequence[Pack]) -> tuple[list[dict[str, Any]], dict[str, Any], list[tuple[Path, str]]]:

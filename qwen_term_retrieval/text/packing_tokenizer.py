@@ -105,7 +105,12 @@ def _open(
             return path.parent.name, tokenizers.Tokenizer.from_file(str(path)), None, None
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer {str(tokenizer)!r}: give a folder, a tokenizer.json or a Hub id ({error})"
+            ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer; convert it, or load another")
     # A folder by its own name: its whole path would tell of the machine, and change the bytes from place to place.
