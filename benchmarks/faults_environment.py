@@ -208,7 +208,8 @@ def run(work: Path) -> dict[str, Any]:
     results = {}
     for name, fault in tqdm(FAULTS.items(), desc="environment", disable=None):
         try:
-            results[name] = {"passed": True, "said": fault(work)}
+            passed, said = True, fault(work)
         except (FaultError, subprocess.TimeoutExpired) as error:
-            results[name] = {"passed": False, "said": str(error)}
+            passed, said = False, str(error)
+        results[name] = {"passed": passed, "said": said.replace(str(work.absolute()), "…")}
     return results

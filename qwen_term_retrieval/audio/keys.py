@@ -103,6 +103,7 @@ class KeyTable:
         Raises:
             PackError: it is missing, or is no key index.
         """
+        self._path = path
         try:
             self._batch = ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         except FileNotFoundError as error:
@@ -121,7 +122,7 @@ class KeyTable:
         (wanted,) = key_hashes([key])
         position = int(np.searchsorted(self.hashes, wanted))
         while position < len(self.hashes) and self.hashes[position] == wanted:
-            if self._batch.column("key")[position].as_py() == key:
+            if self._keys(slice(position, position + 1)) == [key]:
                 place = self._batch.slice(position, 1).to_pylist()[0]
                 del place["hash"]
                 return KeyPlace(**place)
@@ -146,7 +147,13 @@ class KeyTable:
     def keys(self) -> Iterator[str]:
         """All keys, in the order of their hashes."""
         for start in range(0, len(self), _KEYS_PER_BATCH):
-            yield from self._batch.column("key").slice(start, _KEYS_PER_BATCH).to_pylist()
+            yield from self._keys(slice(start, start + _KEYS_PER_BATCH))
+
+    def _keys(self, rows: slice) -> list[str]:
+        try:
+            return self._batch.column("key")[rows].to_pylist()
+        except UnicodeDecodeError as error:
+            raise PackError(f"{self._path}: damaged key index ({error}). Copy the pack again or pack anew.") from error
 
     def starting_with(self, prefix: str, limit: int) -> list[str]:
         """Up to `limit` keys that start with `prefix`; reads all keys."""

@@ -96,3 +96,14 @@ def test_a_key_that_is_not_there_is_an_error_that_names_keys_like_it(corpus, tmp
         Pack.open(tmp_path / "pack").find("train/001")
     with pytest.raises(PackError, match=r"no clip has the key 'xyz'$"):
         Pack.open(tmp_path / "pack").find("xyz")
+
+
+def test_a_key_that_is_no_utf8_any_more_is_a_damaged_index(tmp_path):
+    path = tmp_path / "keys-00000.arrow"
+    places = np.zeros(1, np.int64)
+    write_keys(
+        path, ["café-au-lait"], splits=["train"], split=places, row=places, shard=places, offset=places, length=places
+    )
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xbe\xbe"))
+    with pytest.raises(PackError, match=r"keys-00000\.arrow: damaged"):
+        list(KeyTable(path).keys())
