@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import xxhash
 from datasets.builder import Key
@@ -48,7 +49,8 @@ class TermAudioConfig(datasets.BuilderConfig):
     Attributes:
         packed: True packs the corpus once, into the cache of `datasets`: as large as its audio in int16, and a hundred
             times faster to read at random than FLAC. False packs nothing: rows decode the corpus' own files each time
-            they are read. "auto" is False until the corpus has a pack in the cache, and then that pack.
+            they are read. "auto" is False until the corpus has a pack in the cache, and then that pack; for
+            saved datasets and legacy shards, which have no such files, it is True.
         sampling_rate: of the samples, in Hz.
         shard_bytes: upper bound of a shard of the pack.
         on_error: what becomes of bad audio: "raise", "skip" the row, or pack one second of "silence".
@@ -123,6 +125,9 @@ class TermAudio(ContentKeyedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         options = dl_manager.download_config
         pack = self._open_pack(num_workers=options.num_proc or 1, anew=options.force_download)
+        if pack is None and self.config.packed == "auto" and self._is_in_memory():
+            self._packed = True
+            pack = self._open_pack(num_workers=options.num_proc or 1)
         if pack is None:
             corpus = LooseCorpus(self._utterances(), self.config.sampling_rate, self.config.on_error)
             self.info.features = corpus.features
@@ -136,6 +141,11 @@ class TermAudio(ContentKeyedBuilder):
             datasets.SplitGenerator(split, {"files": [str(file) for file in pack.tables(split)]})
             for split in pack.splits
         ]
+
+    def _is_in_memory(self) -> bool:
+        """Whether the corpus has no files that rows could refer to, as saved datasets and legacy shards have none."""
+        first = next(self._utterances()(), None)
+        return first is not None and isinstance(first.audio, bytes | np.ndarray)
 
     def _generate_tables(self, files: list[str], corpus: LooseCorpus | None = None) -> Iterator[tuple[Key, pa.Table]]:
         if corpus is not None:

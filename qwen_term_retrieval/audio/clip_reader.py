@@ -48,6 +48,8 @@ class ClipReader:
     """
 
     def __init__(self, dataset: datasets.Dataset, column: str = "audio") -> None:
+        if not isinstance(dataset, datasets.Dataset):
+            raise TypeError(f"expected a Dataset, as load_dataset(…, split=…) gives it, not {type(dataset).__name__}")
         feature = dataset.features.get(column)
         if not isinstance(feature, MmapAudio | FileAudio):
             raise TypeError(f"column {column!r} is {feature}, not packed audio (MmapAudio); pack it with `qtr pack`")
@@ -92,6 +94,8 @@ class ClipReader:
         """The clips as one batch: pcm_BS int16, zeros after each, and num_samples_B int64; see `pad_pcm`."""
         from qwen_term_retrieval.audio.collate import pad_windows
 
+        if not len(indices):
+            raise ValueError("a batch needs at least one clip")
         return pad_windows(self._windows(np.asarray(indices)), buffers)
 
     def _windows(self, indices: np.ndarray) -> list[memoryview]:

@@ -27,7 +27,12 @@ from qwen_term_retrieval.audio.readers.files import (
     path_of,
     suffix_of,
 )
-from qwen_term_retrieval.audio.readers.folder import AUDIO_SUFFIXES, is_folder_manifest, read_folder
+from qwen_term_retrieval.audio.readers.folder import (
+    AUDIO_SUFFIXES,
+    is_folder_manifest,
+    read_audio,
+    read_folder,
+)
 from qwen_term_retrieval.audio.readers.json_rows import json_rows
 from qwen_term_retrieval.audio.readers.kaldi import WAV_SCP, read_kaldi
 from qwen_term_retrieval.audio.readers.lhotse import is_cut, read_lhotse
@@ -35,7 +40,7 @@ from qwen_term_retrieval.audio.readers.manifests import KIND_OF_SUFFIX, is_manif
 from qwen_term_retrieval.audio.readers.nemo import read_nemo
 from qwen_term_retrieval.audio.readers.rows import RowRules
 from qwen_term_retrieval.audio.readers.webdataset import TAR_SUFFIXES, read_webdataset
-from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path
+from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, checked_split, split_of_path
 
 if TYPE_CHECKING:
     import datasets
@@ -60,6 +65,7 @@ def _read_legacy(folder: Location, rules: RowRules) -> Iterator[Utterance]:
 
 READERS_OF_FOLDERS: dict[str, Reader] = {
     "folder": read_folder,
+    "audio": read_audio,
     "kaldi": read_kaldi,
     "webdataset": read_webdataset,
     "datasets": _read_saved_dataset,
@@ -120,6 +126,7 @@ def read_corpus(
     """
     if format not in ("auto", *FORMATS):
         raise CorpusError(f"unknown format {format!r}; known are auto, {', '.join(FORMATS)}")
+    split = None if split is None else checked_split(split, "split")
     if not isinstance(source, str | Path):
         from qwen_term_retrieval.audio.readers.hf_datasets import read_dataset
 

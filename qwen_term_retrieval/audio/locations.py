@@ -72,10 +72,13 @@ def _open_shard(uid: int) -> np.ndarray:
     for path in dict.fromkeys([_paths[uid]] if uid in _paths else []) | dict.fromkeys(_hints(uid)):
         try:
             samples = _map(path, uid)
-            _paths[uid] = path
-            return samples
         except (OSError, PackError) as error:
             tried.append(f"  {path}: {error if isinstance(error, PackError) else error.strerror}")
+            continue
+        if tried:
+            logger.warning("shard %016x is read from its copy %s:\n%s", uid, path, "\n".join(tried))
+        _paths[uid] = path
+        return samples
     seen = "It was seen here:\n" + "\n".join(tried) if tried else "No pack that holds it was ever opened here."
     raise MissingShardError(
         f"shard {uid:016x} of a pack is missing. {seen}\n"

@@ -29,7 +29,11 @@ def staging_of(out: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True, exist_ok=True)
         with FileLock(staging / "lock", timeout=0):
-            yield staging
+            try:
+                yield staging
+            except BaseException:
+                _drop_if_empty(staging)
+                raise
             _remove(staging)
     except Timeout as error:
         raise PackError(f"another process is packing into {out}; wait for it, or give another folder") from error
@@ -48,6 +52,12 @@ def _remove(staging: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
     shutil.rmtree(staging)
+
+
+def _drop_if_empty(staging: Path) -> None:
+    """Leave nothing behind where nothing was made: a mistyped source is no pack under way."""
+    if staging.is_dir() and not any(path.is_file() and path.name != "lock" for path in staging.rglob("*")):
+        shutil.rmtree(staging)
 
 
 def publish(pack: Path, out: Path) -> None:

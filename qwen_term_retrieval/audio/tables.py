@@ -22,7 +22,7 @@ from qwen_term_retrieval.audio.keys import keys_name, write_keys
 from qwen_term_retrieval.audio.parts import EXTRA, ROW_COLUMNS, Part, read_part
 from qwen_term_retrieval.audio.sealing import index_name
 from qwen_term_retrieval.audio.shards import ShardHeader, ShardIndex
-from qwen_term_retrieval.audio.utterance import CorpusError, split_rank
+from qwen_term_retrieval.audio.utterance import CorpusError, checked_split, split_rank
 
 ROWS_PER_GROUP = 8192
 CARD = "README.md"
@@ -70,7 +70,8 @@ class Survey:
         """Take in the next part.
 
         Raises:
-            CorpusError: a column holds values of types that do not go together with those before.
+            CorpusError: a column holds values of types that do not go together with those before, or a name that is
+                none for a split.
         """
         self._take_in_columns(_extra_schema(part.rows.schema))
         self.num_parts += 1
@@ -80,6 +81,7 @@ class Survey:
         lengths = part.array("length")
         num_terms = part.rows.column("terms").value_lengths().to_numpy()
         for split, rows in rows_of_splits(part.rows):
+            checked_split(split, f"utterance {part.rows.column('key')[int(rows[0])]}")
             totals = self._splits.setdefault(split, SplitTotals())
             totals.num_clips += len(rows)
             totals.num_no_term_clips += int(np.count_nonzero(num_terms[rows] == 0))

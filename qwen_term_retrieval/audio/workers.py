@@ -46,6 +46,8 @@ Pool = Executor | MapExecutor | None
 @contextmanager
 def worker_pool(executor: Pool, num_workers: int | None) -> Iterator[Pool]:
     """The executor given, or else a pool of `num_workers` processes (None: one a core); with one, this process."""
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, not {num_workers}")
     if num_workers is None:
         num_workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if executor is not None or num_workers <= 1:

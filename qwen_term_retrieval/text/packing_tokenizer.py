@@ -103,6 +103,8 @@ def _open(
         path = Path(tokenizer)
         if path.is_file():
             return path.parent.name, tokenizers.Tokenizer.from_file(str(path)), None, None
+        if path.suffix == ".json":
+            raise ValueError(f"no tokenizer {str(tokenizer)!r}: there is no such file")
         from transformers import AutoTokenizer
 
         try:

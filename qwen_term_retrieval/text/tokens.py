@@ -130,8 +130,10 @@ class MmapTokens:
         """
         if isinstance(index, int):
             return self._item(index)
+        if isinstance(index, slice):
+            return self.batch(range(*index.indices(len(self))))
         index_B = np.asarray(index)
-        return self.batch(index_B) if index_B.ndim else self._item(int(index_B))
+        return self.batch(index_B) if index_B.ndim or index_B.dtype.kind not in "iu" else self._item(int(index_B))
 
     def _item(self, index: int) -> Window:
         if self._documents is None and 0 <= index < len(self):
@@ -150,7 +152,10 @@ class MmapTokens:
         Fresh memory costs more than the reading: a loop that gives back the pair of the last step runs several times as
         fast. `out` may be pinned tensors.
         """
-        index_B = np.asarray(indices, np.int64)
+        index_B = np.asarray(indices)
+        if index_B.dtype.kind not in "iu" and index_B.size:
+            raise TypeError(f"windows are counted by whole numbers, not by {indices!r:.80}")
+        index_B = index_B.astype(np.int64)
         index_B = np.where(index_B < 0, index_B + len(self), index_B)
         if index_B.ndim != 1 or ((index_B < 0) | (index_B >= len(self))).any():
             raise IndexError(f"{self.path} has {len(self)} windows, but was asked for {indices!r:.80}")

@@ -126,6 +126,10 @@ class DurationBatchSampler(Sampler[list[Visit]]):
                 f"{num_ranks} processes cannot share batches of a multiple of {divisible_by} clips equally; "
                 f"use a number of processes that divides {divisible_by}"
             )
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"rank {rank} of {num_ranks} ranks")
+        if not (np.isfinite(durations).all() and (np.asarray(durations) > 0).all() and max_batch_seconds > 0):
+            raise ValueError("durations and max_batch_seconds must be positive numbers of seconds")
         if len(durations) < divisible_by:
             raise ValueError(f"{len(durations)} training clips are fewer than the smallest batch of {divisible_by}")
         self.seed = seed

@@ -13,6 +13,7 @@ Two ranks with b clips each take the same steps as one rank with 2b.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ class TermRetrievalTrainer(Trainer):
                 seed=self._data_seed,
                 rank=self.args.process_index,
                 num_ranks=self.args.world_size,
+                divisible_by=math.lcm(8, self.args.world_size),
                 batches_per_step=self.args.gradient_accumulation_steps,
             ),
             collate_fn=self.data_collator,

@@ -3,8 +3,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio.corpus import CorpusError, SeenKeys, Utterance, read_corpus, with_unique_keys
+from qwen_term_retrieval.audio.packing import pack_corpus
 
 ROWS = [
     {"file_name": "train/a.wav", "text": "has atrial fibrillation", "terms": ["atrial fibrillation"], "domain": "med"},
@@ -213,3 +216,23 @@ def test_repeated_keys_are_found_however_far_apart(keys):
 
 def test_an_utterance_names_itself_in_messages():
     assert Utterance("k", Path("a.wav"), source="m.csv, line 2").where == "m.csv, line 2: key 'k', file a.wav"
+
+
+def test_a_manifest_that_a_folder_is_not_read_by_is_not_overlooked(corpus, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(corpus / "train", folder)
+    (folder / "terms.jsonl").write_text('{"audio": "0000.flac", "text": "hello", "terms": ["hello"]}\n')
+    (folder / "notes.json").write_text('{"recorded": "in May"}')
+    with pytest.raises(CorpusError, match=r"terms\.jsonl describes audio.*format='audio'"):
+        read_corpus(folder)
+    assert all(not utterance.text for utterance in read_corpus(folder, format="audio"))
+    (folder / "terms.jsonl").unlink()
+    assert list(read_corpus(folder))
+
+
+def test_a_split_that_is_no_name_is_refused_wherever_it_comes_from(corpus, tmp_path):
+    with pytest.raises(CorpusError, match="cannot name a split"):
+        read_corpus(corpus, split="../../evil")
+    utterance = Utterance("a", np.ones(160, np.int16), sampling_rate=16_000, split="a b")
+    with pytest.raises(CorpusError, match=r"utterance a: 'a b' cannot name a split"):
+        pack_corpus([utterance], tmp_path / "pack", num_workers=1, quiet=True)

@@ -305,7 +305,7 @@ def test_a_format_is_forced_where_it_fits_and_an_unknown_one_lists_the_known(tmp
         read_corpus(path, format="shar")
     with pytest.raises(CorpusError, match=r"rows.jsonl is a file; of a file, the formats manifest, nemo"):
         read_corpus(path, format="kaldi")
-    with pytest.raises(CorpusError, match=r"is a folder; of a folder, the formats folder, kaldi"):
+    with pytest.raises(CorpusError, match=r"is a folder; of a folder, the formats folder, audio, kaldi"):
         read_corpus(tmp_path, format="nemo")
 
 

@@ -6,13 +6,14 @@ Metadata is `metadata.{csv,tsv,jsonl,parquet}` as `audiofolder` of `datasets` ha
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import PurePosixPath
 
 import soundfile
 
-from qwen_term_retrieval.audio.readers.files import Location, joined, walk
-from qwen_term_retrieval.audio.readers.manifests import MANIFEST_SUFFIX, read_manifest
+from qwen_term_retrieval.audio.readers.files import Location, joined, path_of, walk
+from qwen_term_retrieval.audio.readers.manifests import MANIFEST_SUFFIX, is_manifest, read_manifest
 from qwen_term_retrieval.audio.readers.rows import RowRules, to_utterance
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path, split_rank
 
@@ -24,13 +25,19 @@ def read_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:
     """Yield the utterances of every manifest below a folder, or else every audio file, without text or terms.
 
     Raises:
-        CorpusError: two tables in one folder.
+        CorpusError: two tables in one folder, or a manifest of a name that none is looked for by.
         FileNotFoundError: neither manifest nor audio.
     """
     manifests = find_manifests(folder)
     if manifests:
         return (utterance for file in manifests for utterance in read_manifest(file, rules))
-    return _read_bare_audio(folder, rules)
+    overlooked = next(filter(partial(_describes_audio, rules=rules), _other_tables(folder)), None)
+    if overlooked is not None:
+        raise CorpusError(
+            f"{folder}: {path_of(overlooked).name} describes audio, but a folder is read by metadata.csv, .tsv, .jsonl "
+            f"or .parquet. Give {overlooked} itself, rename it, or take the audio alone: format='audio' (--format)"
+        )
+    return read_audio(folder, rules)
 
 
 def is_folder_manifest(name: str) -> bool:
@@ -51,7 +58,27 @@ def find_manifests(folder: Location) -> list[Location]:
     return [joined(folder, str(file)) for file in found]
 
 
-def _read_bare_audio(folder: Location, rules: RowRules) -> Iterator[Utterance]:
+def _other_tables(folder: Location) -> Iterator[Location]:
+    """Files beside the audio that could be manifests, by their suffix."""
+    for name in walk(folder):
+        file = joined(folder, name)
+        if is_manifest(file):
+            yield file
+
+
+def _describes_audio(file: Location, rules: RowRules) -> bool:
+    try:
+        return next(read_manifest(file, rules), None) is not None
+    except (CorpusError, OSError):
+        return False
+
+
+def read_audio(folder: Location, rules: RowRules) -> Iterator[Utterance]:
+    """Yield every audio file below a folder, without text or terms.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     found = False
     for name in walk(folder):
         path = PurePosixPath(name)
