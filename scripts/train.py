@@ -18,4 +18,7 @@ if __name__ == "__main__":
         settings = parse_recipe(RECIPES)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    run_training(*settings)
+    try:
+        run_training(*settings)
+    except (FileNotFoundError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
