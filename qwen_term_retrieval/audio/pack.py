@@ -14,12 +14,18 @@ import numpy as np
 import pyarrow as pa
 from huggingface_hub import HfApi
 from pyarrow import parquet
-from tqdm import tqdm
 
 from qwen_term_retrieval.audio.feature import Clip
 from qwen_term_retrieval.audio.keys import KeyTable
 from qwen_term_retrieval.audio.locations import register_pack
-from qwen_term_retrieval.audio.pack_json import PACK_JSON, file_xxh64, read_pack_json, shards_of
+from qwen_term_retrieval.audio.pack_json import (
+    PACK_JSON,
+    damages_found,
+    file_damage,
+    file_xxh64,
+    read_pack_json,
+    shards_of,
+)
 from qwen_term_retrieval.audio.sealing import INDEX_SUFFIX
 from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
 from qwen_term_retrieval.audio.tables import CARD, SplitTotals, split_totals, united_schema
@@ -225,29 +231,13 @@ class Pack:
             read_pack_json(self.folder)
         except PackError as error:
             return [str(error)]
-        checks = [*self._checks()]
-        total = sum(num_bytes for _, num_bytes in checks)
-        damages: list[str] = []
-        with tqdm(
-            total=total, unit="B", unit_scale=True, desc="verifying", disable=True if quiet else None
-        ) as progress:
-            for check, num_bytes in checks:
-                damages += check()
-                progress.update(num_bytes)
-        return damages
+        return damages_found([*self._checks()], quiet=quiet)
 
     def _checks(self) -> Iterator[tuple[Callable[[], Iterator[str]], int]]:
         for name, expected in self.content["files"].items():
-            yield partial(self._verify_file, name, expected), expected["bytes"]
+            yield partial(file_damage, self.folder / name, expected["xxh64"]), expected["bytes"]
         for shard in self.shards:
             yield partial(self._verify_shard, shard), shard["bytes"]
-
-    def _verify_file(self, name: str, expected: dict[str, Any]) -> Iterator[str]:
-        path = self.folder / name
-        if not path.is_file():
-            yield f"{path}: missing"
-        elif file_xxh64(path) != expected["xxh64"]:
-            yield f"{path}: damaged"
 
     def _verify_shard(self, shard: dict[str, Any]) -> Iterator[str]:
         path = self.folder / shard["file"]

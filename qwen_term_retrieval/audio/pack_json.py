@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
+from tqdm import tqdm
 
 from qwen_term_retrieval.audio.atomic import atomic_file
 from qwen_term_retrieval.audio.shards import DTYPE, FORMAT_VERSION, PackError
@@ -100,6 +101,25 @@ def file_xxh64(path: Path, *, skip: int = 0) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def file_damage(path: Path, xxh64: str) -> Iterator[str]:
+    """One line if a file is missing, or is not the one whose checksum this is."""
+    if not path.is_file():
+        yield f"{path}: missing"
+    elif file_xxh64(path) != xxh64:
+        yield f"{path}: damaged"
+
+
+def damages_found(checks: Sequence[tuple[Callable[[], Iterable[str]], int]], *, quiet: bool) -> list[str]:
+    """The lines that checks give, each of them with the number of bytes that it reads, behind a progress bar."""
+    damages: list[str] = []
+    total = sum(num_bytes for _, num_bytes in checks)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=True if quiet else None) as progress:
+        for check, num_bytes in checks:
+            damages += check()
+            progress.update(num_bytes)
+    return damages
 
 
 def _replace_last(text: str, old: str, new: str) -> str:

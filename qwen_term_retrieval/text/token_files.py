@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from tqdm import tqdm
 
 from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import file_xxh64
+from qwen_term_retrieval.audio.pack_json import damages_found, file_damage, file_xxh64
 from qwen_term_retrieval.audio.shards import PackError
 
 FORMAT_NAME = "qwen_term_retrieval tokens"
@@ -181,29 +180,13 @@ class TokenPack:
             read_tokens_json(self.folder)
         except PackError as error:
             return [str(error)]
-        checks = [*self._checks()]
-        total = sum(num_bytes for _, num_bytes in checks)
-        damages: list[str] = []
-        with tqdm(
-            total=total, unit="B", unit_scale=True, desc="verifying", disable=True if quiet else None
-        ) as progress:
-            for check, num_bytes in checks:
-                damages += check()
-                progress.update(num_bytes)
-        return damages
+        return damages_found([*self._checks()], quiet=quiet)
 
     def _checks(self) -> Iterator[tuple[Callable[[], Iterator[str]], int]]:
         for name, expected in self.content["files"].items():
-            yield partial(self._verify_file, name, expected["xxh64"]), expected["bytes"]
+            yield partial(file_damage, self.folder / name, expected["xxh64"]), expected["bytes"]
         for shard in self.content["shards"]:
             yield partial(self._verify_shard, shard), shard["bytes"]
-
-    def _verify_file(self, name: str, xxh64: str) -> Iterator[str]:
-        path = self.folder / name
-        if not path.is_file():
-            yield f"{path}: missing"
-        elif file_xxh64(path) != xxh64:
-            yield f"{path}: damaged"
 
     def _verify_shard(self, shard: Mapping[str, Any]) -> Iterator[str]:
         try:
