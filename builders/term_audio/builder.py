@@ -47,7 +47,7 @@ class TermAudioConfig(datasets.BuilderConfig):
     """How a corpus is opened; of a pack that exists already, only `verify` matters.
 
     Attributes:
-        packed: True packs the corpus once, into the cache of `datasets`: as large as its audio in int16, and a hundred
+        packed: True packs the corpus once, into the cache of `datasets`: as large as its audio in int16, and forty
             times faster to read at random than FLAC. False packs nothing: rows decode the corpus' own files each time
             they are read. "auto" is False until the corpus has a pack in the cache, and then that pack; for
             saved datasets and legacy shards, which have no such files, it is True.

@@ -127,17 +127,6 @@ def _extra_schema(schema: pa.Schema) -> pa.Schema:
     )
 
 
-def schema_of_extras(rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    names = dict.fromkeys(name for row in rows for name in row)
-    fields = []
-    for name in names:
-        try:
-            fields.append(pa.field(name, pa.array([row.get(name) for row in rows]).type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise CorpusError(f"column {name!r} mixes types ({error}); give all its rows one type") from error
-    return pa.schema(fields)
-
-
 def unified_extras(schemas: list[pa.Schema]) -> pa.Schema:
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
