@@ -4,7 +4,7 @@
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(if $(shell command -v python$(version)),python$(version))) python3)
 BIN := .venv/bin
-EXTRAS := phonemes,report,modal,synthesis,benchmark,dev
+EXTRAS := phonemes,report,modal,tune,sentence-transformers,synthesis,benchmark,dev
 
 .PHONY: demo test real-speech install lint clean
 .DEFAULT_GOAL := demo
