@@ -34,10 +34,10 @@ from benchmarks.data_clips import BenchmarkClips
 from benchmarks.data_loader import as_it_is
 from benchmarks.data_measure import CLIPS_PER_BATCH
 from qwen_term_retrieval.audio.clip_reader import ClipReader
-from qwen_term_retrieval.audio.keys import keys_name, write_keys
 from qwen_term_retrieval.audio.pack import Pack
-from qwen_term_retrieval.audio.pack_json import file_xxh64, read_pack_json, write_pack_json
-from qwen_term_retrieval.audio.tables import ROWS_PER_GROUP, table_name
+from qwen_term_retrieval.audio.pack_format.keys import keys_name, write_keys
+from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64, read_pack_json, write_pack_json
+from qwen_term_retrieval.audio.pack_writing.tables import ROWS_PER_GROUP, table_name
 
 SPLIT = "train"
 ROWS_PER_CHUNK = 64 * ROWS_PER_GROUP

@@ -113,7 +113,7 @@ import shutil, subprocess, sys
 from pathlib import Path
 from datasets import load_dataset
 import qwen_term_retrieval
-from qwen_term_retrieval.audio.locations import MissingShardError
+from qwen_term_retrieval.audio.pack_format.locations import MissingShardError
 pack, cache, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 rows = load_dataset(str(pack), split="train", cache_dir=cache)
 before = [row["audio"].pcm.tobytes() for row in rows]
@@ -172,7 +172,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from qwen_term_retrieval.audio.legacy import MMapAudioCollection
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 folder = Path(sys.argv[1])
 folder.mkdir()
 (folder / "shard_00000.dat").write_bytes(np.arange(16000, dtype=np.int16).tobytes())

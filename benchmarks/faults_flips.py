@@ -22,8 +22,8 @@ from benchmarks.faults_inputs import encoded
 from benchmarks.faults_isolation import DONE, Outcome, isolated
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.shards import PackError
 
 NUM_CLIPS = 48
 SHARD_BYTES = 1 << 20

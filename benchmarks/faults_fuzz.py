@@ -24,8 +24,8 @@ from benchmarks.faults_inputs import write_legacy_shard as write_legacy
 from benchmarks.faults_isolation import CRASH, DONE, FOREIGN_ERROR, HANG, Outcome, isolated
 from qwen_term_retrieval.audio.legacy import MMapAudioCollection
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.shards import PackError
 from qwen_term_retrieval.audio.utterance import Utterance
 
 NUM_CLIPS = 4

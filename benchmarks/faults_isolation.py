@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_term_retrieval.audio.decoding import BadAudioError
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.utterance import CorpusError
 
 OUR_ERRORS = (CorpusError, PackError, BadAudioError, FileNotFoundError)

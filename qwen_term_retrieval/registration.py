@@ -74,7 +74,7 @@ def register() -> None:
         IncompatibleDatasetsError: naming the table that is gone and the version that was found.
     """
     from qwen_term_retrieval.audio.feature import MmapAudio
-    from qwen_term_retrieval.audio.file_audio import FileAudio
+    from qwen_term_retrieval.audio.files.file_audio import FileAudio
 
     missing = [name for name in TABLES if not hasattr(packaged_modules, name)]
     if missing:

@@ -18,9 +18,9 @@ from pyarrow import parquet
 from token_corpus import QUIET, contents, ids_of, texts, train_bpe, write_jsonl, write_texts
 from transformers import AutoTokenizer
 
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor
 from qwen_term_retrieval.audio.utterance import CorpusError
-from qwen_term_retrieval.audio.workers import MapExecutor
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.text import token_packing, token_parts
 from qwen_term_retrieval.text.token_files import TokenPack

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.text import document_windows
 from qwen_term_retrieval.text.document_windows import DocumentWindows
 from qwen_term_retrieval.text.token_files import HEADER_BYTES, TokenShardHeader

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.faults_isolation import CRASH, FOREIGN_ERROR, HANG, REFUSED
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 
 def end_by(scratch: Path, how: str) -> str:

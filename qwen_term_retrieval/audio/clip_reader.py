@@ -24,9 +24,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from qwen_term_retrieval.audio.feature import MmapAudio
-from qwen_term_retrieval.audio.file_audio import FileAudio
-from qwen_term_retrieval.audio.locations import shard_samples
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.files.file_audio import FileAudio
+from qwen_term_retrieval.audio.pack_format.locations import shard_samples
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.registration import row_numbers
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from qwen_term_retrieval.audio.sound_files import (
+from qwen_term_retrieval.audio.files.sound_files import (
     MAX_CHANNELS,
     RATES,
     AudioHeader,

@@ -19,9 +19,9 @@ import pyarrow as pa
 import soundfile
 from datasets.table import array_cast
 
-from qwen_term_retrieval.audio.locations import shard_samples
-from qwen_term_retrieval.audio.shards import PackError
-from qwen_term_retrieval.audio.verification import verified_samples
+from qwen_term_retrieval.audio.pack_format.locations import shard_samples
+from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval.audio.pack_format.verification import verified_samples
 
 REFERENCE_TYPE = pa.struct({"shard": pa.int64(), "offset": pa.int64(), "length": pa.int64()})
 _FULL_SCALE = np.float32(1 / 32768)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qwen_term_retrieval.audio.keys import key_hashes
-from qwen_term_retrieval.audio.pack_json import PACK_JSON
-from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader
+from qwen_term_retrieval.audio.pack_format.keys import key_hashes
+from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader
 from qwen_term_retrieval.audio.utterance import Utterance, split_of_path
 
 _FULL_SCALE = np.float32(1 / 32768)

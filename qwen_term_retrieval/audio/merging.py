@@ -11,14 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qwen_term_retrieval.audio.keys import keys_name
 from qwen_term_retrieval.audio.pack import Pack
-from qwen_term_retrieval.audio.pack_json import write_pack_json
+from qwen_term_retrieval.audio.pack_format.keys import keys_name
+from qwen_term_retrieval.audio.pack_format.pack_json import write_pack_json
+from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval.audio.pack_writing.sealing import INDEX_SUFFIX, index_name, shard_name
+from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.tables import split_totals, table_name, united_schema, write_card
 from qwen_term_retrieval.audio.packing import check_free
-from qwen_term_retrieval.audio.sealing import INDEX_SUFFIX, index_name, shard_name
-from qwen_term_retrieval.audio.shards import PackError
-from qwen_term_retrieval.audio.staging import publish, staging_of
-from qwen_term_retrieval.audio.tables import split_totals, table_name, united_schema, write_card
 
 _MOST_KEYS_NAMED = 10
 

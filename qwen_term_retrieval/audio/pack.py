@@ -16,9 +16,9 @@ from huggingface_hub import HfApi
 from pyarrow import parquet
 
 from qwen_term_retrieval.audio.feature import Clip
-from qwen_term_retrieval.audio.keys import KeyTable
-from qwen_term_retrieval.audio.locations import register_pack
-from qwen_term_retrieval.audio.pack_json import (
+from qwen_term_retrieval.audio.pack_format.keys import KeyTable
+from qwen_term_retrieval.audio.pack_format.locations import register_pack
+from qwen_term_retrieval.audio.pack_format.pack_json import (
     PACK_JSON,
     damages_found,
     file_damage,
@@ -26,11 +26,11 @@ from qwen_term_retrieval.audio.pack_json import (
     read_pack_json,
     shards_of,
 )
-from qwen_term_retrieval.audio.sealing import INDEX_SUFFIX
-from qwen_term_retrieval.audio.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
-from qwen_term_retrieval.audio.tables import CARD, SplitTotals, split_totals, united_schema
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
+from qwen_term_retrieval.audio.pack_format.verification import check_files
+from qwen_term_retrieval.audio.pack_writing.sealing import INDEX_SUFFIX
+from qwen_term_retrieval.audio.pack_writing.tables import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.audio.utterance import split_rank
-from qwen_term_retrieval.audio.verification import check_files
 
 _KEYS_TO_COMPARE = 2000
 

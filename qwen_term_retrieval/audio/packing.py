@@ -1,6 +1,7 @@
 """A corpus into a pack: decode in parallel, lay clips into shards, write the tables, publish the whole at once.
 
 Everything is made in `<out>.incomplete/` and renamed to `<out>` as the last step, so a pack is whole or not there.
+How, in `pack_writing/`:
 1. Parts: workers decode a few dozen utterances each (`parts.py`). A killed run keeps the parts it has.
 2. Shards (`sealing.py`): clips are laid one after another into files of at most `shard_bytes`, while later parts are
    being decoded; parts go as their shards are finished, so the disk holds the audio about once.
@@ -19,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
-from qwen_term_retrieval.audio.increment import Increment, PackSettings
-from qwen_term_retrieval.audio.pack_json import PACK_JSON, write_pack_json
-from qwen_term_retrieval.audio.progress import Source
-from qwen_term_retrieval.audio.shards import HEADER_BYTES
-from qwen_term_retrieval.audio.staging import publish, staging_of
-from qwen_term_retrieval.audio.tables import CARD, write_card
-from qwen_term_retrieval.audio.workers import MapExecutor, worker_pool
+from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON, write_pack_json
+from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES
+from qwen_term_retrieval.audio.pack_writing.increment import Increment, PackSettings
+from qwen_term_retrieval.audio.pack_writing.progress import Source
+from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.tables import CARD, write_card
+from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, worker_pool
 
 SHARD_BYTES = 2 << 30
 

@@ -21,7 +21,7 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from qwen_term_retrieval.audio.atomic import atomic_file
+from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.collate import length_buckets, pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.models.checkpoints import tower_sha256

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import damages_found, file_damage, file_xxh64
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.pack_json import damages_found, file_damage, file_xxh64
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 FORMAT_NAME = "qwen_term_retrieval tokens"
 FORMAT_VERSION = 1

@@ -26,11 +26,11 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import file_xxh64
-from qwen_term_retrieval.audio.staging import publish, staging_of
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
+from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, results_in_order, worker_pool
 from qwen_term_retrieval.audio.utterance import CorpusError
-from qwen_term_retrieval.audio.workers import MapExecutor, results_in_order, worker_pool
 from qwen_term_retrieval.text.packing_tokenizer import AUTO, PackingTokenizer
 from qwen_term_retrieval.text.token_files import (
     DOCUMENTS,

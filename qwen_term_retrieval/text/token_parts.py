@@ -19,8 +19,8 @@ import numpy as np
 import tokenizers
 import xxhash
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import file_xxh64
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
 from qwen_term_retrieval.audio.utterance import CorpusError
 from qwen_term_retrieval.text.token_files import FORMAT_VERSION
 

@@ -11,8 +11,8 @@ import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.text.token_files import HEADER_BYTES, TokenShardHeader, token_shard_name
 from qwen_term_retrieval.text.token_parts import TokenPartResult, ids_path, read_lengths
 

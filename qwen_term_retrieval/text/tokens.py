@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.text.document_windows import DocumentWindows
 from qwen_term_retrieval.text.token_files import DTYPES, HEADER_BYTES, TOKENIZER, TokenPack, TokenShardHeader
 from qwen_term_retrieval.text.token_stream import TokenStream

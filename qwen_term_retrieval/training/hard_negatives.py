@@ -19,7 +19,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from qwen_term_retrieval.audio.atomic import atomic_file
+from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.collate import length_buckets
 from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen_term_retrieval.audio import locations
+from qwen_term_retrieval.audio.pack_format import locations
 
 RATE = 16_000
 CARD = """---

@@ -13,13 +13,14 @@ import pytest
 from datasets import load_dataset
 from filelock import FileLock
 
-from qwen_term_retrieval.audio import appending, staging
+from qwen_term_retrieval.audio import appending
 from qwen_term_retrieval.audio.appending import append_corpus
 from qwen_term_retrieval.audio.corpus import CorpusError, Utterance
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval.audio.pack_writing import staging
+from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART
-from qwen_term_retrieval.audio.shards import PackError
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

@@ -80,7 +80,7 @@ def test_verified_rows_are_checked_here_too(rows, tmp_path):
 
 
 def _holds(path, clip):
-    from qwen_term_retrieval.audio.shards import ShardHeader
+    from qwen_term_retrieval.audio.pack_format.shards import ShardHeader
 
     with path.open("rb") as file:
         return ShardHeader.read(file, str(path)).uid == clip.shard

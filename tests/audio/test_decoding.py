@@ -15,8 +15,9 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.audio import decoding, sound_files
+from qwen_term_retrieval.audio import decoding
 from qwen_term_retrieval.audio.decoding import AudioHeader, BadAudioError, pcm_blocks, probe
+from qwen_term_retrieval.audio.files import sound_files
 from qwen_term_retrieval.audio.utterance import FileSlice
 
 RATE = 16_000

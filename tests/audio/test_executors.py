@@ -10,9 +10,9 @@ from distributed import Client, LocalCluster
 
 from qwen_term_retrieval import pack_corpus
 from qwen_term_retrieval.audio.corpus import CorpusError, Utterance
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART, make_part
-from qwen_term_retrieval.audio.shards import PackError
-from qwen_term_retrieval.audio.workers import MapExecutor
+from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART, make_part
+from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ from qwen_term_retrieval.audio.appending import append_corpus
 from qwen_term_retrieval.audio.corpus import Utterance, read_corpus
 from qwen_term_retrieval.audio.exporting import export_pack
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.shards import PackError
 from tests.hub_server import LocalHub
 
 RATE = 16_000

@@ -17,9 +17,9 @@ from datasets import Audio, Dataset, Features, List, concatenate_datasets, load_
 from datasets.table import embed_table_storage
 
 from qwen_term_retrieval import Clip, MmapAudio, Pack, pack_corpus, register_pack, to_hf_audio
-from qwen_term_retrieval.audio import locations
-from qwen_term_retrieval.audio.locations import MissingShardError
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format import locations
+from qwen_term_retrieval.audio.pack_format.locations import MissingShardError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 
 def pack_and_load(corpus: Path, out: Path) -> Dataset:

@@ -9,10 +9,10 @@ from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.audio.keys import KeyTable, write_keys
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.keys import KeyTable, write_keys
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.shards import PackError
 
 
 def write_numbered(path: Path, keys: list[str]) -> KeyTable:
@@ -50,7 +50,7 @@ def test_every_key_is_found_where_it_was_put_and_no_other_is(tmp_path_factory, k
 
 
 def test_keys_of_equal_hashes_are_told_apart(tmp_path, monkeypatch):
-    from qwen_term_retrieval.audio import keys as module
+    from qwen_term_retrieval.audio.pack_format import keys as module
 
     monkeypatch.setattr(module, "key_hashes", lambda keys: np.full(len(keys), 7, np.uint64))
     table = write_numbered(tmp_path / "keys.arrow", ["a", "b", "c"])

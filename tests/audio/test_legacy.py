@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval import MMapAudioCollection, legacy_utterances, pack_corpus, read_corpus
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 
 def write_legacy(folder: Path, clips: dict[str, np.ndarray], per_shard: int = 2, *, pickled: bool = True) -> Path:

@@ -12,8 +12,8 @@ from qwen_term_retrieval.audio.appending import append_corpus
 from qwen_term_retrieval.audio.corpus import Utterance
 from qwen_term_retrieval.audio.merging import merge_packs
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.shards import PackError
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

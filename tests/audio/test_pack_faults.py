@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from qwen_term_retrieval.audio import increment, packing
+from qwen_term_retrieval.audio import packing
 from qwen_term_retrieval.audio.corpus import Utterance
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval.audio.pack_writing import increment
+from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART
+from qwen_term_retrieval.audio.pack_writing.sealing import ShardSealer
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART
-from qwen_term_retrieval.audio.sealing import ShardSealer
-from qwen_term_retrieval.audio.shards import PackError
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_term_retrieval.audio import pack_json
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format import pack_json
+from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, PackError, ShardIndex
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.shards import HEADER_BYTES, PackError, ShardIndex
 
 
 @pytest.fixture

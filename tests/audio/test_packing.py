@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from qwen_term_retrieval.audio import increment, packing
+from qwen_term_retrieval.audio import packing
 from qwen_term_retrieval.audio.corpus import CorpusError, Utterance, read_corpus
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.shards import PackError, ShardIndex
+from qwen_term_retrieval.audio.pack_writing import increment
+from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART
-from qwen_term_retrieval.audio.shards import PackError, ShardIndex
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

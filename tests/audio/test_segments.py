@@ -9,12 +9,12 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.audio import segments
 from qwen_term_retrieval.audio.corpus import CorpusError, Utterance
 from qwen_term_retrieval.audio.decoding import pcm_blocks
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_writing import segments
+from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.audio.packing import pack_corpus
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

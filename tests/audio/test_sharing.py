@@ -14,7 +14,7 @@ import soundfile
 from datasets import Dataset, concatenate_datasets, load_dataset
 
 from qwen_term_retrieval import pack_corpus, register_pack
-from qwen_term_retrieval.audio import locations
+from qwen_term_retrieval.audio.pack_format import locations
 
 READER = """
 import sys

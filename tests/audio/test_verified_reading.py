@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval import MmapAudio, Pack, pack_corpus
-from qwen_term_retrieval.audio.shards import HEADER_BYTES, PackError
+from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, PackError
 
 SHARD = "shard_00000.dat"
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from qwen_term_retrieval.audio.urls import file_system
+from qwen_term_retrieval.audio.files.urls import file_system
 from qwen_term_retrieval.audio.utterance import CorpusError, is_url
 
 Location = Path | str

@@ -21,10 +21,16 @@ import pyarrow as pa
 import xxhash
 from pyarrow import ipc
 
-from qwen_term_retrieval.audio.atomic import atomic_file
+from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.decoding import BadAudioError
-from qwen_term_retrieval.audio.segments import Blocks, clips, recordings
-from qwen_term_retrieval.audio.shards import CLIP_ALIGNMENT, FORMAT_VERSION, SAMPLE_BYTES, PackError, aligned
+from qwen_term_retrieval.audio.pack_format.shards import (
+    CLIP_ALIGNMENT,
+    FORMAT_VERSION,
+    SAMPLE_BYTES,
+    PackError,
+    aligned,
+)
+from qwen_term_retrieval.audio.pack_writing.segments import Blocks, clips, recordings
 from qwen_term_retrieval.audio.utterance import CorpusError, FileSlice, TermSpan, Utterance
 from qwen_term_retrieval.text.glossary import normalize_term
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import xxhash
 from pyarrow import compute, ipc
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 KEY_SCHEMA = pa.schema(
     {

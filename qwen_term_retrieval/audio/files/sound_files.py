@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import soundfile
 
-from qwen_term_retrieval.audio.urls import file_system
+from qwen_term_retrieval.audio.files.urls import file_system
 from qwen_term_retrieval.audio.utterance import Audio, FileSlice, is_url
 
 MAX_CHANNELS = 64

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from qwen_term_retrieval.audio.atomic import sync_folder
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.atomic import sync_folder
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_term_retrieval.audio.decoding import FRAMES_PER_BLOCK, BadAudioError, pcm_blocks
-from qwen_term_retrieval.audio.shards import DTYPE, SAMPLE_BYTES
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, SAMPLE_BYTES
 from qwen_term_retrieval.audio.utterance import Utterance
 
 # Manifests round their times; an end that lies this far past the last sample means the last sample.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import read_pack_json, shards_of
-from qwen_term_retrieval.audio.shards import DTYPE, PackError, ShardHeader
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.pack_json import read_pack_json, shards_of
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, PackError, ShardHeader
 from qwen_term_retrieval.packages import cache_root
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_term_retrieval.audio.locations import shard_path, shard_samples
-from qwen_term_retrieval.audio.pack_json import file_xxh64, read_pack_json, shards_of
-from qwen_term_retrieval.audio.shards import PackError, ShardIndex
+from qwen_term_retrieval.audio.pack_format.locations import shard_path, shard_samples
+from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64, read_pack_json, shards_of
+from qwen_term_retrieval.audio.pack_format.shards import PackError, ShardIndex
 
 _INDEXES_IN_MEMORY = 256
 

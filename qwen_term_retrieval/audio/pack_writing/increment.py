@@ -15,16 +15,16 @@ import soundfile
 import soxr
 
 from qwen_term_retrieval.audio.corpus import with_unique_keys
-from qwen_term_retrieval.audio.keys import KeyTable, keys_name
-from qwen_term_retrieval.audio.pack_json import file_xxh64
-from qwen_term_retrieval.audio.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
-from qwen_term_retrieval.audio.progress import Source, num_rows, packing_bar, utterances_of
-from qwen_term_retrieval.audio.sealing import ShardSealer, index_name, shard_name, stamp_uuid
-from qwen_term_retrieval.audio.segments import recordings
-from qwen_term_retrieval.audio.shards import HEADER_BYTES, ShardHeader
-from qwen_term_retrieval.audio.tables import Survey, table_name, write_tables
+from qwen_term_retrieval.audio.pack_format.keys import KeyTable, keys_name
+from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
+from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, ShardHeader
+from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
+from qwen_term_retrieval.audio.pack_writing.progress import Source, num_rows, packing_bar, utterances_of
+from qwen_term_retrieval.audio.pack_writing.sealing import ShardSealer, index_name, shard_name, stamp_uuid
+from qwen_term_retrieval.audio.pack_writing.segments import recordings
+from qwen_term_retrieval.audio.pack_writing.tables import Survey, table_name, write_tables
+from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, results_in_order
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
-from qwen_term_retrieval.audio.workers import MapExecutor, results_in_order
 
 logger = logging.getLogger(__name__)
 

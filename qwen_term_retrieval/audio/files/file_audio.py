@@ -18,7 +18,7 @@ import soundfile
 
 from qwen_term_retrieval.audio.decoding import EXACT_IN_INT16, BadAudioError, pcm_blocks
 from qwen_term_retrieval.audio.feature import AudioClip, ClipFeature
-from qwen_term_retrieval.audio.sound_files import opened_sound, reason
+from qwen_term_retrieval.audio.files.sound_files import opened_sound, reason
 from qwen_term_retrieval.audio.utterance import FileSlice
 
 FILE_REFERENCE_TYPE = pa.struct(

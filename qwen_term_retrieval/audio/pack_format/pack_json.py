@@ -16,8 +16,8 @@ from typing import Any
 import xxhash
 from tqdm import tqdm
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.shards import DTYPE, FORMAT_VERSION, PackError
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, FORMAT_VERSION, PackError
 
 FORMAT_NAME = "qwen_term_retrieval pack"
 PACK_JSON = "pack.json"

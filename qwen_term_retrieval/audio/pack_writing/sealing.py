@@ -20,10 +20,17 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from qwen_term_retrieval.audio.atomic import atomic_file
-from qwen_term_retrieval.audio.pack_json import file_xxh64
-from qwen_term_retrieval.audio.parts import Part, pcm_path
-from qwen_term_retrieval.audio.shards import HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader, ShardIndex, aligned
+from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
+from qwen_term_retrieval.audio.pack_format.shards import (
+    HEADER_BYTES,
+    SAMPLE_BYTES,
+    PackError,
+    ShardHeader,
+    ShardIndex,
+    aligned,
+)
+from qwen_term_retrieval.audio.pack_writing.parts import Part, pcm_path
 
 INDEX_SUFFIX = ".index.npz"
 _COPY_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from qwen_term_retrieval.audio.shards import PackError
+from qwen_term_retrieval.audio.pack_format.shards import PackError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

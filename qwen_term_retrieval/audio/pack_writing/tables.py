@@ -16,12 +16,12 @@ import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
-from qwen_term_retrieval.audio.atomic import atomic_file
+from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.feature import REFERENCE_TYPE, MmapAudio
-from qwen_term_retrieval.audio.keys import keys_name, write_keys
-from qwen_term_retrieval.audio.parts import EXTRA, ROW_COLUMNS, Part, read_part
-from qwen_term_retrieval.audio.sealing import index_name
-from qwen_term_retrieval.audio.shards import ShardHeader, ShardIndex
+from qwen_term_retrieval.audio.pack_format.keys import keys_name, write_keys
+from qwen_term_retrieval.audio.pack_format.shards import ShardHeader, ShardIndex
+from qwen_term_retrieval.audio.pack_writing.parts import EXTRA, ROW_COLUMNS, Part, read_part
+from qwen_term_retrieval.audio.pack_writing.sealing import index_name
 from qwen_term_retrieval.audio.utterance import CorpusError, checked_split, split_rank
 
 ROWS_PER_GROUP = 8192
