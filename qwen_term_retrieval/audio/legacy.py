@@ -10,19 +10,21 @@ To make a pack of them: `pack_corpus(legacy_utterances(folder), "pack")`.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from qwen_term_retrieval.audio.feature import Clip
+from qwen_term_retrieval.audio.pack import Pack, is_pack
 from qwen_term_retrieval.audio.pack_format.keys import key_hashes
-from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON
-from qwen_term_retrieval.audio.pack_format.shards import DTYPE, HEADER_BYTES, SAMPLE_BYTES, PackError, ShardHeader
-from qwen_term_retrieval.audio.utterance import Utterance, split_of_path
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, SAMPLE_BYTES, PackError, ShardIndex
+from qwen_term_retrieval.audio.pack_writing.sealing import INDEX_SUFFIX
+from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path
 
 _FULL_SCALE = np.float32(1 / 32768)
 
@@ -35,7 +37,7 @@ class MMapAudioCollection:
     >>> shard, position = collection.k2loc["POD/POD0000000002/X"]
 
     Args:
-        folder: with `shard_N.dat` and `shard_N.index.npz`.
+        folder: with `shard_N.dat` and `shard_N.index.npz`, or a pack.
         allow_pickle: read indexes that hold pickled objects. Only where you trust their maker: unpickling runs code.
 
     Raises:
@@ -46,16 +48,19 @@ class MMapAudioCollection:
     def __init__(self, folder: str | Path, allow_pickle: bool = False) -> None:
         self.folder = Path(folder).absolute()
         self.allow_pickle = allow_pickle
-        self.shards = [_open_shard(path, allow_pickle) for path in _shard_files(self.folder)]
-        self._first_row = np.cumsum([0, *(len(shard) for shard in self.shards)])
+        self._locations = (
+            PackLocations(Pack.open(self.folder))
+            if is_pack(self.folder)
+            else ShardLocations(self.folder, _open_shards(self.folder, allow_pickle))
+        )
 
     def __len__(self) -> int:
-        return int(self._first_row[-1])
+        return self._locations.num_recordings
 
-    @cached_property
+    @property
     def k2loc(self) -> KeyLocations:
         """Key → (number of the shard, position in it)."""
-        return KeyLocations(self)
+        return self._locations
 
     def get_by_key(self, key: str) -> tuple[np.ndarray, int, str, str]:
         """`(wav, sr, key, relpath)`: wav is float32 (num_samples,) in [-1, 1), sr in Hz.
@@ -63,33 +68,38 @@ class MMapAudioCollection:
         Raises:
             KeyError: no recording has this key.
         """
-        number, position = self.k2loc[key]
-        shard = self.shards[number]
-        wav = np.multiply(shard.pcm(position), _FULL_SCALE, dtype=np.float32)
-        return wav, int(shard.rate[position]), key, shard.relpath[position].as_py()
-
-    def key_at(self, row: int) -> tuple[str, int, int]:
-        """Key, shard number and position of the recording that stands at `row`, all shards counted through."""
-        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        position = row - int(self._first_row[number])
-        return self.shards[number].key[position].as_py(), number, position
+        pcm, sr, relpath = self._locations.recording(key)
+        return np.multiply(pcm, _FULL_SCALE, dtype=np.float32), sr, key, relpath
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MMapAudioCollection, (self.folder, self.allow_pickle)
 
     def __repr__(self) -> str:
-        return f"MMapAudioCollection({str(self.folder)!r}, {len(self)} recordings in {len(self.shards)} shards)"
+        return f"MMapAudioCollection({str(self.folder)!r}, {len(self)} recordings)"
 
 
 class KeyLocations(Mapping[str, tuple[int, int]]):
-    """Key → (number of the shard, position in it): two sorted arrays, 16 bytes a key, instead of a dict.
+    """Key → (number of the shard, position in it), without a Python object a key; iterates in the order of the shards.
 
-    Where a key is there twice, the later recording counts.
+    `num_recordings` counts those of one key apart, `len()` does not.
     """
 
-    def __init__(self, collection: MMapAudioCollection) -> None:
-        self._collection = collection
-        hashes = np.concatenate([key_hashes(shard.key.to_pylist()) for shard in collection.shards])
+    num_recordings: int
+
+    @abstractmethod
+    def recording(self, key: str) -> tuple[np.ndarray, int, str]:
+        """int16 (num_samples,), a read-only view of the memory map; its rate in Hz; its relpath."""
+
+
+class ShardLocations(KeyLocations):
+    """Of legacy shards: two sorted arrays, 16 bytes a key. Where a key is there twice, the later recording counts."""
+
+    def __init__(self, folder: Path, shards: list[_Shard]) -> None:
+        self._folder = folder
+        self._shards = shards
+        self._first_row = np.cumsum([0, *(len(shard) for shard in shards)])
+        self.num_recordings = int(self._first_row[-1])
+        hashes = np.concatenate([key_hashes(shard.key.to_pylist()) for shard in shards])
         self._row = np.argsort(hashes, kind="stable")
         self._hash = hashes[self._row]
 
@@ -97,24 +107,74 @@ class KeyLocations(Mapping[str, tuple[int, int]]):
         (wanted,) = key_hashes([key])
         first, last = np.searchsorted(self._hash, wanted, "left"), np.searchsorted(self._hash, wanted, "right")
         for row in self._row[first:last][::-1]:
-            found, number, position = self._collection.key_at(int(row))
+            found, number, position = self._at(int(row))
             if found == key:
                 return number, position
-        example = f"; a key there is {self._collection.key_at(0)[0]!r}" if len(self._collection) else ""
-        raise KeyError(f"{self._collection.folder} holds no recording {key!r}{example}")
+        raise _no_recording(self._folder, key, self._at(0)[0] if self.num_recordings else None)
 
     def __iter__(self) -> Iterator[str]:
-        """Each key, in the order of the shards."""
-        for row in range(len(self._row)):
-            key, number, position = self._collection.key_at(row)
+        for row in range(self.num_recordings):
+            key, number, position = self._at(row)
             if self[key] == (number, position):
                 yield key
 
     def __len__(self) -> int:
         # Equal hashes are equal keys but for one in 10^7 collections of a million; those are looked at one by one.
         same = np.flatnonzero(self._hash[1:] == self._hash[:-1])
-        keys = [[self._collection.key_at(int(row))[0] for row in self._row[i : i + 2]] for i in same]
-        return len(self._row) - sum(first == second for first, second in keys)
+        keys = [[self._at(int(row))[0] for row in self._row[i : i + 2]] for i in same]
+        return self.num_recordings - sum(first == second for first, second in keys)
+
+    def recording(self, key: str) -> tuple[np.ndarray, int, str]:
+        number, position = self[key]
+        shard = self._shards[number]
+        return shard.pcm(position), int(shard.rate[position]), shard.relpath[position].as_py()
+
+    def _at(self, row: int) -> tuple[str, int, int]:
+        """Key, shard number and position of the recording that stands at `row`, all shards counted through."""
+        number = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        position = row - int(self._first_row[number])
+        return self._shards[number].key[position].as_py(), number, position
+
+
+class PackLocations(KeyLocations):
+    """Of a pack: found in its mapped key index; of the shards' own indexes, those that are asked for are read."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._pack = pack
+        self._indexes = [pack.folder / Path(shard["file"]).with_suffix(INDEX_SUFFIX) for shard in pack.shards]
+        # Two shards of one uid hold the same samples at the same places.
+        self._number = {shard["uid"]: number for number, shard in enumerate(pack.shards)}
+        self._offsets: dict[int, np.ndarray] = {}
+        self.num_recordings = pack.num_clips
+
+    def __getitem__(self, key: str) -> tuple[int, int]:
+        clip = self._clip(key)
+        number = self._number[clip.shard]
+        if number not in self._offsets:
+            self._offsets[number] = ShardIndex.load(self._indexes[number]).offset
+        return number, int(np.searchsorted(self._offsets[number], clip.offset))
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self._indexes:
+            yield from ShardIndex.load(path).keys
+
+    def __len__(self) -> int:
+        return self.num_recordings
+
+    def recording(self, key: str) -> tuple[np.ndarray, int, str]:
+        clip = self._clip(key)
+        return clip.pcm, clip.sampling_rate, key
+
+    def _clip(self, key: str) -> Clip:
+        found = self._pack.get(key)
+        if found is None:
+            raise _no_recording(self._pack.folder, key, next(self._pack.keys(), None))
+        return found.clip
+
+
+def _no_recording(folder: Path, key: str, example: str | None) -> KeyError:
+    there = f"; a key there is {example!r}" if example is not None else ""
+    return KeyError(f"{folder} holds no recording {key!r}{there}")
 
 
 def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterator[Utterance]:
@@ -122,8 +182,12 @@ def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterato
 
     Raises:
         FileNotFoundError, PackError: as `MMapAudioCollection`.
+        CorpusError: the folder is a pack.
     """
-    for shard in MMapAudioCollection(folder, allow_pickle).shards:
+    folder = Path(folder).absolute()
+    if is_pack(folder):
+        raise CorpusError(f"{folder} is a pack already; open it with load_dataset({str(folder)!r})")
+    for shard in _open_shards(folder, allow_pickle):
         for position in range(len(shard)):
             relpath = shard.relpath[position].as_py()
             yield Utterance(
@@ -138,7 +202,7 @@ def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterato
 
 def is_legacy(folder: Path) -> bool:
     """Whether a folder holds legacy shards: some `.dat` with an index beside it, and no `pack.json`."""
-    return not (folder / PACK_JSON).exists() and any(_index_of(path).is_file() for path in folder.glob("shard_*.dat"))
+    return not is_pack(folder) and any(_index_of(path).is_file() for path in folder.glob("shard_*.dat"))
 
 
 @dataclass(frozen=True)
@@ -160,6 +224,10 @@ class _Shard:
         """int16 (num_samples,): a read-only view of the memory map."""
         start = int(self.offset[position])
         return self.samples[start : start + int(self.length[position])]
+
+
+def _open_shards(folder: Path, allow_pickle: bool) -> list[_Shard]:
+    return [_open_shard(path, allow_pickle) for path in _shard_files(folder)]
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -185,14 +253,12 @@ def _open_shard(path: Path, allow_pickle: bool) -> _Shard:
     num_bytes = path.stat().st_size
     if num_bytes % SAMPLE_BYTES:
         raise PackError(f"{path}: {num_bytes} bytes are no whole number of int16 samples. Was a copy cut short?")
-    is_packed = (path.parent / PACK_JSON).is_file()
-    rate, first = _packed_rate(path) if is_packed else (None, 0)
     arrays = _read_index(index, allow_pickle)
     key = _strings(arrays, "key", index)
     offset, length = (_integers(arrays, name, index, len(key)) for name in ("offset", "length"))
     num_samples = num_bytes // SAMPLE_BYTES
     # In this order no sum can overflow.
-    wrong = (offset < first) | (length < 1) | (length > num_samples) | (offset > num_samples - length)
+    wrong = (offset < 0) | (length < 1) | (length > num_samples) | (offset > num_samples - length)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise PackError(
@@ -206,14 +272,8 @@ def _open_shard(path: Path, allow_pickle: bool) -> _Shard:
         _strings(arrays, "relpath", index, len(key)) if "relpath" in arrays else key,
         offset,
         length,
-        _rates(arrays, index, len(key)) if rate is None else np.full(len(key), rate),
+        _rates(arrays, index, len(key)),
     )
-
-
-def _packed_rate(path: Path) -> tuple[int, int]:
-    """Rate in Hz of a shard of a pack, and its first sample after the header."""
-    with path.open("rb") as file:
-        return ShardHeader.read(file, str(path)).sampling_rate, HEADER_BYTES // SAMPLE_BYTES
 
 
 def _read_index(path: Path, allow_pickle: bool) -> dict[str, np.ndarray]:

@@ -141,6 +141,17 @@ class Pack:
         Raises:
             PackError: no clip has it; the message names keys like it.
         """
+        found = self.get(key)
+        if found is None:
+            near = self._near(key)
+            raise PackError(
+                f"{self.folder}: no clip has the key {key!r}"
+                + (f"; near it are {', '.join(map(repr, near))}" if near else "")
+            )
+        return found
+
+    def get(self, key: str) -> KeyedClip | None:
+        """As `find`, but None where no clip has the key."""
         for number, table in enumerate(self.key_tables):
             place = table.find(key)
             if place is not None:
@@ -148,11 +159,7 @@ class Pack:
                 first = sum(increment["splits"].get(place.split, {"num_clips": 0})["num_clips"] for increment in before)
                 clip = Clip(place.shard, place.offset, place.length, self.sampling_rate, self.verified)
                 return KeyedClip(key, place.split, first + place.row, clip)
-        near = self._near(key)
-        raise PackError(
-            f"{self.folder}: no clip has the key {key!r}"
-            + (f"; near it are {', '.join(map(repr, near))}" if near else "")
-        )
+        return None
 
     def keys(self) -> Iterator[str]:
         """All keys, increment by increment, in no useful order."""

@@ -12,8 +12,8 @@ from datasets import load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval import MMapAudioCollection, legacy_utterances, pack_corpus, read_corpus
-from qwen_term_retrieval.audio.pack_format.shards import PackError
+from qwen_term_retrieval import CorpusError, MMapAudioCollection, legacy_utterances, pack_corpus, read_corpus
+from qwen_term_retrieval.audio.pack_format.shards import PackError, ShardIndex
 
 
 def write_legacy(folder: Path, clips: dict[str, np.ndarray], per_shard: int = 2, *, pickled: bool = True) -> Path:
@@ -116,6 +116,31 @@ def test_a_pack_opens_as_a_collection_too(corpus, tmp_path):
     expected = soundfile.read(corpus / "test" / "0003.flac", dtype="float32")[0]
     np.testing.assert_array_equal(wav, expected)
     assert (sr, key, relpath) == (16_000, "test/0003", "test/0003")
+
+
+def test_the_locations_in_a_pack_are_those_of_its_shards_indexes(corpus, tmp_path):
+    pack_corpus(corpus, tmp_path / "pack", shard_bytes=60_000, num_workers=1, quiet=True)
+    indexes = [ShardIndex.load(path) for path in sorted((tmp_path / "pack").glob("shard_*.index.npz"))]
+    k2loc = MMapAudioCollection(tmp_path / "pack").k2loc
+    assert len(indexes) > 1
+    assert list(k2loc.items()) == [
+        (key, (number, position)) for number, index in enumerate(indexes) for position, key in enumerate(index.keys)
+    ]
+    assert "nothing" not in k2loc
+    with pytest.raises(KeyError, match="holds no recording 'nothing'; a key there is '"):
+        _ = k2loc["nothing"]
+
+
+def test_a_pack_gives_recordings_by_its_mapped_key_index_alone(corpus, tmp_path):
+    pack_corpus(corpus, tmp_path / "pack", num_workers=1, quiet=True)
+    (tmp_path / "pack" / "shard_00000.index.npz").unlink()
+    assert MMapAudioCollection(tmp_path / "pack").get_by_key("test/0003")[2] == "test/0003"
+
+
+def test_a_pack_is_not_taken_for_legacy_shards(corpus, tmp_path):
+    pack_corpus(corpus, tmp_path / "pack", num_workers=1, quiet=True)
+    with pytest.raises(CorpusError, match="is a pack already"):
+        next(legacy_utterances(tmp_path / "pack"))
 
 
 def test_legacy_shards_become_a_pack(folder, clips, tmp_path):
