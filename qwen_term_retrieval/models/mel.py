@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
@@ -65,8 +64,7 @@ def log_mel(
     with torch.autocast(pcm_BS.device.type, enabled=False):
         wave_BS = silenced_wave(pcm_BS, num_samples_B, num_frames * HOP_SAMPLES)
         mel_BMT = _log_power(wave_BS, num_mel_bins)
-        mel_BMT = torch.maximum(mel_BMT, mel_BMT.amax(dim=(1, 2), keepdim=True) - 8.0)
-        return (mel_BMT + 4.0) / 4.0, num_frames_B
+        return _compressed(mel_BMT, mel_BMT.amax(dim=(1, 2), keepdim=True)), num_frames_B
 
 
 def reflected_log_mel(
@@ -91,21 +89,27 @@ def reflected_log_mel(
         mel_BMT = _log_power(wave_BS.gather(1, reflected_BS), num_mel_bins)[..., : int(num_frames_B.max())]
         behind_B1T = torch.arange(mel_BMT.shape[-1], device=mel_BMT.device) >= num_frames_B[:, None, None]
         loudest_B11 = mel_BMT.masked_fill(behind_B1T, -torch.inf).amax(dim=(1, 2), keepdim=True)
-        mel_BMT = (torch.maximum(mel_BMT, loudest_B11 - 8.0) + 4.0) / 4.0
-        return mel_BMT.masked_fill(behind_B1T, 0.0), num_frames_B
+        return _compressed(mel_BMT, loudest_B11).masked_fill(behind_B1T, 0.0), num_frames_B
 
 
 def silenced_wave(pcm_BS: torch.Tensor, num_samples_B: torch.Tensor, num_samples: int) -> torch.Tensor:
     """float32 in [-1, 1), cut or filled up to `num_samples`, with silence behind each clip's end."""
-    wave_BS = pcm_BS.float() / 32768 if pcm_BS.dtype == torch.int16 else pcm_BS.float()
-    missing = num_samples - wave_BS.shape[1]
-    wave_BS = F.pad(wave_BS, (0, missing)) if missing > 0 else wave_BS[:, :num_samples]
-    position_S = torch.arange(wave_BS.shape[1], device=wave_BS.device)
-    return wave_BS.masked_fill(position_S >= num_samples_B.to(wave_BS.device)[:, None], 0.0)
+    wave_BS = pcm_BS.new_zeros((len(pcm_BS), num_samples), dtype=torch.float32)
+    wave_BS[:, : pcm_BS.shape[1]] = pcm_BS[:, :num_samples]
+    if pcm_BS.dtype == torch.int16:
+        wave_BS /= 32768
+    position_S = torch.arange(num_samples, device=wave_BS.device)
+    return wave_BS.masked_fill_(position_S >= num_samples_B.to(wave_BS.device)[:, None], 0.0)
 
 
 def _log_power(wave_BS: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
     window, filters_MF = _window_and_filters(num_mel_bins, wave_BS.device)
     spectrum_BFT = torch.stft(wave_BS, _FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[..., :-1]
-    power_BFT = (spectrum_BFT.abs() ** 2).contiguous()
-    return (filters_MF @ power_BFT).clamp(min=1e-10).log10()
+    # In place where it can be: on a CPU, fresh memory costs more than the arithmetic. The modulus would take a root.
+    power_BFT = spectrum_BFT.real.square().addcmul_(spectrum_BFT.imag, spectrum_BFT.imag)
+    return (filters_MF @ power_BFT).clamp_(min=1e-10).log10_()
+
+
+def _compressed(mel_BMT: torch.Tensor, loudest_B11: torch.Tensor) -> torch.Tensor:
+    """Eight decades below the loudest bin, moved to about [-1, 1]; in place."""
+    return mel_BMT.clamp_(min=loudest_B11 - 8.0).add_(4.0).div_(4.0)
