@@ -38,6 +38,7 @@ from qwen_term_retrieval.audio.readers.kaldi import WAV_SCP, read_kaldi
 from qwen_term_retrieval.audio.readers.lhotse import is_cut, read_lhotse
 from qwen_term_retrieval.audio.readers.manifests import KIND_OF_SUFFIX, is_manifest, read_manifest
 from qwen_term_retrieval.audio.readers.nemo import read_nemo
+from qwen_term_retrieval.audio.readers.parquet_dataset import DATA, has_tables, read_parquet_dataset
 from qwen_term_retrieval.audio.readers.rows import RowRules
 from qwen_term_retrieval.audio.readers.webdataset import TAR_SUFFIXES, read_webdataset
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, checked_split, split_of_path
@@ -69,6 +70,7 @@ READERS_OF_FOLDERS: dict[str, Reader] = {
     "kaldi": read_kaldi,
     "webdataset": read_webdataset,
     "datasets": _read_saved_dataset,
+    "parquet": read_parquet_dataset,
     "legacy": _read_legacy,
 }
 READERS_OF_FILES: dict[str, Reader] = {
@@ -96,6 +98,7 @@ def read_corpus(
     >>> read_corpus("data/train")                           # Kaldi: wav.scp, segments, text, utt2spk, utt2lang
     >>> read_corpus("cuts_train.jsonl.gz")                  # Lhotse
     >>> read_corpus("shards/")                              # tars in WebDataset layout
+    >>> read_corpus("parquet/")                             # data/train-00000-of-00002.parquet with the audio inside
     >>> read_corpus("mmap_shards/")                         # shard_N.dat of the system before this one
     >>> read_corpus(load_dataset("user/speech"))            # any dataset with a column of audio
     >>> read_corpus("s3://bucket/recordings")               # any fsspec file system: a folder or a manifest
@@ -162,6 +165,8 @@ def _format_of_folder(folder: Location) -> str:
     if WAV_SCP in names:
         return "kaldi"
     is_loose = any(is_folder_manifest(name) or PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES for name in names)
+    if not is_loose and has_tables([*names, *(entries_in(joined(folder, DATA)) if DATA in folders else ())]):
+        return "parquet"
     has_tars = any(name.endswith(TAR_SUFFIXES) for name in names)
     # Beside other folders, a tar is what they were unpacked from.
     return "webdataset" if has_tars and not is_loose and splits == folders else "folder"

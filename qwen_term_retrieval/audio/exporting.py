@@ -1,7 +1,7 @@
 """A pack back into what everybody reads: audio files with a `metadata.jsonl`, or Parquet with the audio inside.
 
-Both are lossless. The files are a corpus again: packed anew they give the same samples and rows. The Parquet dataset
-has the stock `datasets.Audio` feature and loads where this library is not installed.
+Both are lossless, and a corpus again: packed anew they give the same samples and rows. The Parquet dataset has the
+stock `datasets.Audio` feature and loads where this library is not installed.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def export(
 ) -> None:
     """Turn a pack back into audio files with a metadata.jsonl, or into a plain dataset that needs no library of ours.
 
-    `qtr pack OUT` makes the same clips and rows of the files again.
+    `qtr pack` of OUT makes the same clips and rows again.
 
     For example:
 

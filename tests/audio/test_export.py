@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import load_dataset
 
@@ -48,6 +49,13 @@ def test_a_pack_exported_to_files_and_packed_again_has_the_same_samples_and_rows
     assert [u.key for u in read_corpus(tmp_path / "out")] == [
         key for split in ("train", "test") for key in load_dataset(str(pack), split=split)["key"]
     ]
+    pack_corpus(tmp_path / "out", tmp_path / "again", **QUIET)
+    assert rows_and_pcm(tmp_path / "again") == rows_and_pcm(pack)
+
+
+def test_a_pack_exported_as_a_dataset_and_packed_again_has_the_same_samples_and_rows(pack, tmp_path):
+    append_corpus([Utterance("x", np.ones(800, np.int16), split="extra", sampling_rate=RATE)], pack, **QUIET)
+    export_pack(pack, tmp_path / "out", format="dataset", quiet=True)
     pack_corpus(tmp_path / "out", tmp_path / "again", **QUIET)
     assert rows_and_pcm(tmp_path / "again") == rows_and_pcm(pack)
 
