@@ -1,4 +1,4 @@
-"""Make, pack and train the `laptop` recipe: 16,000 synthetic clips, none of which says a text of the test set.
+"""Make, pack and train the `laptop` recipe: 16,000 synthetic clips, none of which says a text of the test sets.
 
     python -m benchmarks.laptop
 
@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.asterisk import asterisk_texts, is_asterisk_text
+from benchmarks.asterisk import asterisk_texts
+from benchmarks.test_sets import is_test_text
 from qwen_term_retrieval.audio.corpus import read_corpus
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.audio.utterance import Utterance
@@ -42,15 +43,15 @@ def pack() -> None:
 
 
 def unheard(utterances: Iterator[Utterance]) -> Iterator[Utterance]:
-    """Without the few whose text is a prompt's in another spelling ("X-ray" for "xray"); `exclude` knows just one."""
-    return (each for each in utterances if not any(is_asterisk_text(text) for text in (each.text, *each.terms)))
+    """Without the few that say a text of a test set: `exclude` knows the prompts alone, and one spelling of each."""
+    return (each for each in utterances if not any(is_test_text(text) for text in (each.text, *each.terms)))
 
 
 def write_bank() -> None:
-    """Terms that the text tower sees as wrong answers: a sample of word lists, without the texts of the test set."""
+    """Terms that the text tower sees as wrong answers: a sample of word lists, without the texts of the test sets."""
     if not BANK.is_file():
         terms = [*wordnet_terms(), *medical_terms(), *computing_terms(), *place_names()]
-        allowed = [term for term in terms if not is_asterisk_text(term)]
+        allowed = [term for term in terms if not is_test_text(term)]
         drawn = random.Random(0).sample(allowed, BANK_TERMS)
         BANK.write_text("".join(f"{term}\n" for term in drawn), encoding="utf-8")
 

@@ -1,10 +1,11 @@
 """Spoken-term retrieval on real speech: our model beside Whisper and a search, on clips neither was tuned on.
 
-    python -m benchmarks.real_speech --model outputs/laptop --training-corpus outputs/laptop-corpus
+    python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop
+    python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop --test-set ktuberling
 
-Clips: the English Asterisk prompts (`asterisk.py`). Banks: their texts alone and among thousands of other terms
-(`term_banks.py`). Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a stage can be
-run again alone; `timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
+Clips: a set of `test_sets.py`. Banks: their texts alone and among thousands of other terms (`term_banks.py`).
+Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a stage can be run again alone;
+`timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import xxhash
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.asterisk import Prompt, is_asterisk_text, read_prompts, utterances
 from benchmarks.baselines import FuzzyMatcher, Matcher, MeaningMatcher, PhoneticMatcher
 from benchmarks.real_speech_report import write_report
 from benchmarks.term_banks import TermBanks, make_banks
+from benchmarks.test_sets import SHORT_WORDS, TEST_SETS, TestSet, is_test_text
 from benchmarks.whisper_transcripts import WhisperTranscriber, transcribe_all
 from qwen_term_retrieval.audio.corpus import read_corpus
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.evaluation.ranking import rank_of_gold, rank_of_gold_in_scores, recall_at_k
 from qwen_term_retrieval.models.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.text.glossary import normalize_term
 from qwen_term_retrieval.text.phonetics import get_phonemizer
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
@@ -46,7 +48,6 @@ logger = logging.getLogger("real_speech")
 
 WHISPER = "openai/whisper-base"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-SHORT_WORDS = 4
 TIMED_BANK = "+10k"
 NUM_TIMED, NUM_WARM_UP, NUM_THREADS = 60, 5, 2
 _SCORE_BLOCK = 32
@@ -67,30 +68,33 @@ class Benchmark:
     model_folder: Path
     training_corpus: Path
     results: Path = Path(__file__).parent / "results"
+    test_set: TestSet = TEST_SETS["asterisk"]
 
     @functools.cached_property
-    def prompts(self) -> list[Prompt]:
-        found = read_prompts()
-        logger.info("Asterisk English: %s", found.summary())
-        return found.prompts
+    def rows(self) -> Dataset:
+        if not (self.work / "pack" / "pack.json").is_file():
+            pack_corpus(self.test_set.utterances(), self.work / "pack")
+        return load_dataset(str(self.work / "pack"), split="test")
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        return list(self.rows["text"])
 
     @functools.cached_property
     def clips(self) -> list[NDArray[np.int16]]:
-        dataset = load_dataset(str(self.work / "pack"), split="test")
-        pcm_of = {row["key"]: row["audio"].pcm for row in dataset}
-        return [pcm_of[prompt.key] for prompt in self.prompts]
+        return [clip.pcm for clip in self.rows["audio"]]
 
     @functools.cached_property
     def banks(self) -> TermBanks:
-        return make_banks([prompt.text for prompt in self.prompts], [*wordnet_terms(), *medical_terms()])
+        return make_banks(self.texts, [*wordnet_terms(), *medical_terms()])
 
     @functools.cached_property
     def gold(self) -> list[list[int]]:
-        return self.banks.gold_rows([prompt.text for prompt in self.prompts])
+        return self.banks.gold_rows(self.texts)
 
     @property
     def is_short(self) -> NDArray[np.bool_]:
-        return np.array([prompt.num_words <= SHORT_WORDS for prompt in self.prompts])
+        return np.array([len(normalize_term(text).split()) <= SHORT_WORDS for text in self.texts])
 
     def bank_terms(self, name: str) -> list[str]:
         return [self.banks.terms[row] for row in self.banks.rows[name]]
@@ -113,23 +117,22 @@ class Benchmark:
 
 
 def fetch(bench: Benchmark) -> None:
-    if not (bench.work / "pack" / "pack.json").is_file():
-        pack_corpus(utterances(bench.prompts), bench.work / "pack")
     sizes = {name: len(rows) for name, rows in bench.banks.rows.items()}
     logger.info(
-        "%d clips packed, %d of at most %d words; banks %s", len(bench.clips), sum(bench.is_short), SHORT_WORDS, sizes
+        "%s: %d clips, %d of at most %d words; banks %s",
+        *(bench.test_set.name, len(bench.clips), sum(bench.is_short), SHORT_WORDS, sizes),
     )
 
 
 def check_training_texts(bench: Benchmark) -> None:
-    """Stop unless no text and no term of the training corpus is one of the prompts' texts."""
+    """Stop unless no text and no term of the training corpus is one of a test set's texts."""
     corpus = bench.training_corpus
     texts = list(training_texts(corpus))
-    leaked = sorted({text for text in texts if text and is_asterisk_text(text)})
+    leaked = sorted({text for text in texts if text and is_test_text(text)})
     if leaked:
-        raise ValueError(f"{corpus} holds {len(leaked)} texts of the test set, such as {leaked[:5]}")
+        raise ValueError(f"{corpus} holds {len(leaked)} texts of the test sets, such as {leaked[:5]}")
     bench.save("training_texts", {"checked": len(texts), "leaked": 0})
-    logger.info("%d training texts checked: none is a text of the test set", len(texts))
+    logger.info("%d training texts checked: none is a text of a test set", len(texts))
 
 
 def training_texts(corpus: Path) -> Iterator[str]:
@@ -264,6 +267,7 @@ def report(bench: Benchmark) -> None:
     print(
         write_report(
             bench.results,
+            bench.test_set,
             systems=systems,
             timing=bench.load("timing"),
             training_texts=bench.load("training_texts"),
@@ -295,7 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a trained TermRetrievalModel")
     parser.add_argument("--training-corpus", type=Path, help="pack or corpus that the model was trained on")
-    parser.add_argument("--work", type=Path, default=Path("outputs/real_speech"), help="folder of stage results")
+    parser.add_argument("--test-set", choices=TEST_SETS, default="asterisk", help="whose clips (default asterisk)")
+    parser.add_argument("--work", type=Path, help="folder of stage results (default outputs/real_speech/TEST_SET)")
     parser.add_argument("--results", type=Path, default=Benchmark.results, help="folder of the report")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     options = parser.parse_args(arguments)
@@ -306,7 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.training_corpus is None and "train-texts-check" in stages:
         parser.error("give --training-corpus: what the model was trained on, to check it for texts of the test set")
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    bench = Benchmark(options.work, options.model, options.training_corpus, options.results)
+    work = options.work or Path("outputs/real_speech") / options.test_set
+    test_set = TEST_SETS[options.test_set]
+    bench = Benchmark(work, options.model, options.training_corpus, options.results, test_set)
     for name in stages:
         logger.info("stage %s", name)
         STAGES[name](bench)

@@ -28,7 +28,7 @@ def utterances(*texts: str) -> list[Utterance]:
 
 def test_a_training_pack_that_holds_a_test_text_stops_the_run(tmp_path, held_out):
     pack_corpus(utterances("atrial fibrillation", "FOLDER seven!"), tmp_path / "pack", quiet=True)
-    with pytest.raises(ValueError, match=r"pack holds 1 texts of the test set, such as \['FOLDER seven!'\]"):
+    with pytest.raises(ValueError, match=r"pack holds 1 texts of the test sets, such as \['FOLDER seven!'\]"):
         check_training_texts(Benchmark(tmp_path / "work", tmp_path, tmp_path / "pack"))
     assert not (tmp_path / "work").exists()
 
