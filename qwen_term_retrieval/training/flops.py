@@ -48,6 +48,8 @@ _PEAK_TFLOPS: dict[str, tuple[float | None, float, float | None, float]] = {
     "T4": (None, 65.0, None, 8.1),
     "V100": (None, 125.0, None, 15.7),
 }
+# A slice of a GPU, and two that share only their name with it.
+_OTHER_THAN_LISTED = (" MIG ", " Laptop ", " D ")
 
 
 def count_flops(run: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor] = ()) -> int:
@@ -168,8 +170,8 @@ class StepFlops:
 def peak_flops(device: torch.device | str, dtype: torch.dtype) -> float:
     """Operations a second that the device can do at most, dense.
 
-    Of known GPUs the vendor's figure; of CPUs and other devices the best that a matrix product of this process reaches,
-    measured once, in half a second. For float32 on a GPU that of TF32 where PyTorch was told to use it.
+    Of known GPUs the vendor's figure (for float32 that of TF32, where PyTorch was told to use it); of CPUs and other
+    devices the best that a matrix product of this process reaches, measured once, in less than a second.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -182,13 +184,12 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype) -> float:
 def listed_peak(device_name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
     """The vendor's figure for a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None where there is none."""
     column = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2 if tf32 else 3}.get(dtype)
-    # "A100-SXM4-80GB", "H100 80GB HBM3", "RTX 4090 D": a name is known by whole words.
     words = f" {device_name.replace('-', ' ')} "
-    for name, peaks in _PEAK_TFLOPS.items():
-        if f" {name} " in words and column is not None:
-            tera = peaks[column]
-            return None if tera is None else tera * 1e12
-    return None
+    found = next((peaks for name, peaks in _PEAK_TFLOPS.items() if f" {name} " in words), None)
+    if found is None or column is None or any(word in words for word in _OTHER_THAN_LISTED):
+        return None
+    tera = found[column]
+    return None if tera is None else tera * 1e12
 
 
 @functools.cache
