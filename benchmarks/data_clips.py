@@ -31,12 +31,17 @@ def speech_corpus() -> Path:
     return LAPTOP_CORPUS if LAPTOP_CORPUS.is_dir() else DEMO_CORPUS
 
 
-def speech_clips(num_clips: int, corpus: Path, seed: int = SEED) -> Iterator[np.ndarray]:
-    """Yield int16 `(num_samples,)` clips at 16 kHz, cut from the recordings of `corpus` laid end to end."""
+def speech_clips(
+    num_clips: int, corpus: Path, seed: int = SEED, seconds: tuple[float, float] = (SHORTEST_S, LONGEST_S)
+) -> Iterator[np.ndarray]:
+    """Yield int16 `(num_samples,)` clips at 16 kHz, cut from the recordings of `corpus` laid end to end.
+
+    Args:
+        seconds: the shortest and the longest that a clip may be.
+    """
     rng = np.random.default_rng(seed)
-    lengths = rng.integers(
-        round(SHORTEST_S * SAMPLING_RATE), round(LONGEST_S * SAMPLING_RATE), num_clips, endpoint=True
-    )
+    shortest, longest = (round(length * SAMPLING_RATE) for length in seconds)
+    lengths = rng.integers(shortest, longest, num_clips, endpoint=True)
     recordings = cycle([utterance.audio for utterance in read_corpus(corpus)])
     rest = np.zeros(0, np.int16)
     for length in lengths:
