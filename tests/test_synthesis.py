@@ -211,7 +211,7 @@ def test_a_glossary_becomes_a_corpus_that_can_be_read(cache, tmp_path):
     assert len(speakers["train"]) == 3
     report = json.loads((out / "synthesis.json").read_text())
     assert report["engines"]["espeak"]["clips"] == 6
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
         synthesize_glossary(terms, out, **options, num_workers=0, show_progress=False)
     with pytest.raises(ValueError, match="engine:voice"):
         synthesize_glossary(terms, tmp_path / "other", voices=["rms"], voices_per_term=1)

@@ -82,7 +82,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
     if not ((out / METADATA).is_file() or (out / "data").is_dir()):
         raise FileExistsError(f"{out} exists and is no export; give another folder")
     if not overwrite:
-        raise FileExistsError(f"{out} exists; give another folder, or overwrite=True (--overwrite)")
+        raise FileExistsError(f"{out} exists; give another folder, or overwrite=True")
 
 
 def _batches(pack: Pack, split: str) -> Iterator[pa.Table]:

@@ -288,8 +288,7 @@ def _read_index(path: Path, allow_pickle: bool) -> dict[str, np.ndarray]:
         if not allow_pickle and "allow_pickle=False" in str(error):
             raise PackError(
                 f"{path} holds pickled objects, and reading them runs whatever code they hold. If you trust who made "
-                f"it: MMapAudioCollection({str(path.parent)!r}, allow_pickle=True). `qtr pack --allow-pickle "
-                f"{path.parent} OUT` makes a pack of it, which has no pickles."
+                "it: allow_pickle=True. A pack made of it has no pickles."
             ) from error
         raise _damaged(path, error) from error
 

@@ -125,4 +125,4 @@ def check_free(out: Path, overwrite: bool) -> None:
     if not (out / PACK_JSON).is_file():
         raise FileExistsError(f"{out} exists and is not a pack; give another folder")
     if not overwrite:
-        raise FileExistsError(f"{out} holds a pack already; give another folder, or overwrite=True (--overwrite)")
+        raise FileExistsError(f"{out} holds a pack already; give another folder, or overwrite=True")

@@ -3,33 +3,63 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Annotated
+import re
+from collections.abc import Collection
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
+# In a message: name=True, name=3, name='value', names={'ours': 'theirs'}.
+_ARGUMENT = re.compile(
+    r"""\b(?P<name>[a-z]+(_[a-z]+)*)=(?:True\b|(?P<number>-?\d+)|(?P<quote>['"])(?P<text>.*?)(?P=quote)"""
+    r"""|\{'(?P<ours>\w+)': '(?P<theirs>\w+)'\})"""
+)
+
+
+class Commands(TyperGroup):
+    """Turns the errors that users cause into one line and exit code 1; those that we cause keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not type(error).__module__.startswith("qwen_term_retrieval."):
+                raise
+            flags = [flag for parameter in self.commands[ctx.invoked_subcommand].params for flag in parameter.opts]
+            typer.secho(f"error: {with_flags(str(error), flags)}", fg="red", err=True)
+            raise typer.Exit(1) from error
+
+
+def with_flags(message: str, flags: Collection[str]) -> str:
+    """A message of the library in the words of a command that has these flags.
+
+    >>> with_flags("pack with on_error='skip'", ["--on-error"])
+    'pack with --on-error skip'
+    """
+
+    def flag(argument: re.Match[str]) -> str:
+        name = "--" + argument["name"].replace("_", "-")
+        if argument["ours"] and (one := name.removesuffix("s")) in flags:
+            return f"{one} {argument['ours']}={argument['theirs']}"
+        if name not in flags:
+            return argument[0]
+        return " ".join(filter(None, (name, argument["number"], argument["text"])))
+
+    return _ARGUMENT.sub(flag, message)
+
 
 app = typer.Typer(
     name="qtr",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Turn the errors that users cause into one line and exit code 1; those that we cause keep their traceback."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("qwen_term_retrieval."):
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(1) from error
 
 
 def log_to_terminal(quiet: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
+from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.audio.pack import Pack
@@ -133,17 +133,16 @@ def pack(
     from qwen_term_retrieval.audio.packing import pack_corpus
 
     log_to_terminal(quiet)
-    with plain_errors():
-        summary = pack_corpus(
-            corpus_of(source, layout, split, key_rule, column, allow_pickle),
-            out,
-            sampling_rate=sampling_rate,
-            shard_bytes=shard_bytes,
-            num_workers=workers,
-            on_error=on_error.value,
-            overwrite=overwrite,
-            quiet=quiet,
-        )
+    summary = pack_corpus(
+        corpus_of(source, layout, split, key_rule, column, allow_pickle),
+        out,
+        sampling_rate=sampling_rate,
+        shard_bytes=shard_bytes,
+        num_workers=workers,
+        on_error=on_error.value,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
     typer.echo(summary)
 
 
@@ -174,15 +173,14 @@ def append(
     from qwen_term_retrieval.audio.appending import append_corpus
 
     log_to_terminal(quiet)
-    with plain_errors():
-        summary = append_corpus(
-            corpus_of(source, layout, split, key_rule, column, allow_pickle),
-            folder,
-            shard_bytes=shard_bytes,
-            num_workers=workers,
-            on_error=on_error.value,
-            quiet=quiet,
-        )
+    summary = append_corpus(
+        corpus_of(source, layout, split, key_rule, column, allow_pickle),
+        folder,
+        shard_bytes=shard_bytes,
+        num_workers=workers,
+        on_error=on_error.value,
+        quiet=quiet,
+    )
     typer.echo(f"added to {summary}")
 
 
@@ -203,8 +201,7 @@ def merge(
     from qwen_term_retrieval.audio.merging import merge_packs
 
     log_to_terminal(quiet)
-    with plain_errors():
-        merged = merge_packs(packs[:-1], packs[-1], overwrite=overwrite, quiet=quiet)
+    merged = merge_packs(packs[:-1], packs[-1], overwrite=overwrite, quiet=quiet)
     typer.echo(f"{merged.folder}: {merged.num_clips} clips in {len(merged.shards)} shards")
 
 
@@ -231,8 +228,7 @@ def export(
     from qwen_term_retrieval.audio.exporting import export_pack
 
     log_to_terminal(quiet)
-    with plain_errors():
-        num_clips = export_pack(folder, out, format=format.value, num_workers=workers, overwrite=overwrite, quiet=quiet)
+    num_clips = export_pack(folder, out, format=format.value, num_workers=workers, overwrite=overwrite, quiet=quiet)
     typer.echo(f"{out}: {num_clips} clips")
 
 
@@ -244,8 +240,7 @@ def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack 
 
         qtr inspect packs/mine
     """
-    with plain_errors():
-        typer.echo(_open(folder).inspect())
+    typer.echo(_open(folder).inspect())
 
 
 @app.command()
@@ -258,8 +253,7 @@ def verify(
 
         qtr verify packs/mine
     """
-    with plain_errors():
-        damages = _open(folder).verify(quiet=quiet)
+    damages = _open(folder).verify(quiet=quiet)
     for damage in damages:
         typer.secho(damage, fg="red", err=True)
     if damages:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
+from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 
 
 @app.command()
@@ -35,10 +35,9 @@ def search(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_to_terminal(quiet)
-    with plain_errors():
-        retriever = TermRetriever.from_pretrained(model)
-        retriever.index(glossary)
-        answers = retriever.search_batch(clips, top_k=top_k, threshold=threshold)
+    retriever = TermRetriever.from_pretrained(model)
+    retriever.index(glossary)
+    answers = retriever.search_batch(clips, top_k=top_k, threshold=threshold)
     for clip, matches in zip(clips, answers, strict=True):
         if not json_lines:
             typer.echo(f"{clip}: {len(matches)} terms")
@@ -66,10 +65,9 @@ def index(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_to_terminal(quiet)
-    with plain_errors():
-        retriever = TermRetriever.from_pretrained(model)
-        retriever.index(glossary)
-        retriever.save_index(out, overwrite=overwrite)
+    retriever = TermRetriever.from_pretrained(model)
+    retriever.index(glossary)
+    retriever.save_index(out, overwrite=overwrite)
     typer.echo(f"{out}: {len(retriever.term_index)} terms")
 
 
@@ -97,16 +95,15 @@ def evaluate(
     from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 
     log_to_terminal(quiet)
-    with plain_errors():
-        metrics = evaluate_dataset(
-            model,
-            dataset,
-            split=split,
-            glossary=glossary,
-            distractors=distractors,
-            train_split=train_split or None,
-            threshold=threshold,
-        )
+    metrics = evaluate_dataset(
+        model,
+        dataset,
+        split=split,
+        glossary=glossary,
+        distractors=distractors,
+        train_split=train_split or None,
+        threshold=threshold,
+    )
     typer.echo(f"{int(metrics['clips'])} clips, a bank of {int(metrics['bank'])} terms\n\n{recall_table(metrics)}\n")
     typer.echo(threshold_line(metrics))
     if output is not None:
@@ -135,13 +132,12 @@ def calibrate(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_to_terminal(quiet)
-    with plain_errors():
-        if not Path(model).is_dir():
-            raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
-        retriever = TermRetriever.from_pretrained(model)
-        retriever.index(glossary)
-        chosen = calibration.calibrate(retriever, load_split(dataset, split), target_precision=target_precision)
-        retriever.model.config.save_pretrained(model)
+    if not Path(model).is_dir():
+        raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
+    retriever = TermRetriever.from_pretrained(model)
+    retriever.index(glossary)
+    chosen = calibration.calibrate(retriever, load_split(dataset, split), target_precision=target_precision)
+    retriever.model.config.save_pretrained(model)
     typer.echo(
         f"threshold {chosen.threshold:.4f}: precision {chosen.precision:.3f}, recall {chosen.recall:.3f}, "
         f"F1 {chosen.f1:.3f} on {split!r}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
+from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 
 
 @app.command()
@@ -31,13 +31,12 @@ def synthesize(
     from qwen_term_retrieval.synthesis import synthesize_glossary
 
     log_to_terminal(quiet)
-    with plain_errors():
-        report = synthesize_glossary(
-            glossary,
-            out,
-            voices_per_term=voices_per_term,
-            overwrite=overwrite,
-            num_workers=workers,
-            show_progress=not quiet,
-        )
+    report = synthesize_glossary(
+        glossary,
+        out,
+        voices_per_term=voices_per_term,
+        overwrite=overwrite,
+        num_workers=workers,
+        show_progress=not quiet,
+    )
     typer.echo(f"{out}: {report.summary()}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal, plain_errors
+from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 from qwen_term_retrieval.cli.packs import ShardBytes, Workers
 
 
@@ -39,18 +39,17 @@ def tokenize(
     from qwen_term_retrieval.text.token_packing import pack_tokens
 
     log_to_terminal(quiet)
-    with plain_errors():
-        summary = pack_tokens(
-            source,
-            out,
-            tokenizer,
-            columns=column or None,
-            dtype=dtype,
-            eos=eos or None,
-            separator=separator,
-            num_workers=workers,
-            shard_bytes=shard_bytes,
-            overwrite=overwrite,
-            quiet=quiet,
-        )
+    summary = pack_tokens(
+        source,
+        out,
+        tokenizer,
+        columns=column or None,
+        dtype=dtype,
+        eos=eos or None,
+        separator=separator,
+        num_workers=workers,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
     typer.echo(summary)

@@ -55,7 +55,7 @@ def write_corpus(
     """
     out = Path(out)
     if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; choose another folder or pass overwrite=True (--overwrite)")
+        raise FileExistsError(f"{out} exists; choose another folder or pass overwrite=True")
     if not rows:
         raise ValueError(f"no rows to synthesise for {out}")
     requests = [row.request for row in rows]

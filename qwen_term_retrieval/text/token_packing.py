@@ -176,7 +176,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
     if not (out / TOKENS_JSON).is_file():
         raise FileExistsError(f"{out} exists and is no folder of tokens; give another folder")
     if not overwrite:
-        raise FileExistsError(f"{out} holds tokens already; give another folder, or overwrite=True (--overwrite)")
+        raise FileExistsError(f"{out} holds tokens already; give another folder, or overwrite=True")
 
 
 def _settings(tokenizer: PackingTokenizer, num_columns: int, staging: Path) -> TokenizerSettings:

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen_term_retrieval.cli import app
+from qwen_term_retrieval.cli.app import with_flags
 from qwen_term_retrieval.cli.packs import num_bytes
 
 
@@ -58,6 +59,27 @@ def test_bad_audio_stops_the_command_or_is_skipped_where_asked(corpus, tmp_path)
     skipped = qtr("pack", corpus, tmp_path / "pack", "--workers", 1, "--on-error", "skip", "--quiet")
     assert skipped.exit_code == 0
     assert "1 utterances were skipped or silenced" in skipped.stdout
+
+
+def test_a_remedy_names_the_flags_of_the_command_not_the_arguments_of_the_library(corpus, tmp_path):
+    qtr("pack", corpus, tmp_path / "pack", "--workers", 1)
+    assert "or --overwrite\n" in qtr("pack", corpus, tmp_path / "pack").stderr
+    (corpus / "train" / "0000.flac").write_bytes(b"broken")
+    said = qtr("pack", corpus, tmp_path / "new", "--workers", 1).stderr
+    assert "or pack with --on-error skip or --on-error silence." in said
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("or overwrite=True", "or --overwrite"),
+        ("set shard_bytes=0 and num_workers=2", "set --shard-bytes 0 and num_workers=2"),
+        ("say which: columns={'audio': 'name'}", "say which: --column audio=name"),
+        ('format="it\'s" (x=1)', "--format it's (x=1)"),
+    ],
+)
+def test_arguments_that_the_command_has_no_flag_for_stay_as_they_are(message, said):
+    assert with_flags(message, ["--overwrite", "--shard-bytes", "--column", "--format"]) == said
 
 
 def test_packs_grow_merge_and_become_files_again(corpus, make_corpus, tmp_path):

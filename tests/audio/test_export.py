@@ -97,7 +97,7 @@ def test_large_datasets_are_split_into_several_files(pack, tmp_path, monkeypatch
 
 def test_what_is_there_is_not_written_over_unless_asked_and_only_if_it_is_an_export(pack, noise, tmp_path):
     export_pack(pack, tmp_path / "out", quiet=True)
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match="overwrite=True"):
         export_pack(pack, tmp_path / "out", quiet=True)
     export_pack(pack, tmp_path / "out", format="dataset", overwrite=True, quiet=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "data"]

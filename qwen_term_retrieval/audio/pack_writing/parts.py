@@ -256,7 +256,7 @@ def _add_clip(
     except BadAudioError as error:
         if job.on_error == "raise":
             raise CorpusError(
-                f"{utterance.where}: {error}. Mend or drop the row, or pack with on_error='skip' or 'silence'."
+                f"{utterance.where}: {error}. Mend or drop the row, or pack with on_error='skip' or on_error='silence'."
             ) from error
         problem = {"key": utterance.key, "where": utterance.where, "problem": str(error), "action": job.on_error}
         file.seek(start)

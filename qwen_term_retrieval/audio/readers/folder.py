@@ -35,7 +35,7 @@ def read_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:
     if overlooked is not None:
         raise CorpusError(
             f"{folder}: {path_of(overlooked).name} describes audio, but a folder is read by metadata.csv, .tsv, .jsonl "
-            f"or .parquet. Give {overlooked} itself, rename it, or take the audio alone: format='audio' (--format)"
+            f"or .parquet. Give {overlooked} itself, rename it, or take the audio alone: format='audio'"
         )
     return read_audio(folder, rules)
 
