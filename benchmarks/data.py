@@ -12,9 +12,9 @@ peers are installed into an environment of their own, `--peers-venv`. A section 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import data_cold, data_large, data_loader, data_packing, data_reading
 from benchmarks.data_clips import BenchmarkClips
 from benchmarks.data_report import SECTIONS, report
-from benchmarks.results_json import write_results
+from benchmarks.sections import earlier_results, parsed, run_sections, section_parser
 
 PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile", "torch")
 PEERS_VENV = Path("outputs/peers-venv")
@@ -33,26 +33,13 @@ QUICK_PACKED_SIZES = (200, 1_000)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = section_parser(__doc__.splitlines()[0], SECTIONS, Path("outputs/data-benchmark"))
     parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="clips that every row reads")
     parser.add_argument("--rows", type=int, default=NUM_ROWS, help="rows of the large pack")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--peers-venv", type=Path, default=PEERS_VENV, help="made where it is not there")
     parser.add_argument("--no-peers", action="store_true", help="install and measure no other library")
-    parser.add_argument(
-        "--work", type=Path, default=Path("outputs/data-benchmark"), help="clips and packs are kept here"
-    )
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="few clips, two repetitions")
-    options = parser.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
-    options.sections = options.only.split(",")
-    unknown = set(options.sections) - set(SECTIONS)
-    if unknown:
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    return options
+    return parsed(parser, SECTIONS, QUICK)
 
 
 def peers_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -83,19 +70,14 @@ def main() -> None:
     clips = BenchmarkClips(options.work / f"clips-{options.clips}")
     clips.make(options.clips)
     path = options.results / "data.json"
-    results = kept_sections(path, options)
-    for section in options.sections:
-        results[section] = MEASURES[section](clips, options)
-        # After each section, so that nothing is lost if a later one fails.
-        write_results(path, results, packages=PACKAGES)
-        path.with_suffix(".md").write_text(report(results), encoding="utf-8")
-    print(report(results))
+    runs = {section: partial(MEASURES[section], clips, options) for section in options.sections}
+    run_sections(path, kept_sections(path, options), runs, report, packages=PACKAGES)
 
 
 def kept_sections(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What earlier runs with the same clips and repetitions found in other sections."""
     settings = {"clips": options.clips, "repetitions": options.repetitions}
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    earlier = earlier_results(path)
     if any(earlier.get(name) != value for name, value in settings.items()):
         return settings
     return settings | {name: earlier[name] for name in SECTIONS if name in earlier}

@@ -4,44 +4,34 @@
     python -m benchmarks.faults --only flips,fuzz --flips 1000 --inputs 2000
     python -m benchmarks.faults --quick                # a few minutes
 
-Exits with 1 where a campaign finds a failure; inputs that failed are kept in `--work`. Writes
-`results/faults.{json,md}`. Linux only: it mounts file systems in a namespace of its own and reads /proc.
+Exits with 1 where a campaign finds a failure; inputs that failed are kept in `--work`, where each campaign empties its
+own folder. Writes `results/faults.{json,md}`. Linux only: it mounts file systems in a namespace of its own and reads
+/proc.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults_report import CAMPAIGNS, failures_of, report
-from benchmarks.results_json import write_results
+from benchmarks.sections import earlier_results, parsed, run_sections, section_parser
 
 PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile")
 QUICK = {"kills": 6, "flips": 40, "inputs": 100}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = section_parser(__doc__.splitlines()[0], CAMPAIGNS, Path("outputs/faults"))
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs of `qtr pack`, and as many of `qtr append`")
     parser.add_argument("--flips", type=int, default=1000, help="single-bit flips of a pack's files")
     parser.add_argument("--inputs", type=int, default=2000, help="damaged inputs")
-    parser.add_argument("--only", default=",".join(CAMPAIGNS), help="campaigns, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("outputs/faults"), help="emptied by each campaign")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--quick", action="store_true", help="few of everything")
-    options = parser.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
-    options.campaigns = options.only.split(",")
-    unknown = set(options.campaigns) - set(CAMPAIGNS)
-    if unknown:
-        parser.error(f"no campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
-    return options
+    return parsed(parser, CAMPAIGNS, QUICK)
 
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
@@ -79,14 +69,15 @@ RUNS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 def main() -> None:
     options = arguments()
     path = options.results / "faults.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    earlier = earlier_results(path)
     results = {name: earlier[name] for name in CAMPAIGNS if name in earlier}
-    for name in options.campaigns:
-        results[name] = {"seed": options.seed, **RUNS[name](options)}
-        write_results(path, results, packages=PACKAGES)
-        path.with_suffix(".md").write_text(report(results), encoding="utf-8")
-    print(report(results))
-    sys.exit(bool(sum(failures_of(name, results[name]) for name in options.campaigns)))
+    runs = {name: partial(run_campaign, name, options) for name in options.sections}
+    run_sections(path, results, runs, report, packages=PACKAGES)
+    sys.exit(bool(sum(failures_of(name, results[name]) for name in options.sections)))
+
+
+def run_campaign(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    return {"seed": options.seed, **RUNS[name](options)}
 
 
 if __name__ == "__main__":
