@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.hub import HubPushError
 from qwen_term_retrieval.training.run import run_training
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
@@ -20,5 +21,5 @@ if __name__ == "__main__":
         sys.exit(f"error: {error}")
     try:
         run_training(*settings)
-    except (FileNotFoundError, FileExistsError) as error:
+    except (FileNotFoundError, FileExistsError, HubPushError) as error:
         sys.exit(f"error: {error}")

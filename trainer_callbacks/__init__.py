@@ -4,6 +4,7 @@ from qwen_term_retrieval.trainer_callbacks.hard_negative_refresh import HardNega
 from qwen_term_retrieval.trainer_callbacks.non_finite_guard import NonFiniteGuardCallback, NonFiniteStepsError
 from qwen_term_retrieval.trainer_callbacks.progress_line import ProgressLineCallback
 from qwen_term_retrieval.trainer_callbacks.recall_reporter import RecallReporterCallback
+from qwen_term_retrieval.trainer_callbacks.save_every_epochs import SaveEveryEpochsCallback
 from qwen_term_retrieval.trainer_callbacks.throughput import ThroughputCallback
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "NonFiniteStepsError",
     "ProgressLineCallback",
     "RecallReporterCallback",
+    "SaveEveryEpochsCallback",
     "ThroughputCallback",
 ]

@@ -24,6 +24,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
+from qwen_term_retrieval.training.trackers import check_trackers
 
 
 @dataclass
@@ -187,6 +188,9 @@ class TermRetrievalArguments(TrainingArguments):
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to write a checkpoint."})
+    save_every_epochs: int = field(
+        default=1, metadata={"help": "Epochs from one checkpoint to the next; the best and the last are saved anyway."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best among them."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
@@ -213,6 +217,7 @@ class TermRetrievalArguments(TrainingArguments):
         super().__post_init__()
         self._set_batch_size()
         self._check_objective()
+        check_trackers(self.report_to or [])
         if not self.audio_text_loss_ratio + self.audio_term_loss_ratio:
             raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
         if self.bank_negatives < 0:

@@ -2,7 +2,7 @@
 
 Load the rows, build the model, train, keep the best checkpoint, choose its threshold on the evaluation split, judge it
 on the test split, write `<output_dir>/{train,eval,test,all}_results.json` as the Hugging Face examples do, save the
-model with its card, and search one test recording with it, so that the run ends with something heard.
+model with its card, search one test recording with it, so that the run ends with something heard, and push it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import datasets
@@ -17,7 +18,7 @@ import torch
 from transformers import ProgressCallback
 from transformers.utils import logging as hf_logging
 
-from qwen_term_retrieval.evaluation.evaluator import RECALL_AT, RetrievalEvaluator
+from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
@@ -26,6 +27,7 @@ from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.clips import spoken_terms
+from qwen_term_retrieval.training.hub import recall_rows, threshold_rows
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def run_training(
     Raises:
         FileExistsError: `output_dir` holds an earlier run and neither `resume` nor `overwrite` was given.
         ValueError: a split or a column that the dataset does not have; a clip the tower cannot take.
+        HubPushError: the Hub takes no repository, before anything else; or the model, once it is on disk.
     """
     configure_logging(args)
     with args.main_process_first(desc="preparing the output folder"):
@@ -56,6 +59,7 @@ def run_training(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressLineCallback())
+    trainer.card_data = f"`{data_args.dataset}`, split `{data_args.train_split}`: {len(trainer.glossary):,} terms."
 
     step("train", f"{len(rows[data_args.train_split])} clips, {len(trainer.glossary)} terms; into {args.output_dir}")
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -64,28 +68,36 @@ def run_training(
     if data_args.eval_split:
         step("evaluate", f"the best checkpoint on {data_args.eval_split!r}")
         eval_metrics = trainer.evaluate()
+        if trainer.is_world_process_zero():
+            eval_metrics |= choose_threshold(trainer, rows[data_args.eval_split], data_args.eval_split)
         trainer.save_metrics("eval", eval_metrics)
         metrics |= eval_metrics
-    if trainer.is_world_process_zero():
+    if data_args.test_split and trainer.is_world_process_zero():
         metrics |= judge(trainer, rows, data_args)
     save(trainer, data_args, metrics)
     if data_args.test_split and trainer.is_world_process_zero():
         show_search(trainer, rows[data_args.test_split])
+    if args.push_to_hub:
+        step("push", f"to {trainer.hub_model_id}")
+        trainer.push_to_hub()
     return metrics
 
 
-def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: DataArguments) -> dict[str, float]:
-    """What a user of the model will see: choose its threshold on the evaluation split, then search the test split."""
+def choose_threshold(trainer: TermRetrievalTrainer, rows: datasets.Dataset, split: str) -> dict[str, float]:
+    """Give the model the threshold of the best F1 on rows that it was not trained on, and say what it does there."""
     retriever = TermRetriever(trainer.retrieval_model)
-    if data_args.eval_split:
-        retriever.index(trainer.glossary.joined_by(spoken_terms(rows[data_args.eval_split])))
-        try:
-            chosen = calibrate(retriever, rows[data_args.eval_split])
-            step("threshold", f"{chosen.threshold:.3f}, chosen on {data_args.eval_split!r} (F1 {chosen.f1:.3f})")
-        except CalibrationError as error:  # a model that has learnt nothing is saved all the same
-            logger.warning("the model gets no threshold: %s", error)
-    if not data_args.test_split:
+    retriever.index(trainer.glossary.joined_by(spoken_terms(rows)))
+    try:
+        chosen = calibrate(retriever, rows)
+    except CalibrationError as error:  # a model that has learnt nothing is saved all the same
+        logger.warning("the model gets no threshold: %s", error)
         return {}
+    step("threshold", f"{chosen.threshold:.3f}, chosen on {split!r} (F1 {chosen.f1:.3f})")
+    return {f"eval_{name}": value for name, value in asdict(chosen).items()}
+
+
+def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: DataArguments) -> dict[str, float]:
+    """What a user of the model will see: search the test split as a user would."""
     step("test", f"{data_args.test_split!r}, never looked at until now")
     test_rows = rows[data_args.test_split]
     evaluator = RetrievalEvaluator(
@@ -93,7 +105,7 @@ def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: 
         trainer.glossary.joined_by(spoken_terms(test_rows)),
         seen_terms=spoken_terms(rows[data_args.train_split]),
     )
-    metrics = {f"test_{name}": value for name, value in evaluator(retriever).items()}
+    metrics = {f"test_{name}": value for name, value in evaluator(TermRetriever(trainer.retrieval_model)).items()}
     trainer.save_metrics("test", metrics)
     print(recall_table(metrics, "test"))
     print(threshold_line(metrics, "test"))
@@ -101,21 +113,11 @@ def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: 
 
 
 def save(trainer: TermRetrievalTrainer, data_args: DataArguments, metrics: dict[str, float]) -> None:
-    """The model with its card, in `output_dir` and, if asked for, on the Hub."""
-    trainer.card_data = f"`{data_args.dataset}`, split `{data_args.train_split}`: {len(trainer.glossary):,} terms."
-    splits = (("eval", data_args.eval_split), ("test", data_args.test_split))
-    trainer.card_recall = [
-        {"split": split, "pairs": metrics[f"{prefix}_pairs"]}
-        | {f"recall@{k}": metrics[f"{prefix}_recall@{k}"] for k in RECALL_AT}
-        for prefix, split in splits
-        if split and f"{prefix}_pairs" in metrics
-    ]
-    if trainer.args.push_to_hub:
-        step("push", f"to {trainer.hub_model_id}")
-        trainer.push_to_hub()
-        return
-    trainer.save_model()
-    trainer.create_model_card()
+    """The model with its card, in `output_dir`."""
+    splits = [(prefix, split) for prefix in ("eval", "test") if (split := getattr(data_args, f"{prefix}_split"))]
+    trainer.card_recall = [row for prefix, split in splits for row in recall_rows(metrics, prefix, split)]
+    trainer.card_thresholds = [row for prefix, split in splits for row in threshold_rows(metrics, prefix, split)]
+    trainer.save_model(_internal_call=True)  # without it, `save_model` pushes
 
 
 def configure_logging(args: TermRetrievalArguments) -> None:
@@ -195,7 +197,9 @@ def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> N
 def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalModel:
     """A new model on pretrained towers, or the checkpoint to start from; with LoRA where its rank is not 0."""
     if model_args.model:
-        return TermRetrievalModel.from_pretrained(model_args.model)
+        model = TermRetrievalModel.from_pretrained(model_args.model)
+        model.config.threshold = None  # of the weights as they were
+        return model
     windows = None
     if model_args.window_sizes:
         windows = {"sizes": model_args.window_sizes, "stride": model_args.window_stride}
