@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Qwen2AudioEncoderConfig, WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor
 from transformers.masking_utils import create_bidirectional_mask
 
 from benchmarks.training_clips import three_second_clips, waves
@@ -61,9 +61,7 @@ def run(
         rows[STOCK].flops = num_clips * encoder_flops(
             tower.encoder, lambda: tower.encoder(stock_mel[:1]).last_hidden_state
         )
-        found = comparison(
-            rows, ours=OURS, against=STOCK, at_least=AT_LEAST, device=device, dtype=dtype, profiled=ours
-        )
+        found = comparison(rows, ours=OURS, against=STOCK, at_least=AT_LEAST, device=device, dtype=dtype, profiled=ours)
     whole = (rows[STOCK].median + rows[STOCK_MEL].median) / (rows[OURS].median + rows[OURS_MEL].median)
     return found | {
         "clips": num_clips,
@@ -94,7 +92,7 @@ def stock_inputs(tower: Qwen2AudioTower, clips: list[Any], device: torch.device)
     return features["input_features"].to(device), features["attention_mask"].sum(-1).to(device)
 
 
-def stock_mask(tower: Qwen2AudioTower, num_mel_B: torch.Tensor) -> torch.Tensor:
+def stock_mask(tower: Qwen2AudioTower, num_mel_B: torch.Tensor) -> Any:
     """What the stock model gives its encoder: no frame attends to the silence behind a clip.
 
     The encoder's docstring calls it unused; without it every output differs (transformers 5.23).

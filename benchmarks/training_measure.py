@@ -1,4 +1,4 @@
-"""How rows of `benchmarks.training` are timed in turns, counted, compared, and profiled where they miss their target."""
+"""How rows of `benchmarks.training` are timed in turns, counted, compared, and profiled where a target is missed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def encoder_flops(encoder: PreTrainedModel, run: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor] = ()) -> int:
+def encoder_flops(
+    encoder: PreTrainedModel, run: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor] = ()
+) -> int:
     """`count_flops` with attention as matrix products: the counter knows no fused attention on a CPU (torch 2.13)."""
     implementation = encoder.config._attn_implementation
     encoder.set_attn_implementation("eager")
@@ -114,12 +116,12 @@ def comparison(
     dtype: torch.dtype,
     profiled: Callable[[], object],
 ) -> dict[str, Any]:
-    """What a part found: its rows, how much faster ours is than the peer, and a profile of ours where that is too little.
+    """What a part found: its rows, how much faster ours is than the peer and, where that is too little, a profile.
 
     Args:
         at_least: the ratio that is asked for.
         dtype: of the arithmetic, for the device's peak.
-        profiled: one run of ours.
+        profiled: one run of ours, for the profile.
     """
     peak = peak_flops(device, dtype)
     ratio = rows[against].median / rows[ours].median

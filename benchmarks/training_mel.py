@@ -1,4 +1,4 @@
-"""Part `mel`: spectrograms of a batch of 3 s clips, ours on the device beside `WhisperFeatureExtractor` in the collator.
+"""Part `mel`: spectrograms of 3 s clips, ours on the device beside `WhisperFeatureExtractor` in the collator.
 
 All rows begin at int16 clips and end at float32 mel frames on the device. The stock collator is what a Trainer user
 writes: float arrays into the extractor, which pads to the 30 s that the encoders ask for. Ours is judged against that.
