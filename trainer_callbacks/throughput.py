@@ -1,4 +1,4 @@
-"""How fast a run hears: clips and seconds of audio a second, and seconds of audio in all."""
+"""How fast a run hears: clips, audio and tokens a second, waiting for data, and what it makes of the device."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SAMPLING_RATE = 16_000
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.training.flops import peak_flops
 
 
 class ThroughputCallback(TrainerCallback):
-    """Add `clips_per_second` and `audio_seconds_per_second` to every training log line.
+    """Add how fast the run goes to every training log line, for all ranks together and the same on each:
 
-    Clips are counted where they enter the model, in forward passes that train: evaluation and the gradient-free passes
-    of GradCache do not count. Numbers are for all ranks together, taken as this rank's times their number; batches are
-    of one size on every rank. The time between two log lines is wall time, data loading included, evaluation and
-    checkpoints not.
+    - `clips_per_second`, `audio_seconds_per_second`, `tokens_per_second`: what enters the model in forward passes that
+      train, padding left out. Tokens are those of the text tower, phonemes or word pieces; texts from a cache have
+      none. Evaluation and the gradient-free passes of GradCache do not count.
+    - `data_wait_share`: the share of the time of the steps in which the loop asks for its batches.
+    - `tflops_per_second` and `mfu`: the operations that the trainer counts (`floating_point_ops`), and their share of
+      what the devices can do (`peak_flops`: of known GPUs the vendor's figure, else the best product measured here).
+
+    A step lasts from asking for its batches until the optimizer has stepped. Evaluation, checkpoints, logging and
+    mining lie between steps. A Trainer that does not call `see_wait` shows no `data_wait_share`, and its steps begin
+    with their batches at hand.
 
     Example:
         >>> trainer = TermRetrievalTrainer(..., callbacks=[ThroughputCallback()])  # doctest: +SKIP
@@ -28,10 +36,14 @@ class ThroughputCallback(TrainerCallback):
     def __init__(self) -> None:
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._frame_rate = math.nan
-        self._clips = 0
-        self._audio_seconds: torch.Tensor | float = 0.0
-        self._training_seconds = 0.0
-        self._step_ended: float | None = None
+        self._step_began: float | None = None
+        self._flos_before = 0.0
+        self._reset()
+
+    def see_wait(self, began: float) -> None:
+        """Tell of batches that were asked for at `began`, by `time.perf_counter`, and are here now."""
+        self._step_began = began
+        self._waited += time.perf_counter() - began
 
     def on_train_begin(
         self,
@@ -42,16 +54,29 @@ class ThroughputCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._reset()
-        self._step_ended = time.perf_counter()
+        self._step_began = None
+        self._flos_before = state.total_flos
         if model is not None and self._hook is None:
             self._frame_rate = float(getattr(model, "frame_rate", math.nan))
             self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        now = time.perf_counter()
-        if self._step_ended is not None:
-            self._training_seconds += now - self._step_ended
-        self._step_ended = now
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._step_began is None:
+            self._step_began = time.perf_counter()
+
+    # Not `on_step_end`, where the callbacks before this one may have mined for a minute.
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._step_began is None:
+            return
+        if args.device.type != "cpu" and (state.global_step + 1) % state.logging_steps == 0:
+            # Logging waits for the device in any case; what it still computes belongs to the step.
+            torch.accelerator.synchronize()
+        self._step_seconds += time.perf_counter() - self._step_began
+        self._step_began = None
 
     def on_log(
         self,
@@ -59,26 +84,25 @@ class ThroughputCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, float] | None = None,
+        model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs or not self._clips or not self._training_seconds:
+        if logs is None or "loss" not in logs:
             return
-        ranks = args.world_size
-        rates = {
-            "clips_per_second": round(ranks * self._clips / self._training_seconds, 2),
-            "audio_seconds_per_second": round(ranks * float(self._audio_seconds) / self._training_seconds, 2),
-        }
+        peak = peak_flops(args.device, _number_type(args, model)) if state.total_flos > self._flos_before else 0.0
+        counts = [self._clips, self._audio_seconds, self._tokens, self._step_seconds, self._waited, peak]
+        sums = torch.tensor([float(count) for count in counts], dtype=torch.float64)
+        ranks = 1
+        if dist.is_available() and dist.is_initialized():
+            ranks, sums = dist.get_world_size(), sums.to(args.device)
+            dist.all_reduce(sums)
+        rates = _rates(*sums.tolist(), flops=state.total_flos - self._flos_before, ranks=ranks)
         logs.update(rates)
         # The Trainer has put a copy of the line into its history before it calls back (transformers 5.23).
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(rates)
+        self._flos_before = state.total_flos
         self._reset()
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._step_ended = time.perf_counter()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._step_ended = time.perf_counter()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -97,8 +121,43 @@ class ThroughputCallback(TrainerCallback):
         else:
             return
         self._clips += len(lengths_B)
-        # Stays on the device, where nothing waits for it, until a log line asks.
+        # Sums stay on the device, where nothing waits for them, until a log line asks.
         self._audio_seconds = self._audio_seconds + lengths_B.detach().sum() / rate
+        for name, values in (inputs.get("text_inputs") or {}).items():
+            if name.endswith("attention_mask"):
+                self._tokens = self._tokens + values.sum()
 
     def _reset(self) -> None:
-        self._clips, self._audio_seconds, self._training_seconds = 0, 0.0, 0.0
+        self._clips = 0
+        self._audio_seconds: torch.Tensor | float = 0.0
+        self._tokens: torch.Tensor | int = 0
+        self._step_seconds, self._waited = 0.0, 0.0
+
+
+def _rates(
+    clips: float, audio_seconds: float, tokens: float, step_seconds: float, waited: float, peak: float,
+    *, flops: float, ranks: int,
+) -> dict[str, float]:  # fmt: skip
+    """What a log line says; all of it summed over ranks, whose steps take place at the same time."""
+    if not clips or not step_seconds:
+        return {}
+    seconds = step_seconds / ranks
+    rates = {
+        "clips_per_second": round(clips / seconds, 2),
+        "audio_seconds_per_second": round(audio_seconds / seconds, 2),
+    }
+    if tokens:
+        rates["tokens_per_second"] = round(tokens / seconds, 2)
+    if waited:
+        rates["data_wait_share"] = round(waited / step_seconds, 5)
+    if peak:
+        rates["tflops_per_second"] = round(flops / seconds / 1e12, 5)
+        rates["mfu"] = round(flops / seconds / peak, 5)
+    return rates
+
+
+def _number_type(args: TrainingArguments, model: nn.Module | None) -> torch.dtype:
+    """What the matrix products of the run are computed in."""
+    if args.bf16 or args.fp16:
+        return torch.bfloat16 if args.bf16 else torch.float16
+    return getattr(model, "dtype", torch.float32)
