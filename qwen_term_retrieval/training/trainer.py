@@ -25,20 +25,21 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
-from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.phonetics import get_phonemizer
 from qwen_term_retrieval.trainer_callbacks import (
     HardNegativeRefreshCallback,
     NonFiniteGuardCallback,
+    SaveEveryEpochsCallback,
     ThroughputCallback,
 )
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
@@ -54,12 +55,13 @@ from qwen_term_retrieval.training.hard_negatives import (
     mix_negatives,
     sounding_alike,
 )
+from qwen_term_retrieval.training.hub import HubTrainer
 from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, EpochLoader, LengthBucketedSampler
 
 
-class TermRetrievalTrainer(Trainer):
+class TermRetrievalTrainer(HubTrainer):
     """Train a `TermRetrievalModel` on rows of the row schema (`load_dataset` of a pack gives them).
 
     Args:
@@ -106,8 +108,6 @@ class TermRetrievalTrainer(Trainer):
         self.glossary = glossary
         trained = spoken_terms(train_dataset) if train_dataset is not None else []
         self.trained_ids = {identity for term in trained if (identity := glossary.id_of(term)) is not None}
-        self.card_data: str | None = None
-        self.card_recall: list[dict[str, Any]] | None = None
         self.objective: Objective = args.objective()
         callbacks = list(kwargs.pop("callbacks", []))
         if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
@@ -130,6 +130,8 @@ class TermRetrievalTrainer(Trainer):
             eval_clips = None if eval_dataset is None else self._prepare_clips(eval_dataset, args)
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.patience))
+        if args.save_every_epochs != 1:
+            callbacks.append(SaveEveryEpochsCallback(args.save_every_epochs))
         if args.skip_nonfinite_steps:
             callbacks.append(NonFiniteGuardCallback(args.max_nonfinite_steps))
         super().__init__(
@@ -141,6 +143,10 @@ class TermRetrievalTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        # A tracker takes a log line as it finds it: after the callbacks that add to the line.
+        for tracker in get_reporting_integration_callbacks(args.report_to):
+            if (callback := self.pop_callback(tracker)) is not None:
+                self.add_callback(callback)
         # `accelerate launch --cpu --num_processes 2` starts one process and says nothing (accelerate 1.15).
         if args.world_size != world_size():
             raise RuntimeError(
@@ -328,7 +334,14 @@ class TermRetrievalTrainer(Trainer):
         return batches
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Break ties by MRR: of evaluations with equal recall, which saturates first, the better ranked is the best."""
+        """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
+        is_best = self._is_best(metrics, trial)
+        if self.args.save_every_epochs > 1 and (is_best or self.control.should_training_stop):
+            self.control.should_save = True
+        return is_best
+
+    def _is_best(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of evaluations with equal recall, which saturates first, the better ranked is the best."""
         best_before = self.state.best_metric
         is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
         name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
@@ -343,17 +356,6 @@ class TermRetrievalTrainer(Trainer):
             self.state.best_global_step = self.state.global_step
             return True
         return False
-
-    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the model's own card: `card_data` on what it was trained, `card_recall` how well it finds terms."""
-        if self.is_world_process_zero():
-            card = model_card(
-                self.retrieval_model.config,
-                repository=self.hub_model_id or "",
-                data=self.card_data,
-                recall=self.card_recall,
-            )
-            Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
