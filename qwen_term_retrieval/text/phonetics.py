@@ -106,6 +106,7 @@ _IPA_SYMBOL = re.compile("|".join(sorted(_IPA_UNITS, key=len, reverse=True)) + r
 _NOT_A_SOUND = re.compile(r"\([a-z-]+\)|[ˈˌ\d]")
 _IPA_OUTPUT = 0x02 | ord("_") << 8
 _UTF8 = 1
+_TEXTS_KEPT = 1 << 15
 _NO_AUDIO_OUTPUT = 2
 
 # espeak-ng keeps one global voice and one global buffer a process.
@@ -147,6 +148,8 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         self.name = f"espeak:{voice}"
         self.symbols = (*_IPA_LETTERS, *_IPA_MARKS, *_IPA_UNITS)
         self._voice = voice.encode()
+        # Training asks for the same terms in every step.
+        self._kept: dict[str, list[str]] = {}
         with _espeak_lock:
             self._use_voice()
 
@@ -155,10 +158,18 @@ class EspeakPhonemizer(GraphemeToPhoneme):
             raise PhonemizerError(f"espeak-ng has no voice {self._voice.decode()!r}; `espeak-ng --voices` lists them")
 
     def phonemes(self, texts: Sequence[str]) -> list[list[str]]:
-        with _espeak_lock:
-            # Each time, because a speech engine in this process may have chosen another.
-            self._use_voice()
-            return [self._symbols(text) for text in texts]
+        kept = self._kept
+        spoken = {text: kept[text] for text in texts if text in kept}
+        new = [text for text in dict.fromkeys(texts) if text not in spoken]
+        if new:
+            with _espeak_lock:
+                # Each time, because a speech engine in this process may have chosen another.
+                self._use_voice()
+                spoken.update((text, self._symbols(text)) for text in new)
+            if len(kept) + len(new) > _TEXTS_KEPT:
+                kept = self._kept = {}
+            kept.update((text, spoken[text]) for text in new[-_TEXTS_KEPT:])
+        return [list(spoken[text]) for text in texts]
 
     def _symbols(self, text: str) -> list[str]:
         buffer = ctypes.create_string_buffer(text.replace("\0", " ").encode())

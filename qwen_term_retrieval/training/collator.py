@@ -9,6 +9,7 @@ Shapes: B clips, P pooled spans, Q queries, W windows, N strings, K hard negativ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,7 +192,7 @@ class _QueryList:
 
 def pad_lists(lists: list[list[int]]) -> torch.Tensor:
     """Ragged lists to int64 (len, longest), padded with -1; at least one column."""
-    padded = torch.full((len(lists), max([1, *map(len, lists)])), NO_ID, dtype=torch.long)
-    for row, values in enumerate(lists):
-        padded[row, : len(values)] = torch.tensor(values, dtype=torch.long)
-    return padded
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    padded = np.full((len(lists), lengths.max(initial=1)), NO_ID)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = list(itertools.chain.from_iterable(lists))
+    return torch.from_numpy(padded)
