@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import numpy as np
 import xxhash
 
 from qwen_term_retrieval.audio.legacy import is_legacy, legacy_utterances
+from qwen_term_retrieval.audio.readers.estimates import estimated_rows
 from qwen_term_retrieval.audio.readers.files import (
     Location,
     entries_in,
@@ -82,6 +84,21 @@ READERS_OF_FILES: dict[str, Reader] = {
 FORMATS = tuple(dict.fromkeys((*READERS_OF_FOLDERS, *READERS_OF_FILES)))
 
 
+class CorpusReader(Iterator[Utterance]):
+    """The utterances of a corpus, one at a time."""
+
+    def __init__(self, utterances: Iterator[Utterance], estimate: Callable[[], int | None]) -> None:
+        self._utterances = utterances
+        self._estimate = estimate
+
+    def __next__(self) -> Utterance:
+        return next(self._utterances)
+
+    def estimated_rows(self) -> int | None:
+        """About how many there are in all; None where that is not cheap to know."""
+        return self._estimate()
+
+
 def read_corpus(
     source: str | Path | datasets.Dataset | datasets.DatasetDict,
     *,
@@ -89,8 +106,8 @@ def read_corpus(
     split: str | None = None,
     key_rule: str = "auto",
     columns: Mapping[str, str] | None = None,
-) -> Iterator[Utterance]:
-    """Yield the utterances of a corpus.
+) -> CorpusReader:
+    """Iterate over the utterances of a corpus.
 
     >>> read_corpus("recordings/")                          # a folder of audio, with metadata.csv, .jsonl … or alone
     >>> read_corpus("terms.jsonl")                          # a manifest: JSON Lines, JSON, CSV, TSV or Parquet
@@ -131,9 +148,10 @@ def read_corpus(
         raise CorpusError(f"unknown format {format!r}; known are auto, {', '.join(FORMATS)}")
     split = None if split is None else checked_split(split, "split")
     if not isinstance(source, str | Path):
-        from qwen_term_retrieval.audio.readers.hf_datasets import read_dataset
+        from qwen_term_retrieval.audio.readers.hf_datasets import num_rows, read_dataset
 
-        return read_dataset(source, RowRules(Path(), split, key_rule, columns or {}))
+        rules = RowRules(Path(), split, key_rule, columns or {})
+        return CorpusReader(read_dataset(source, rules), partial(num_rows, source))
     location = located(source)
     if is_folder(location):
         rules = RowRules(location, split, key_rule, columns or {})
@@ -147,7 +165,7 @@ def read_corpus(
         raise FileNotFoundError(f"corpus {location} does not exist; give a folder of audio or a manifest")
     if format not in readers:
         raise CorpusError(f"{location} is a {kind}; of a {kind}, the formats {', '.join(readers)} can be read")
-    return readers[format](location, rules)
+    return CorpusReader(readers[format](location, rules), partial(estimated_rows, format, location))
 
 
 def _format_of_folder(folder: Location) -> str:

@@ -19,7 +19,7 @@ from qwen_term_retrieval.audio.pack_format.keys import KeyTable, keys_name
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
 from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, ShardHeader
 from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
-from qwen_term_retrieval.audio.pack_writing.progress import Source, num_rows, packing_bar, utterances_of
+from qwen_term_retrieval.audio.pack_writing.progress import Source, packing_bar, utterances_of
 from qwen_term_retrieval.audio.pack_writing.sealing import ShardSealer, index_name, shard_name, stamp_uuid
 from qwen_term_retrieval.audio.pack_writing.segments import recordings
 from qwen_term_retrieval.audio.pack_writing.tables import Survey, table_name, write_tables
@@ -115,8 +115,9 @@ class Increment:
     ) -> None:
         """Make the parts that are not there yet, and take all of them into the survey, and into shards as they come."""
         self._parts.mkdir(exist_ok=True)
-        jobs = _jobs(with_unique_keys(utterances_of(source)), self._parts, self._settings, taken)
-        with packing_bar(num_rows(source), quiet=quiet) as progress:
+        utterances = utterances_of(source)
+        jobs = _jobs(with_unique_keys(utterances), self._parts, self._settings, taken)
+        with packing_bar(utterances, quiet=quiet) as progress:
             for result in results_in_order(make_part, jobs, pool):
                 for problem in result.problems:
                     logger.warning("%s: %s (%s)", problem["where"], problem["problem"], problem["action"])

@@ -27,6 +27,13 @@ def read_saved_dataset(folder: Location, rules: RowRules) -> Iterator[Utterance]
     return read_dataset(datasets.load_from_disk(str(folder)), rules)
 
 
+def num_rows(dataset: AnyDataset) -> int | None:
+    """Rows of all splits; None where a dataset is streamed."""
+    if isinstance(dataset, datasets.DatasetDict):
+        return sum(dataset.num_rows.values())
+    return dataset.num_rows if isinstance(dataset, datasets.Dataset) else None
+
+
 def read_dataset(dataset: AnyDataset, rules: RowRules) -> Iterator[Utterance]:
     """Yield the rows of a dataset; the keys of a `DatasetDict` name the splits.
 

@@ -16,6 +16,7 @@ from qwen_term_retrieval.audio.readers.rows import RowRules, to_utterance
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path, split_rank
 
 WAV_SCP = "wav.scp"
+SEGMENTS = "segments"
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,21 @@ def read_kaldi(folder: Location, rules: RowRules) -> Iterator[Utterance]:
     Raises:
         CorpusError: a `wav.scp` with commands (`… |`) or archives, a segment of a recording that is not there.
     """
+    for place in data_folders(folder):
+        yield from _read_data_folder(place, rules)
+
+
+def data_folders(folder: Location) -> list[Location]:
+    """The folder itself, if it holds a `wav.scp`, and those below it that do, split by split.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     found = [PurePosixPath(name).parent for name in walk(folder) if PurePosixPath(name).name == WAV_SCP]
     if not found:
         raise FileNotFoundError(f"{folder} holds no {WAV_SCP}, so it is no Kaldi data folder")
-    for place in sorted(found, key=lambda place: split_rank(split_of_path(place / "_") or "train")):
-        data = folder if str(place) == "." else joined(folder, str(place))
-        yield from _read_data_folder(data, rules)
+    found.sort(key=lambda place: split_rank(split_of_path(place / "_") or "train"))
+    return [folder if str(place) == "." else joined(folder, str(place)) for place in found]
 
 
 def _read_data_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:
@@ -101,7 +111,7 @@ def _audio_path(line: str, where: str) -> str:
 
 def _segments(folder: Location, recordings: dict[str, tuple[str, str]]) -> dict[str, list[_Segment]]:
     """Segments by recording; without a file `segments` every recording is one utterance of its own id."""
-    file = joined(folder, "segments")
+    file = joined(folder, SEGMENTS)
     if not is_file(file):
         return {key: [_Segment(key, where)] for key, (_, where) in recordings.items()}
     segments: dict[str, list[_Segment]] = {}

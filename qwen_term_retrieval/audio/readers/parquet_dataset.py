@@ -27,17 +27,27 @@ def read_parquet_dataset(folder: Location, rules: RowRules) -> Iterator[Utteranc
     """Yield the rows of all tables below a folder, split by split.
 
     Raises:
-        CorpusError: a broken table, a bad row, or an impossible name of a split.
+        CorpusError: a broken table or a bad row.
         FileNotFoundError: no file is named as those tables are.
     """
-    tables = [
-        (rules.split or checked_split(named["split"], str(joined(folder, path))), path)
-        for path in walk(folder)
-        if (named := _TABLE.fullmatch(PurePosixPath(path).name))
-    ]
-    if not tables:
-        raise FileNotFoundError(f"{folder} holds no train-00000-of-00001.parquet or the like; give another format")
-    for split, path in sorted(tables, key=lambda table: split_rank(table[0])):
-        file = joined(folder, path)
+    for split, file in find_tables(folder):
         for where, row in parquet_rows(file):
             yield to_utterance(row, where, parent(file), rules, folder_split=split)
+
+
+def find_tables(folder: Location) -> list[tuple[str, Location]]:
+    """Split and table, as the names of the files below a folder tell, split by split.
+
+    Raises:
+        FileNotFoundError: no file is named so.
+    """
+    names = [(_TABLE.fullmatch(PurePosixPath(path).name), path) for path in walk(folder)]
+    tables = [(_split(named), joined(folder, path)) for named, path in names if named]
+    if not tables:
+        raise FileNotFoundError(f"{folder} holds no table of a name like train-00000-of-00001.parquet")
+    return sorted(tables, key=lambda table: split_rank(table[0]))
+
+
+def _split(named: re.Match[str]) -> str:
+    """`train.clean.100` is `train_clean_100` here, where no other split has a dot."""
+    return checked_split(named["split"].replace(".", "_"), named[0])

@@ -43,20 +43,27 @@ def read_webdataset(source: Location, rules: RowRules) -> Iterator[Utterance]:
     """
     if isinstance(source, str):
         raise CorpusError(f"{source}: tars are read where they lie; download them and give the local folder")
-    if source.is_file():
-        tars = [(source, split_of_path(PurePosixPath(source.name)))]
-    else:
-        names = [name for name in walk(source) if name.endswith(TAR_SUFFIXES)]
-        tars = [(source / name, split_of_path(PurePosixPath(name))) for name in names]
-        tars.sort(key=lambda tar: split_rank(tar[1] or "train"))
-    if not tars:
-        raise FileNotFoundError(f"{source} holds no .tar")
-    for tar, split in tars:
+    for tar, split in find_tars(source):
         yield from _read_tar(tar, rules, split)
 
 
+def find_tars(source: Path) -> list[tuple[Path, str | None]]:
+    """A tar, or all tars below a folder, split by split, each with the split that its name tells.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if source.is_file():
+        return [(source, split_of_path(PurePosixPath(source.name)))]
+    names = [name for name in walk(source) if name.endswith(TAR_SUFFIXES)]
+    if not names:
+        raise FileNotFoundError(f"{source} holds no .tar")
+    tars = [(source / name, split_of_path(PurePosixPath(name))) for name in names]
+    return sorted(tars, key=lambda tar: split_rank(tar[1] or "train"))
+
+
 def _read_tar(path: Path, rules: RowRules, split: str | None) -> Iterator[Utterance]:
-    for base, members in groupby(_members(path), key=lambda member: _base_and_suffix(member[0])[0]):
+    for base, members in groupby(tar_members(path), key=lambda member: _base_and_suffix(member[0])[0]):
         where = f"{path}, sample {base!r}"
         row: dict[str, Any] = {}
         for name, content in members:
@@ -81,8 +88,12 @@ def _read_tar(path: Path, rules: RowRules, split: str | None) -> Iterator[Uttera
         yield to_utterance(row, where, path.parent, rules, folder_split=split)
 
 
-def _members(path: Path) -> Iterator[tuple[str, FileSlice | str]]:
-    """Name and content of the members that count: audio as slices, text as text."""
+def tar_members(path: Path) -> Iterator[tuple[str, FileSlice | str]]:
+    """Name and content of the members that count: audio as slices, text as text.
+
+    Raises:
+        CorpusError: a tar that is compressed or broken.
+    """
     if path.name.endswith(_COMPRESSED):
         raise CorpusError(f"{path}: a compressed tar cannot be read by slices; unpack it to a plain .tar (gunzip)")
     try:
