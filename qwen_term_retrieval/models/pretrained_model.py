@@ -213,9 +213,11 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
         except (OSError, HFValidationError) as error:
             if Path(pretrained_model_name_or_path).is_dir():
                 raise
+            name, revision = str(pretrained_model_name_or_path), kwargs.get("revision")
+            at = f" at revision {revision!r}" if revision else ""
             raise FileNotFoundError(
-                f"no model {str(pretrained_model_name_or_path)!r}: it is no folder here, and the Hub did not give it: "
-                f"{str(error).splitlines()[0]}"
+                f"no model {name!r}{at}: it is no folder here, and the Hub did not give it: "
+                f"{str(error).splitlines()[0]}" + (f" `qtr models {name}` lists the revisions." if revision else "")
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers makes new, trainable parameters of those that the checkpoint lacks.

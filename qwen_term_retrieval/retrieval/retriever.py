@@ -56,14 +56,18 @@ class TermRetriever:
         cls,
         model: str | Path | TermRetrievalModel,
         *,
+        revision: str | None = None,
         windows: Windows = "auto",
         device: str | torch.device | None = None,
     ) -> TermRetriever:
-        """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any."""
+        """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
+
+        `revision`: a tag, branch or commit on the Hub, such as `best` or `step-600`; `qtr models ID` lists them.
+        """
         if isinstance(model, TermRetrievalModel):
             loaded = model
         else:
-            loaded = TermRetrievalModel.from_pretrained(model)
+            loaded = TermRetrievalModel.from_pretrained(model, revision=revision)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device is not None:
             loaded.to(torch.device(device))  # type: ignore[arg-type]

@@ -1,0 +1,114 @@
+"""`qtr models`: which models there are, on the Hub and in the output folder of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen_term_retrieval.cli.app import app
+
+if TYPE_CHECKING:
+    from qwen_term_retrieval.models.model_card import CardNumbers
+    from qwen_term_retrieval.models.revisions import Checkpoint, HubModel, Revision
+
+
+@app.command()
+def models(
+    name: Annotated[
+        str, typer.Argument(metavar="[MODEL]", help="Output folder of a run, Hub id as me/terms, or author as me/.")
+    ] = "",
+    author: Annotated[
+        str, typer.Option(help="List this author's models on the Hub, as `qtr models AUTHOR/` does.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON list in place of a table.")] = False,
+) -> None:
+    """List the revisions of a model on the Hub, the checkpoints of a run, or the models of an author.
+
+    A run with `--push_to_hub` tags what it pushes: `step-600`, and `best` and `final`, which move. Each tag is a
+    `revision` to load; each checkpoint folder is a model to load.
+
+    For example:
+
+        qtr models me/terms        # TermRetriever.from_pretrained("me/terms", revision="best")
+        qtr models outputs/mine    # qtr search outputs/mine/checkpoint-600 glossary.txt clip.wav
+        qtr models me/             # the models of `me`; without MODEL, of everyone
+    """
+    from qwen_term_retrieval.models.revisions import folder_checkpoints, hub_models, hub_revisions
+
+    if author and name:
+        raise ValueError(f"give --author {author} or {name}, not both")
+    if name and Path(name).is_dir():
+        records = [_checkpoint_record(each) for each in folder_checkpoints(name)]
+    elif name and not name.endswith("/"):
+        records = [_revision_record(each) for each in hub_revisions(name)]
+    else:
+        records = [_model_record(each) for each in hub_models(author or name.rstrip("/") or None)]
+    if as_json:
+        typer.echo(json.dumps(records, indent=2, ensure_ascii=False))
+    elif records:
+        typer.echo(_table(records))
+    else:
+        typer.echo(f"no models of this library by {author or name.rstrip('/') or 'anyone'} on the Hub")
+
+
+def _revision_record(revision: Revision) -> dict[str, Any]:
+    date = _iso(revision.date)
+    return {"revision": list(revision.names), "date": date, **_numbers(revision.numbers), "commit": revision.commit}
+
+
+def _checkpoint_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "folder": str(checkpoint.folder),
+        **_numbers(checkpoint.numbers),
+        "bytes": checkpoint.num_bytes,
+        "best": checkpoint.is_best,
+        "whole": checkpoint.is_whole,
+    }
+
+
+def _model_record(model: HubModel) -> dict[str, Any]:
+    return {"model": model.name, "date": _iso(model.date), "downloads": model.downloads, "likes": model.likes}
+
+
+def _numbers(numbers: CardNumbers) -> dict[str, Any]:
+    recall = {f"recall@{k}": numbers.recall.get(f"recall@{k}") for k in (1, 10)}
+    return {"step": numbers.step, "epoch": numbers.epoch, **recall, "threshold": numbers.threshold}
+
+
+def _iso(date: datetime | None) -> str | None:
+    return None if date is None else date.isoformat(timespec="seconds")
+
+
+def _table(records: Sequence[dict[str, Any]]) -> str:
+    """Columns as wide as what is in them; numbers to the right."""
+    lines = [list(records[0]), *([_cell(name, value) for name, value in record.items()] for record in records)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = [any(isinstance(record[name], int | float) for record in records) for name in records[0]]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if name == "bytes":
+        return f"{value / 1e6:.1f} MB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value)
+    if name == "commit":
+        return str(value)[:8]
+    if name == "date":
+        return str(value)[:16].replace("T", " ")
+    return f"{value:.2f}" if name == "epoch" else f"{value:.3f}" if isinstance(value, float) else str(value)
