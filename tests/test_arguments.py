@@ -1,5 +1,6 @@
 """Recipes and flags: one default, one way to change it, and errors that name the setting."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_a_flag_beats_the_recipe_and_the_recipe_beats_the_default(tmp_path):
     assert args.learning_rate == 3e-4
     assert args.seed == 6
     assert args.num_train_epochs == 40
+
+
+def test_settings_of_the_text_tower_come_from_a_recipe_or_as_json(tmp_path):
+    languages = {"fr": "espeak:fr", "de": "espeak:de"}
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("text_tower_config:\n  languages: {fr: 'espeak:fr', de: 'espeak:de'}\n")
+    flag = ["--text_tower_config", json.dumps({"languages": languages})]
+    for settings in (["--recipe", str(recipe)], flag):
+        model, _, _ = parse_recipe(RECIPES, [*settings, "--output_dir", str(tmp_path / "run")])
+        assert model.text_tower_config == {"languages": languages}
+    with pytest.raises(ValueError, match=r"text_tower_config: not JSON.*'\{fr: 1\}'"):
+        parse_recipe(RECIPES, ["--text_tower_config", "{fr: 1}"])
+    with pytest.raises(ValueError, match="text_tower_config must be a mapping"):
+        parse_recipe(RECIPES, ["--text_tower_config", "[1]"])
 
 
 def test_an_unknown_setting_is_named_with_its_nearest(tmp_path):

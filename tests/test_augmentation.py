@@ -233,7 +233,7 @@ def test_the_span_of_a_term_covers_the_same_sound_after_a_change_of_speed(tmp_pa
     collate = TermCollator(
         PcmFrames(distorted.clips, lambda num_samples_B: num_samples_B // 320, distorted),
         None,
-        lambda texts: {},
+        lambda texts, languages: {},
         50.0,
         span_jitter=0.0,
     )

@@ -19,7 +19,7 @@ def window_spans(num_frames_B):
     return torch.zeros(len(starts), dtype=torch.long), starts, starts + 20
 
 
-def tokenize(texts):
+def tokenize(texts, languages):
     return {"input_ids": pad_lists([[ord(letter) for letter in text] for text in texts])}
 
 
@@ -27,7 +27,19 @@ def collate(*rows, span_jitter=0.0):
     return TermCollator(load_audio, window_spans, tokenize, FRAME_RATE, span_jitter)(rows)
 
 
-def row(text, terms=(), spans=None, *, duration=2.0, text_id=100, term_ids=None, spoken_ids=(), draw=0):
+def row(
+    text,
+    terms=(),
+    spans=None,
+    *,
+    duration=2.0,
+    text_id=100,
+    same_text_ids=(),
+    term_ids=None,
+    spoken_ids=(),
+    draw=0,
+    language=None,
+):
     spans = [(None, None)] * len(terms) if spans is None else spans
     return {
         "text": text,
@@ -36,6 +48,8 @@ def row(text, terms=(), spans=None, *, duration=2.0, text_id=100, term_ids=None,
         "term_ends": [end for _, end in spans],
         "duration": duration,
         "text_id": text_id,
+        "same_text_ids": list(same_text_ids),
+        "language": language,
         "term_ids": list(range(1, len(terms) + 1)) if term_ids is None else term_ids,
         "spoken_ids": list(spoken_ids),
         "draw": draw,

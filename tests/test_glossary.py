@@ -36,6 +36,49 @@ def test_ids_are_the_same_in_every_run():
     assert term_id("atrial fibrillation") == 1860832978646134333
 
 
+@pytest.mark.parametrize("language", [None, "en", "en-US", "EN_gb", ""])
+def test_english_and_no_language_leave_the_id_as_it_is(language):
+    assert term_id("atrial fibrillation", language) == 1860832978646134333
+    glossary = Glossary([{"term": "atrial fibrillation", "language": language}, "Atrial Fibrillation"])
+    assert [term.term_id for term in glossary] == [1860832978646134333]
+
+
+def test_one_spelling_in_two_languages_is_two_terms():
+    glossary = Glossary(["Paris", {"term": "Paris", "language": "fr"}, {"term": "PARIS", "language": "fr_CA"}])
+    assert [(term.text, term.language) for term in glossary] == [("Paris", None), ("Paris", "fr")]
+    assert glossary.id_of("paris", "fr-BE") == glossary[1].term_id != glossary.id_of("paris") == glossary[0].term_id
+    assert glossary.id_of("paris", "de") == glossary[0].term_id  # the entry without a language may be any
+    assert glossary.num_duplicates == 1
+
+
+def test_a_language_that_is_not_known_matches_any():
+    glossary = Glossary([{"term": "pain", "language": "en"}, {"term": "fromage", "language": "fr"}])
+    assert glossary.id_of("fromage") == glossary[1].term_id
+    assert glossary.id_of("pain") == glossary.id_of("pain", "en") == glossary[0].term_id
+    assert glossary.id_of("pain", "fr") is glossary.id_of("fromage", "de") is None
+
+
+@pytest.mark.parametrize(
+    ("language", "spoken"),
+    [("fr", "dossier sept"), ("de-AT", "dossier sieben"), ("es", "dossier siete"), ("bg", "dossier 7")],
+)
+def test_digits_are_spelled_in_the_language_of_the_entry(language, spoken):
+    glossary = Glossary([{"term": "dossier 7", "language": language}])
+    assert normalize_term("Dossier 7", language) == spoken
+    assert glossary.id_of(spoken, language) == glossary.id_of("Dossier 7") == glossary[0].term_id
+
+
+def test_a_glossary_gives_its_language_to_entries_without_one():
+    glossary = Glossary(["fromage", {"term": "cheese", "language": "en"}], language="fr")
+    assert glossary.languages == ["fr", "en"]
+    assert glossary.joined_by(["vin"]).languages == ["fr", "en", "fr"]
+
+
+@pytest.mark.parametrize(("language", "number"), [("pl", "0th"), ("ca", "30th"), ("am", "1999"), ("xx", "7")])
+def test_numbers_that_cannot_be_spelled_stay_digits(language, number):
+    assert normalize_term(number, language) == number.removesuffix("th")
+
+
 @given(st.text(max_size=40))
 def test_normalizing_twice_changes_nothing(text):
     once = normalize_term(text)
@@ -69,6 +112,8 @@ FILES = {
     "keyed.json": json.dumps({"sepsis": {"aliases": ["septicaemia"]}, "shock": {}}),
     "terms.jsonl": '"sepsis"\n{"term": "shock"}\n',
     "terms.csv": "term,aliases\nsepsis,septicaemia\nshock,\n",
+    "languages.csv": "language,term\n,sepsis\nen,shock\n",
+    "languages.jsonl": '{"term": "sepsis", "language": null}\n{"term": "shock", "language": "en"}\n',
     "terms.tsv": "domain\tterm\nmedicine\tsepsis\nmedicine\tshock\n",
 }
 
@@ -81,8 +126,9 @@ def test_every_kind_of_file_is_read(tmp_path, name):
 
 
 def test_parquet_is_read(tmp_path):
-    parquet.write_table(pa.table({"term": ["sepsis", "shock"]}), tmp_path / "terms.parquet")
-    assert Glossary.from_file(tmp_path / "terms.parquet").texts == ["sepsis", "shock"]
+    parquet.write_table(pa.table({"term": ["sepsis", "choc"], "language": [None, "fr"]}), tmp_path / "terms.parquet")
+    glossary = Glossary.from_file(tmp_path / "terms.parquet", language="la")
+    assert (glossary.texts, glossary.languages) == (["sepsis", "choc"], ["la", "fr"])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +139,11 @@ def test_parquet_is_read(tmp_path):
         ("broken.jsonl", b'"sepsis"\n{oops\n', r"broken\.jsonl, line 2: not JSON"),
         ("wrong.csv", b"word\nsepsis\n", r"wrong\.csv: no column 'term'; it has \['word'\]"),
         ("list.json", b'["sepsis", 7]', r"list\.json, entry 2: expected a string or a mapping"),
+        (
+            "odd.json",
+            b'[{"term": "sepsis", "language": 7}]',
+            r"odd\.json, entry 1: language must be a code such as 'fr'",
+        ),
         ("long.txt", b"sepsis\n" + b"word " * 500, r"long\.txt, entry 2: a term of 500 words"),
         ("blank.txt", b"\n \n", r"blank\.txt: holds no term \(2 blank"),
     ],

@@ -186,8 +186,8 @@ def test_each_term_is_said_in_its_own_language():
 
 def test_a_language_that_nobody_speaks_is_named():
     encoder = PhonemeEncoder({"phonemizer": "characters", "languages": LANGUAGES})
-    with pytest.raises(ValueError, match=r"no phonemizer for terms in 'ja': .*names \['de', 'fr'\]"):
-        encoder.tokenize(["sushi"], ["ja"])
+    with pytest.raises(ValueError, match=r"'sushi': no phonemizer for 'ja': .* name \['de', 'fr'\].*\"espeak:ja\""):
+        encoder.tokenize(["chat", "sushi"], ["fr", "ja"])
 
 
 def test_a_saved_model_knows_its_languages_and_refuses_others(tmp_path):
@@ -202,9 +202,23 @@ def test_a_saved_model_knows_its_languages_and_refuses_others(tmp_path):
         PhonemeEncoder(changed)
 
 
-def test_a_tower_that_only_reads_takes_no_languages():
-    with pytest.raises(ValueError, match="reads all languages alike: leave them out"):
-        TermRetrievalModel(config(MINILM)).encode_terms(["sepsis"], languages=["fr"])
+@pytest.mark.parametrize("language", ["en", "en-US", "EN_gb", None])
+def test_the_language_of_the_default_needs_no_phonemizer_of_its_own(language):
+    pronouncer = Pronouncer("espeak:en-us", LANGUAGES)
+    assert pronouncer.pronunciations(["restaurant"], [language]) == pronouncer.pronunciations(["restaurant"])
+
+
+def test_a_region_is_said_by_its_own_phonemizer_where_it_has_one():
+    pronouncer = Pronouncer("espeak:en-us", {"en_GB": "espeak:en-gb-x-rp", "pt": "espeak:pt"})
+    british, american, brazilian = pronouncer.pronunciations(["tomato"] * 3, ["en-GB", "en-AU", "pt-BR"])
+    assert british == Pronouncer("espeak:en-gb-x-rp").pronunciations(["tomato"])[0] != american
+    assert brazilian == Pronouncer("espeak:pt").pronunciations(["tomato"])[0]
+
+
+@pytest.mark.parametrize("text_tower", [MINILM, "phonemes:espeak:en-us"])
+def test_a_tower_that_reads_all_languages_alike_ignores_them(text_tower):
+    model = TermRetrievalModel(config(text_tower)).eval()
+    assert torch.equal(model.encode_terms(["sepsis"], languages=["ja"]), model.encode_terms(["sepsis"]))
 
 
 # Adapters -----------------------------------------------------------------------------------------------------------

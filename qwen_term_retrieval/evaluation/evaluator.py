@@ -37,7 +37,7 @@ from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever, best_matches
-from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.glossary import Glossary, Term, distinct_terms
 
 RECALL_AT = (1, 5, 10)
 _CLIPS_AT_ONCE = 64
@@ -195,8 +195,8 @@ class RetrievalEvaluator:
         rows: Sequence[Mapping[str, Any]],
         glossary: Glossary | Iterable[Any] | None = None,
         *,
-        distractors: Iterable[str] = (),
-        seen_terms: Iterable[str] | None = None,
+        distractors: Iterable[str | Term | Mapping[str, Any]] = (),
+        seen_terms: Iterable[str | Term] | None = None,
         ks: Sequence[int] = RECALL_AT,
         threshold: float | None = None,
         top_k: int = 10,
@@ -205,12 +205,9 @@ class RetrievalEvaluator:
             raise ValueError("no clip to evaluate")
         self.rows = rows
         if not isinstance(glossary, Glossary):
-            said: Iterable[Any] = (
-                sorted({term for row in rows for term in row["terms"]}) if glossary is None else glossary
-            )
+            said: Iterable[Any] = _said_in(rows) if glossary is None else glossary
             glossary = Glossary(said, source="the terms to find")
-        entries: list[Any] = [{"term": term.text, "aliases": term.aliases} for term in glossary]
-        self.bank = Glossary([*entries, *distractors], language=glossary.language, source="the evaluation bank")
+        self.bank = Glossary([*glossary, *distractors], language=glossary.language, source="the evaluation bank")
         self.seen_terms = None if seen_terms is None else list(seen_terms)
         self.ks = tuple(ks)
         self.threshold = threshold
@@ -257,7 +254,10 @@ class RetrievalEvaluator:
     def _seen_ids(self) -> set[int] | None:
         if self.seen_terms is None:
             return None
-        known = (self.bank.id_of(term) for term in self.seen_terms)
+        known = (
+            self.bank.id_of(term) if isinstance(term, str) else self.bank.id_of(term.text, term.language)
+            for term in self.seen_terms
+        )
         return {identity for identity in known if identity is not None}
 
     def _at_threshold(
@@ -295,8 +295,8 @@ def evaluate_dataset(
     evaluator = RetrievalEvaluator(
         load_split(dataset, split),
         None if glossary is None else Glossary.from_file(glossary),
-        distractors=() if distractors is None else Glossary.from_file(distractors).texts,
-        seen_terms=None if seen is None else {term for terms in seen["terms"] for term in terms},
+        distractors=() if distractors is None else Glossary.from_file(distractors),
+        seen_terms=None if seen is None else _said_in(seen),
         threshold=threshold,
     )
     return evaluator(TermRetriever.from_pretrained(model))
@@ -316,6 +316,12 @@ def load_split(dataset: str, split: str) -> datasets.Dataset:
     return splits[split]
 
 
+def _said_in(rows: Sequence[Mapping[str, Any]]) -> list[Term]:
+    if isinstance(rows, datasets.Dataset):  # not the audio
+        rows = rows.select_columns([name for name in ("terms", "language") if name in rows.column_names])
+    return distinct_terms((term, row.get("language")) for row in rows for term in row["terms"])
+
+
 def _pad(windows: Sequence[ClipWindows]) -> EncodedChunks:
     joined = AudioEmbeddings.from_clips([clip.vectors for clip in windows], [clip.spans for clip in windows])
     return EncodedChunks(list(range(len(windows))), joined.vectors, joined.spans, joined.mask)
@@ -327,7 +333,7 @@ def _span_errors(row: Mapping[str, Any], found: Sequence[TermMatch], index: Term
     errors = []
     spans = zip(row["terms"], row.get("term_starts") or [], row.get("term_ends") or [], strict=False)
     for term, start, end in spans:
-        match = match_of.get(index.id_of(term) or -1)
+        match = match_of.get(index.id_of(term, row.get("language")) or -1)
         if match is not None and start is not None and end is not None:
             shared = max(0.0, min(match.end, end) - max(match.start, start))
             union = max(match.end, end) - min(match.start, start)

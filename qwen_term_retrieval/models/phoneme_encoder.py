@@ -39,9 +39,9 @@ class PhonemeEncoderConfig:
     """
 
     phonemizer: str = "espeak:en-us"
-    """Of terms whose language nobody says; several joined by "|" where `heteronyms` is "mean"."""
+    """Of terms in its own language or in one that nobody says; several joined by "|" where `heteronyms` is "mean"."""
     languages: dict[str, str] = field(default_factory=dict)
-    """Phonemizers of the other languages of a mixed glossary, such as {"fr": "espeak:fr"}."""
+    """Phonemizers of the other languages of a mixed glossary, such as {"fr": "espeak:fr"}; see `Pronouncer`."""
     heteronyms: Literal["first", "mean"] = "first"
     """What stands for a term that is said in several ways: its first pronunciation, or the mean of all."""
     hidden_size: int = 256
@@ -131,7 +131,8 @@ class PhonemeEncoder(nn.Module):
 
         Args:
             texts: terms.
-            languages: codes of the terms' languages, None where it is not known; see `PhonemeEncoderConfig.languages`.
+            languages: codes of the terms' languages, None where it is not known. An encoder without
+                `PhonemeEncoderConfig.languages` says all in one way.
 
         Raises:
             ValueError: a language has no phonemizer.

@@ -32,7 +32,6 @@ from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.pretrained_model import TermRetrievalPreTrainedModel
 from qwen_term_retrieval.models.text_cache import TextCache
-from qwen_term_retrieval.models.text_encoder import HFTextEncoder
 from qwen_term_retrieval.models.text_tower import build_text_tower
 from qwen_term_retrieval.models.windows import window_grid
 
@@ -105,18 +104,15 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
 
         Args:
             texts: terms or chunk texts.
-            languages: the language of each, where the text tower pronounces several; None where it is not known.
+            languages: the code of each one's language, None where it is not known. They are ignored by a text tower
+                that reads all languages alike: a pretrained encoder, a phoneme encoder without `languages`.
 
         Raises:
-            ValueError: a text is blank, or its language has no phonemizer.
+            ValueError: a text is blank, or its language has no phonemizer in a text tower that has several.
         """
         for row, text in enumerate(texts):
             if not text.strip():
                 raise ValueError(f"text {row} is blank. Drop it.")
-        if languages is None:
-            return self.text_tower.tokenize(texts)
-        if isinstance(self.text_tower, HFTextEncoder):
-            raise ValueError(f"the text tower {self.config.text_tower!r} reads all languages alike: leave them out")
         return self.text_tower.tokenize(texts, languages)
 
     def audio_features(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

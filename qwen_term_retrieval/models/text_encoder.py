@@ -89,10 +89,10 @@ class HFTextEncoder(nn.Module):
         weights = AutoModel.from_pretrained(resolve_checkpoint(self.checkpoint), dtype=torch.float32).state_dict()
         return {name: weights[name] for name in base_state(self.encoder) if name in weights}
 
-    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def tokenize(self, texts: Sequence[str], languages: Sequence[str | None] | None = None) -> dict[str, torch.Tensor]:
         """Token ids and mask, (N, L) int64 each, on the CPU; longer texts are cut at the encoder's limit.
 
-        Where every text is in the cache, its pooled vectors `pooled_NH` instead.
+        Where every text is in the cache, its pooled vectors `pooled_NH` instead. `languages` are not looked at.
         """
         if self.cache is not None and self.cache.has(texts):
             return {"pooled_NH": self.cache.get(texts)}

@@ -1,6 +1,6 @@
 """Text towers: terms to pooled vectors, by how they sound, by what they mean, or by both.
 
-A tower tokenizes on the CPU (`tokenize(texts) -> inputs`, in the collator) and encodes on the device
+A tower tokenizes on the CPU (`tokenize(texts, languages) -> inputs`, in the collator) and encodes on the device
 (`tower(**inputs) -> h_NH`). `build_text_tower` picks it from `TermRetrievalConfig.text_tower`.
 
 Shapes: N terms, H hidden.
@@ -15,6 +15,7 @@ from torch import nn
 from qwen_term_retrieval.models.phoneme_encoder import PhonemeEncoder
 from qwen_term_retrieval.models.sound_and_meaning import SoundAndMeaning
 from qwen_term_retrieval.models.text_encoder import HFTextEncoder
+from qwen_term_retrieval.text.pronouncing import Pronouncer
 
 _PHONEMES = "phonemes:"
 _SUM = " + "
@@ -66,6 +67,12 @@ def _with_pooling(settings: dict[str, Any], pooling: str) -> dict[str, Any]:
     if "auto" not in (said, pooling) and said != pooling:
         raise ValueError(f"text_pooling is {pooling!r}, but text_tower_config says {said!r}: leave one of them out")
     return {**settings, "pooling": pooling if said == "auto" else said}
+
+
+def pronouncer_of(tower: nn.Module) -> Pronouncer | None:
+    """What says the terms of a tower with phonemizers of several languages; None where it reads all languages alike."""
+    encoders = (module for module in tower.modules() if isinstance(module, PhonemeEncoder))
+    return next((encoder.pronouncer for encoder in encoders if encoder.config.languages), None)
 
 
 def pretrained_text_encoder(tower: nn.Module) -> tuple[str, HFTextEncoder] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_term_retrieval.text.glossary import spoken_spellings
+from qwen_term_retrieval.text.glossary import normalize_term, spoken_spellings
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.index import TermIndex
@@ -84,14 +84,20 @@ def judge_matches(
 
 
 def gold_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
-    """Ids of the row's terms that the index knows."""
-    return {identity for term in row["terms"] if (identity := index.id_of(term)) is not None}
+    """Ids of the row's terms that the index knows, in the row's `language` if it has one."""
+    ids = (index.id_of(term, row.get("language")) for term in row["terms"])
+    return {identity for identity in ids if identity is not None}
 
 
 def unlabelled_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
-    """Ids of the terms whose words stand in the row's text, one after the other, without being listed."""
-    spoken = {index.id_of(spelling) for spelling in spoken_spellings(row.get("text") or "", index.language)}
-    return {identity for identity in spoken if identity is not None} - gold_ids(row, index)
+    """Ids of the terms whose words stand in the row's text, one after the other, without being listed.
+
+    The language of a term does not count: one that is spelled as a term of the row, or as words of its text, is there.
+    """
+    language = row.get("language")
+    spellings = {*spoken_spellings(row.get("text") or "", language)}
+    spellings |= {normalize_term(term, language) for term in row["terms"]}
+    return {identity for spelling in spellings for identity in index.ids_of(spelling)} - gold_ids(row, index)
 
 
 def precision_recall_curve(scores: ArrayLike, right: ArrayLike, num_gold: int) -> PrecisionRecallCurve:

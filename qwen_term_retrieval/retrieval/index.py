@@ -19,22 +19,23 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from qwen_term_retrieval.text.glossary import Term, normalize_term
+from qwen_term_retrieval.retrieval.index_folder import (
+    FORMAT,
+    FORMAT_VERSION,
+    TermIndexError,
+    check_target,
+    group_terms,
+    read_meta,
+)
+from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
 
-FORMAT = "qwen_term_retrieval.term_index"
-FORMAT_VERSION = 1
 _BLOCK_SCORES = 1 << 24  # 64 MiB of float32
-
-
-class TermIndexError(ValueError):
-    """A folder is no readable index, or the index belongs to another model."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TermIndex:
     Args:
         dim: D.
         fingerprint: identity of the model that makes the vectors, see `model_fingerprint`.
-        language: for deciding which spellings are the same.
+        language: of terms that name none; kept for terms that are added later.
 
     Example:
         >>> index = TermIndex(dim=2, fingerprint="made by hand")
@@ -67,14 +68,14 @@ class TermIndex:
         'north'
     """
 
-    def __init__(self, dim: int, *, fingerprint: str, language: str = "en"):
+    def __init__(self, dim: int, *, fingerprint: str, language: str | None = None):
         self.dim = dim
         self.fingerprint = fingerprint
         self.language = language
         self.vectors_ND = torch.zeros(0, dim)
         self._terms: list[Term] = []
         self._term_of_row_N = torch.zeros(0, dtype=torch.int64)
-        self._position_of_spelling: dict[str, int] | None = {}
+        self._position_of_spelling: SpellingTable | None = SpellingTable()
 
     @property
     def terms(self) -> Sequence[Term]:
@@ -97,12 +98,19 @@ class TermIndex:
         return len(self._terms)
 
     def __contains__(self, spelling: str) -> bool:
-        return normalize_term(spelling, self.language) in self._positions()
+        return self._positions().get(spelling) is not None
 
-    def id_of(self, spelling: str) -> int | None:
-        """The term id that a spelling or alias belongs to; None where the index does not know it."""
-        position = self._positions().get(normalize_term(spelling, self.language))
+    def id_of(self, spelling: str, language: str | None = None) -> int | None:
+        """The term id that a spelling or alias belongs to; None where the index does not know it.
+
+        A language that is not known matches any, see `SpellingTable`.
+        """
+        position = self._positions().get(spelling, language)
         return None if position is None else self._terms[position].term_id
+
+    def ids_of(self, normalized: str) -> list[int]:
+        """The ids of all terms that are spelled so in any language; `normalized` as `normalize_term` gives it."""
+        return [self._terms[position].term_id for position in self._positions().every(normalized)]
 
     def to(self, device: torch.device | str) -> TermIndex:
         """Move the vectors; the search runs where they are."""
@@ -114,16 +122,20 @@ class TermIndex:
 
     def missing(self, terms: Iterable[Term]) -> list[Term]:
         """The terms of which no spelling is in the index, each once: what `add` would take."""
-        return [term for term, spellings in self._missing(terms) if spellings]
+        return [term for term, new in self._missing(terms) if new]
 
-    def _missing(self, terms: Iterable[Term]) -> Iterator[tuple[Term, list[str]]]:
-        """Every term with its normalised spellings; none where the index, or a term before it, has one of them."""
-        taken = set(self._positions())
+    def _missing(self, terms: Iterable[Term]) -> Iterator[tuple[Term, bool]]:
+        """Every term, and whether neither the index nor a term before it has one of its spellings."""
+        positions, before = self._positions(), SpellingTable()
         for term in terms:
-            spellings = [normalize_term(spelling, self.language) for spelling in term.spellings]
-            new = taken.isdisjoint(spellings)
-            taken.update(spellings if new else ())
-            yield term, spellings if new else []
+            new = not any(
+                table.own(spelling, term.language) is not None
+                for spelling in term.spellings
+                for table in (positions, before)
+            )
+            for spelling in term.spellings if new else ():
+                before.add(spelling, term.language, 0)
+            yield term, new
 
     def add(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> int:
         """Add terms with one vector for each of their `spellings`, in order.
@@ -145,11 +157,12 @@ class TermIndex:
         if not bool(vectors_ND.isfinite().all()):
             raise ValueError("a term vector is not finite; was the model trained to NaN?")
         judged = list(self._missing(terms))
-        keep_N = torch.tensor([bool(new) for term, new in judged for _ in term.spellings], dtype=torch.bool)
+        keep_N = torch.tensor([new for term, new in judged for _ in term.spellings], dtype=torch.bool)
         added = [term for term, new in judged if new]
         first, positions = len(self._terms), self._positions()
-        for position, spellings in enumerate((new for _, new in judged if new), start=first):
-            positions.update(dict.fromkeys(spellings, position))
+        for position, term in enumerate(added, start=first):
+            for spelling in term.spellings:
+                positions.add(spelling, term.language, position)
         rows = [position for position, term in enumerate(added, start=first) for _ in term.spellings]
         self._terms += added
         self.vectors_ND = torch.cat(
@@ -158,8 +171,11 @@ class TermIndex:
         self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
         return len(added)
 
-    def remove(self, spellings: Iterable[str]) -> int:
+    def remove(self, spellings: Iterable[str], language: str | None = None) -> int:
         """Remove the terms that these spellings (or aliases) belong to; all of a term's spellings go.
+
+        Args:
+            language: of the terms to remove; without it, a spelling goes in every language.
 
         Returns:
             How many terms were removed.
@@ -170,10 +186,11 @@ class TermIndex:
         positions = self._positions()
         doomed = set()
         for spelling in spellings:
-            position = positions.get(normalize_term(spelling, self.language))
+            position = positions.get(spelling, language)
             if position is None:
                 raise KeyError(f"{spelling!r} is not in the index of {len(self)} terms")
             doomed.add(position)
+            doomed.update(positions.every(normalize_term(spelling)) if language is None else ())
         keep_T = torch.ones(len(self._terms), dtype=torch.bool)
         keep_T[list(doomed)] = False
         keep_N = keep_T.to(self.device)[self._term_of_row_N]
@@ -184,14 +201,13 @@ class TermIndex:
         self._position_of_spelling = None
         return len(doomed)
 
-    def _positions(self) -> dict[str, int]:
-        """Normalised spelling → position of its term; made when first needed, since a million terms take seconds."""
+    def _positions(self) -> SpellingTable:
+        """Spelling → position of its term; made when first needed, since a million terms take seconds."""
         if self._position_of_spelling is None:
-            self._position_of_spelling = {
-                normalize_term(spelling, self.language): position
-                for position, term in enumerate(self._terms)
-                for spelling in term.spellings
-            }
+            self._position_of_spelling = SpellingTable()
+            for position, term in enumerate(self._terms):
+                for spelling in term.spellings:
+                    self._position_of_spelling.add(spelling, term.language, position)
         return self._position_of_spelling
 
     # ---- searching --------------------------------------------------------------------------------------------
@@ -247,7 +263,7 @@ class TermIndex:
             FileExistsError: the folder exists and `overwrite` is off, or it is something other than an index.
         """
         folder = Path(folder)
-        _check_target(folder, overwrite)
+        check_target(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that the final rename stays on one file system.
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
@@ -267,6 +283,7 @@ class TermIndex:
             "spelling": spellings,
             "term": pa.array(owners, pa.int64()),
             "term_id": pa.array([self._terms[owner].term_id for owner in owners], pa.int64()),
+            "language": pa.array([self._terms[owner].language for owner in owners], pa.string()),
         }
         parquet.write_table(pa.table(columns), folder / "terms.parquet")
         meta = {
@@ -297,7 +314,7 @@ class TermIndex:
             TermIndexError: not an index, incomplete, of a later version, or made with another model.
         """
         folder = Path(folder)
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         if fingerprint is not None and meta["model_fingerprint"] != fingerprint:
             raise TermIndexError(
                 f"{folder} was made with another model (fingerprint {meta['model_fingerprint'][:12]}, this model has "
@@ -308,7 +325,7 @@ class TermIndex:
         index.vectors_ND = torch.from_numpy(np.load(folder / "vectors.npy", mmap_mode="c"))
         columns = parquet.read_table(folder / "terms.parquet").to_pydict()
         index._term_of_row_N = torch.tensor(columns["term"], dtype=torch.int64)
-        index._terms = _group_terms(columns)
+        index._terms = group_terms(columns)
         if (len(index._terms), *index.vectors_ND.shape) != (meta["num_terms"], meta["num_vectors"], meta["dim"]):
             raise TermIndexError(f"{folder}: its files disagree about how many terms there are. Index again.")
         index._position_of_spelling = None
@@ -351,45 +368,3 @@ class _Best:
             self.windows.gather(1, order_BK),
             self.aliases,
         )
-
-
-def _check_target(folder: Path, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not (folder / "meta.json").is_file():
-        raise FileExistsError(f"{folder} exists and is not a term index; it is left alone. Choose another folder.")
-    _read_meta(folder, complete=False)
-    if not overwrite:
-        raise FileExistsError(f"{folder} already holds an index; pass overwrite=True to replace it")
-
-
-def _read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"index folder {folder} does not exist")
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise TermIndexError(f"{folder} is not a complete term index: meta.json: {error}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise TermIndexError(f"{folder} is not a term index: its meta.json says nothing of {FORMAT!r}")
-    if meta["version"] > FORMAT_VERSION:
-        raise TermIndexError(f"{folder} is an index of version {meta['version']}; this release reads {FORMAT_VERSION}")
-    for name, size in meta["bytes"].items() if complete else ():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise TermIndexError(f"{path} is missing or cut short (expected {size} bytes). Index the glossary again.")
-    return meta
-
-
-def _group_terms(columns: dict[str, list[Any]]) -> list[Term]:
-    """Rows of `terms.parquet` to terms; a term's first row is the spelling to show, the others its aliases."""
-    spellings: list[list[str]] = []
-    identities: list[int] = []
-    for spelling, owner, identity in zip(columns["spelling"], columns["term"], columns["term_id"], strict=True):
-        if owner == len(spellings):
-            spellings.append([])
-            identities.append(identity)
-        spellings[owner].append(spelling)
-    return [
-        Term(text, identity, tuple(aliases)) for (text, *aliases), identity in zip(spellings, identities, strict=True)
-    ]

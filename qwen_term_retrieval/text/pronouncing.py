@@ -2,6 +2,9 @@
 
 "data" is said in two ways, "Paris" in one way by an English speaker and in another by a French one. A `Pronouncer` asks
 the phonemizer of each term's language for one pronunciation or all of them, and joins the symbols that they can give.
+
+One rule for languages: a `Pronouncer` that is given `languages` refuses the ones it does not know; one that is given
+none says every text in the same way, whatever its language is said to be.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from qwen_term_retrieval.text.languages import language_code, primary_language
 from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme, get_phonemizer
 
 _OR = "|"
@@ -18,9 +22,10 @@ class Pronouncer:
     """Texts in, pronunciations out.
 
     Args:
-        phonemizer: of terms without a language; several joined by "|", such as "espeak:en-us|espeak:en-gb", give a
-            term a pronunciation each.
-        languages: the phonemizers of other languages by their codes, such as `{"fr": "espeak:fr"}`.
+        phonemizer: of terms without a language and of those in its own: "en" and "en-AU" are said by "espeak:en-us".
+            Several joined by "|", such as "espeak:en-us|espeak:en-gb-x-rp", give a term a pronunciation each.
+        languages: the phonemizers of other languages by their codes, such as `{"fr": "espeak:fr"}`; "fr-CA" is said by
+            that of "fr" where it has none of its own.
         several: all pronunciations of a term, or the first alone.
 
     Raises:
@@ -43,6 +48,9 @@ class Pronouncer:
                 raise ValueError(f'{name!r} gives several pronunciations a term: set heteronyms="mean" as well')
             self._phonemizers[language] = [get_phonemizer(part.strip()) for part in name.split(_OR)]
         every = [one for many in self._phonemizers.values() for one in many]
+        # By the code of a language, its name in `_phonemizers`: the default's own language has none.
+        own_languages = {one.language: None for one in self._phonemizers[None]}
+        self._spoken_as = own_languages | {language_code(name): name for name in self._phonemizers}
         self.symbols = tuple(dict.fromkeys(symbol for one in every for symbol in one.symbols))
 
     def fingerprint(self) -> str:
@@ -60,32 +68,45 @@ class Pronouncer:
 
         Args:
             texts: terms.
-            languages: the language of each, None for the default; "fr-CA" is taken for "fr" where only that is known.
+            languages: the code of each one's language, None where it is not known; see the module for the rule.
 
         Raises:
-            ValueError: a language has no phonemizer.
+            ValueError: a language has no phonemizer; names the text.
         """
         if languages is None:
             languages = [None] * len(texts)
+        name_of: dict[str | None, str | None] = {}
+        for language in dict.fromkeys(languages):
+            if not self.reads(language):
+                raise ValueError(f"{texts[list(languages).index(language)]!r}: {self.unread(language)}")
+            name_of[language] = self._name_of(language)
         rows_of: dict[str | None, list[int]] = {}
         for row, language in enumerate(languages):
-            rows_of.setdefault(self._known(language), []).append(row)
+            rows_of.setdefault(name_of[language], []).append(row)
         spoken: list[list[list[str]]] = [[] for _ in texts]
-        for language, rows in rows_of.items():
+        for name, rows in rows_of.items():
             own = [texts[row] for row in rows]
-            for phonemizer in self._phonemizers[language]:
+            for phonemizer in self._phonemizers[name]:
                 ways = phonemizer.pronunciations(own) if self._several else [[p] for p in phonemizer.phonemes(own)]
                 for row, found in zip(rows, ways, strict=True):
                     spoken[row] += [way for way in found if way not in spoken[row]]
         return spoken
 
-    def _known(self, language: str | None) -> str | None:
-        if language is None or language in self._phonemizers:
-            return language
-        base = language.partition("-")[0]
-        if base in self._phonemizers:
-            return base
-        known = sorted(filter(None, self._phonemizers))
-        raise ValueError(
-            f"no phonemizer for terms in {language!r}: text_tower_config['languages'] names {known or 'none'}"
+    def reads(self, language: str | None) -> bool:
+        """Whether texts in this language can be pronounced."""
+        codes = {language_code(language), primary_language(language)}
+        return len(self._phonemizers) == 1 or not codes.isdisjoint(self._spoken_as)
+
+    def unread(self, language: str | None) -> str:
+        """What to tell the user about a language that cannot be pronounced: what there is, and the remedy."""
+        known, code = sorted(filter(None, self._phonemizers)), language_code(language)
+        return (
+            f"no phonemizer for {language!r}: the 'languages' of text_tower_config name {known}. "
+            f'Train with {{"{code}": "espeak:{code}"}} among them'
         )
+
+    def _name_of(self, language: str | None) -> str | None:
+        if len(self._phonemizers) == 1:
+            return None
+        code = language_code(language)
+        return self._spoken_as[code if code in self._spoken_as else primary_language(code)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,13 @@ class ModelArguments:
             "help": "`phonemes:<phonemizer>`, the Hub id or folder of a text encoder, or both joined by ` + ` (quoted)."
         },
     )
+    text_tower_config: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Further settings of the text tower, as a mapping in a recipe or as JSON: of phonemes those of "
+            '`PhonemeEncoderConfig`, such as `{"languages": {"fr": "espeak:fr"}}`; of a sum, these under `sound`.'
+        },
+    )
     text_pooling: str = field(
         default="auto", metadata={"help": "Tokens of a text encoder to one vector: `cls`, `mean`, `last`, or `auto`."}
     )
@@ -64,6 +72,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "Attention of the towers: `sdpa`, `flash_attention_2`, `eager`; none: the best."},
     )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text_tower_config, str):
+            self.text_tower_config = _json_mapping("text_tower_config", self.text_tower_config)
 
 
 @dataclass
@@ -121,7 +133,8 @@ class TermRetrievalArguments(TrainingArguments):
         metadata={"help": "Share of hard negatives that sound like the clip's terms, by edit distance of phonemes."},
     )
     hard_neg_phonemizer: str = field(
-        default="espeak:en-us", metadata={"help": "Phonemizer of `--hard_neg_phonetic_ratio`."}
+        default="espeak:en-us",
+        metadata={"help": "Phonemizer of `--hard_neg_phonetic_ratio`; a text tower of several languages uses its own."},
     )
     no_term_weight: float = field(
         default=0.0, metadata={"help": "Weight of pushing terms away from clips in which none is said; 0: off."}
@@ -317,6 +330,16 @@ class TermRetrievalArguments(TrainingArguments):
             no_term_margin=self.no_term_margin,
             window_temperature=self.window_temperature if self.window_reduction == "logsumexp" else None,
         )
+
+
+def _json_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: not JSON: {error}: {text!r}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name} must be a mapping, such as '{{}}', not {text!r}")
+    return settings
 
 
 def parse_recipe(

@@ -1,11 +1,13 @@
 """The rows of a dataset as the losses see them: clips, queries into them, and ids of what was said.
 
-`annotate_terms` adds three columns to a dataset of the row schema, once, cached by `datasets` on disk:
+`annotate_terms` adds four columns to a dataset of the row schema, once, cached by `datasets` on disk. A row's
+`language`, where it has one, is that of its text and terms:
 
 - `text_id`: identity of the chunk text (-1 where unknown);
+- `same_text_ids`: the training terms that are the whole of the text, in any language;
 - `term_ids`: identity of each term of the clip, aliases sharing one;
-- `spoken_ids`: every training term that stands in the chunk text as whole words, labelled or not. None of them is
-  ever a negative for the clip: "fibrillation" was said where "atrial fibrillation" was.
+- `spoken_ids`: every training term that stands in the chunk text as whole words, labelled or not, and in any language.
+  None of them is ever a negative for the clip: "fibrillation" was said where "atrial fibrillation" was.
 """
 
 from __future__ import annotations
@@ -17,16 +19,35 @@ import datasets
 import numpy as np
 import torch
 
-from qwen_term_retrieval.text.glossary import Glossary, normalize_term, spoken_spellings, term_id
+from qwen_term_retrieval.text.glossary import (
+    Glossary,
+    SpellingTable,
+    Term,
+    distinct_terms,
+    normalize_term,
+    spoken_spellings,
+    term_id,
+)
+from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.sampling import Visit
 
 NO_ID = -1
 
 
-def spoken_terms(rows: datasets.Dataset) -> list[str]:
-    """The terms of the rows, each spelling once."""
-    return sorted({term for terms in rows.with_format("arrow")["terms"].to_pylist() for term in terms})
+def spoken_terms(rows: datasets.Dataset) -> list[Term]:
+    """The terms of the rows, each spelling once in each language."""
+    said = zip(_column(rows, "terms"), languages_of(rows), strict=True)
+    return distinct_terms((term, language) for terms, language in said for term in terms)
+
+
+def languages_of(rows: datasets.Dataset) -> list[str | None]:
+    """The language of each row; None for all where the dataset does not say."""
+    return _column(rows, "language") if "language" in rows.column_names else [None] * len(rows)
+
+
+def _column(rows: datasets.Dataset, name: str) -> list[Any]:
+    return rows.with_format("arrow")[name].to_pylist()
 
 
 def training_glossary(rows: datasets.Dataset, glossary: Glossary | None = None) -> Glossary:
@@ -35,8 +56,32 @@ def training_glossary(rows: datasets.Dataset, glossary: Glossary | None = None) 
     return glossary.joined_by(spoken) if glossary is not None else Glossary(spoken, source="the training rows")
 
 
+def check_languages(rows: datasets.Dataset, glossary: Glossary, pronouncer: Pronouncer) -> None:
+    """See that the texts and terms of all rows, and the terms of the glossary, can be pronounced.
+
+    Raises:
+        ValueError: a language has no phonemizer; names it, how many rows or terms are in it, the first, and the remedy.
+    """
+    languages = languages_of(rows)
+    for language in dict.fromkeys(languages):
+        if not pronouncer.reads(language):
+            first = languages.index(language)
+            raise ValueError(
+                f"{languages.count(language)} rows are in {language!r}, the first has the key {rows[first]['key']!r}: "
+                f"{pronouncer.unread(language)}, or drop these rows with `rows.filter`."
+            )
+
+    for term in glossary:
+        if not pronouncer.reads(term.language):
+            in_language = glossary.languages.count(term.language)
+            raise ValueError(
+                f"{glossary.source}: {in_language} terms are in {term.language!r}, the first is {term.text!r}: "
+                f"{pronouncer.unread(term.language)}."
+            )
+
+
 def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Dataset:
-    """Add `text_id`, `term_ids` and `spoken_ids` to rows that follow the row schema."""
+    """Add `text_id`, `same_text_ids`, `term_ids` and `spoken_ids` to rows that follow the row schema."""
     missing = {"audio", "key", "text", "terms", "duration"} - set(rows.column_names)
     if missing:
         raise ValueError(
@@ -47,34 +92,43 @@ def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Datas
         {
             **rows.features,
             "text_id": datasets.Value("int64"),
+            "same_text_ids": datasets.List(datasets.Value("int64")),
             "term_ids": datasets.List(datasets.Value("int64")),
             "spoken_ids": datasets.List(datasets.Value("int64")),
         }
     )
-    ids_by_spelling = {normalize_term(spelling): term.term_id for term in glossary for spelling in term.spellings}
     return rows.map(
         _annotate_batch,
         batched=True,
-        input_columns=["text", "terms"],
-        fn_kwargs={"ids_by_spelling": ids_by_spelling},
+        input_columns=["text", "terms", *(["language"] if "language" in rows.column_names else [])],
+        fn_kwargs={"spellings": glossary.spellings},
         features=features,
         desc="matching terms",
     )
 
 
-def _annotate_batch(texts: list[str], terms: list[list[str]], ids_by_spelling: dict[str, int]) -> dict[str, list[Any]]:
-    def identity(spelling: str) -> int:
-        return ids_by_spelling.get(normalize_term(spelling)) or term_id(spelling)
-
+def _annotate_batch(
+    texts: list[str],
+    terms: list[list[str]],
+    languages: list[str | None] | None = None,
+    *,
+    spellings: SpellingTable,
+) -> dict[str, list[Any]]:
+    rows = list(zip(texts, terms, languages or [None] * len(texts), strict=True))
     return {
-        "text_id": [term_id(text) if text else NO_ID for text in texts],
-        "term_ids": [[identity(term) for term in clip_terms] for clip_terms in terms],
-        "spoken_ids": [_spoken_ids(text, ids_by_spelling) for text in texts],
+        "text_id": [term_id(text, language) if text else NO_ID for text, _, language in rows],
+        "same_text_ids": [spellings.every(normalize_term(text, language)) for text, _, language in rows],
+        "term_ids": [
+            [spellings.get(term, language) or term_id(term, language) for term in clip_terms]
+            for _, clip_terms, language in rows
+        ],
+        "spoken_ids": [_spoken_ids(text, clip_terms, language, spellings) for text, clip_terms, language in rows],
     }
 
 
-def _spoken_ids(text: str, ids_by_spelling: dict[str, int]) -> list[int]:
-    return sorted({ids_by_spelling[spelling] for spelling in spoken_spellings(text) if spelling in ids_by_spelling})
+def _spoken_ids(text: str, terms: list[str], language: str | None, spellings: SpellingTable) -> list[int]:
+    said = {*spoken_spellings(text, language), *(normalize_term(term, language) for term in terms)}
+    return sorted({identity for spelling in said for identity in spellings.every(spelling)})
 
 
 class TrainingClips(torch.utils.data.Dataset):

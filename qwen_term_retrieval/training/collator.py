@@ -1,8 +1,8 @@
 """A list of rows to one batch: audio, queries into it, and candidate texts, all as tensors.
 
 A *query* is what is pooled to be compared: a span of a clip whose times are known, or all windows of a clip whose
-term times are not. A *string* is a text to embed; a batch embeds each distinct chunk text and term once, however many
-clips hold it. The two losses then pick their rows by index, so that one forward pass serves both.
+term times are not. A *string* is a text to embed, in its language; a batch embeds each distinct chunk text and term
+once, however many clips hold it. The two losses then pick their rows by index, so that one forward pass serves both.
 
 Shapes: B clips, P pooled spans, Q queries, W windows, N strings, K hard negatives; ids are int64 padded with -1.
 """
@@ -28,7 +28,7 @@ class TermCollator:
     Args:
         load_audio: rows -> the model's audio inputs on the CPU and the number of encoder frames of each clip.
         window_spans: frames of each clip (B,) -> the window grid (clip_index_P, start_P, end_P), in frames.
-        tokenize: strings -> the text tower's inputs.
+        tokenize: strings and the language of each -> the text tower's inputs.
         frame_rate: encoder frames a second.
         bank: the training glossary.
         bank_negatives: terms of the bank drawn for each clip as further wrong answers. They cost the text tower alone,
@@ -43,7 +43,7 @@ class TermCollator:
 
     load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]]
     window_spans: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    tokenize: Callable[[list[str]], dict[str, torch.Tensor]]
+    tokenize: Callable[[list[str], list[str | None]], dict[str, torch.Tensor]]
     frame_rate: float
     span_jitter: float = 0.1
     bank: Sequence[Term] = ()
@@ -58,23 +58,25 @@ class TermCollator:
         strings = _Strings()
         texts, terms, no_terms = _QueryList(), _QueryList(), _QueryList()
         for clip, row in enumerate(rows):
+            language = row.get("language")
             whole_clip = spans.add(clip, 0.0, float(num_frames_B[clip]))
             if row["text_id"] != NO_ID:
-                texts.add([whole_clip], positive=[row["text_id"]], neutral=[])
-                strings.add(row["text_id"], row["text"], "text")
+                texts.add([whole_clip], positive=[row["text_id"]], neutral=row["same_text_ids"])
+                strings.add(row["text_id"], row["text"], language, "text")
             for term, identity in zip(row["terms"], row["term_ids"], strict=True):
-                strings.add(identity, term, "term")
+                strings.add(identity, term, language, "term")
             negatives = self._hard_negatives(row)
             for term in negatives:
-                strings.add(term.term_id, term.text, "hard")
+                strings.add(term.term_id, term.text, term.language, "hard")
             self._add_term_queries(clip, row, num_frames_B, spans, terms, [term.term_id for term in negatives])
             if self.no_term_queries and not row["terms"]:
                 windows = self._add_windows(clip, num_frames_B, spans)
                 no_terms.add(windows, positive=[], neutral=sorted(row["spoken_ids"]))
         for term in self._draw_negatives(rows):
-            strings.add(term.term_id, term.text, "term")
+            strings.add(term.term_id, term.text, term.language, "term")
+        text_inputs = self.tokenize(strings.texts, strings.languages)
         batch: dict[str, Any] = {
-            "model_inputs": {**audio_inputs, **spans.tensors(), "text_inputs": self.tokenize(strings.texts)},
+            "model_inputs": {**audio_inputs, **spans.tensors(), "text_inputs": text_inputs},
             "text_queries": texts.tensors(),
             "term_queries": terms.tensors(),
             "text_candidates": strings.tensors("text"),
@@ -147,19 +149,24 @@ class _Spans:
 
 @dataclass
 class _Strings:
-    """Distinct texts of the batch. A chunk text that is also a term is embedded once and used by both losses."""
+    """Distinct texts of the batch, each in its language.
+
+    A chunk text that is also a term is embedded once and used by both losses.
+    """
 
     texts: list[str] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)
+    languages: list[str | None] = field(default_factory=list)
+    rows: dict[tuple[str, str | None], int] = field(default_factory=dict)
     candidates: dict[str, dict[int, int]] = field(default_factory=lambda: {"text": {}, "term": {}, "hard": {}})
 
-    def add(self, identity: int, text: str, kind: str) -> None:
+    def add(self, identity: int, text: str, language: str | None, kind: str) -> None:
         if identity in self.candidates[kind]:
             return
-        if text not in self.rows:
-            self.rows[text] = len(self.texts)
+        if (text, language) not in self.rows:
+            self.rows[text, language] = len(self.texts)
             self.texts.append(text)
-        self.candidates[kind][identity] = self.rows[text]
+            self.languages.append(language)
+        self.candidates[kind][identity] = self.rows[text, language]
 
     def tensors(self, kind: str) -> dict[str, torch.Tensor]:
         ids = self.candidates[kind]

@@ -110,7 +110,7 @@ def mine_hard_negatives(
     """
     was_training = model.training
     model.eval()
-    bank_ND = model.encode_terms(glossary.texts).to(model.device)
+    bank_ND = model.encode_terms(glossary.texts, languages=glossary.languages).to(model.device)
     row_of_id = {term.term_id: row for row, term in enumerate(glossary)}
     share = np.arange(rank(), len(clips), world_size())
     queries = _Queries(row_of_id, bank_ND)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from qwen_term_retrieval.text.glossary import Term
-from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme
+from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.training.mining import NO_TERM, nearest_wrong_terms
 
 _HASHED_DIM = 256
@@ -24,18 +24,22 @@ _LONGEST_RUN = 3
 
 
 def phonetic_neighbours(
-    terms: Sequence[Term], phonemizer: GraphemeToPhoneme, k: int, *, show_progress: bool = False
+    terms: Sequence[Term], pronouncer: Pronouncer, k: int, *, show_progress: bool = False
 ) -> NDArray[np.int32]:
-    """For each term, the `k` others that sound most like it, the nearest first.
+    """For each term, the `k` others that sound most like it, in whatever language, the nearest first.
 
     Terms that sound the same are not given: no audio could tell which of them is wrong.
+
+    Args:
+        pronouncer: says each term in its language; its first pronunciation counts.
 
     Returns:
         int32 (N, k), rows of `terms`, -1 where there are fewer.
     """
     from rapidfuzz.distance import Levenshtein
 
-    sounds = [tuple(symbols) for symbols in phonemizer.phonemes([term.text for term in terms])]
+    spoken = pronouncer.pronunciations([term.text for term in terms], [term.language for term in terms])
+    sounds = [tuple(ways[0]) for ways in spoken]
     vectors_ND = _hashed_runs(sounds)
     neighbours_NC = nearest_wrong_terms(
         vectors_ND,

@@ -18,8 +18,8 @@ from qwen_term_retrieval.audio.collate import length_buckets
 from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
 from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.training.clips import TrainingClips
+from qwen_term_retrieval.text.glossary import Glossary, Term
+from qwen_term_retrieval.training.clips import TrainingClips, languages_of
 from qwen_term_retrieval.training.sampling import Visit
 
 
@@ -37,10 +37,11 @@ def evaluate_recall(
     Raises:
         ValueError: no clip holds a term.
     """
-    text_of_id = search_bank(glossary, clips)
+    bank = search_bank(glossary, clips)
     was_training = model.training
     model.eval()
-    bank_ND = model.encode_terms(list(text_of_id.values())).to(model.device)
+    texts, languages = [term.text for term in bank], [term.language for term in bank]
+    bank_ND = model.encode_terms(texts, languages=languages).to(model.device)
     found = []
     share = np.arange(rank(), len(clips), world_size())
     for batch in length_buckets(clips.durations[share], batch_size):
@@ -51,7 +52,7 @@ def evaluate_recall(
                 vectors_BWD,
                 [row["term_ids"] for row in rows],
                 bank_ND,
-                list(text_of_id),
+                [term.term_id for term in bank],
                 neutral=[row["spoken_ids"] for row in rows],
                 window_mask=mask_BW,
             )
@@ -60,17 +61,16 @@ def evaluate_recall(
     return ranking_metrics(gather_pairs(found), trained_ids, intervals=False)
 
 
-def search_bank(glossary: Glossary, clips: TrainingClips) -> dict[int, str]:
-    """Text of every term of the bank by its id."""
-    text_of_id = {term.term_id: term.text for term in glossary}
-    columns = clips.rows.select_columns(["term_ids", "terms"]).with_format("arrow")[:]
-    said = zip(columns["term_ids"].to_pylist(), columns["terms"].to_pylist(), strict=True)
-    pairs = [pair for ids, texts in said for pair in zip(ids, texts, strict=True)]
-    if not pairs:
+def search_bank(glossary: Glossary, clips: TrainingClips) -> list[Term]:
+    """The terms of the glossary, and those said in the clips that it does not hold."""
+    bank = {term.term_id: term for term in glossary}
+    ids, terms = (clips.rows.with_format("arrow")[name].to_pylist() for name in ("term_ids", "terms"))
+    if not any(ids):
         raise ValueError("no evaluated clip holds a term: there is nothing to find")
-    for identity, text in pairs:
-        text_of_id.setdefault(identity, text)
-    return text_of_id
+    for row_ids, row_terms, language in zip(ids, terms, languages_of(clips.rows), strict=True):
+        for identity, text in zip(row_ids, row_terms, strict=True):
+            bank.setdefault(identity, Term(text, identity, language=language))
+    return list(bank.values())
 
 
 def embed_windows(

@@ -207,6 +207,7 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
         audio_tower=model_args.audio_tower,
         audio_layers=model_args.audio_layers,
         text_tower=model_args.text_tower,
+        text_tower_config=model_args.text_tower_config,  # type: ignore[arg-type]  # a mapping from `__post_init__` on
         text_pooling=model_args.text_pooling,
         pooling=model_args.pooling,
         embedding_dim=model_args.embedding_dim,

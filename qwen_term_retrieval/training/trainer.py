@@ -34,8 +34,9 @@ from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.models.text_tower import pronouncer_of
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.text.phonetics import get_phonemizer
+from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.trainer_callbacks import (
     HardNegativeRefreshCallback,
     NonFiniteGuardCallback,
@@ -45,7 +46,13 @@ from qwen_term_retrieval.trainer_callbacks import (
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
 from qwen_term_retrieval.training.augmentation import Augmentation
-from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms, training_glossary
+from qwen_term_retrieval.training.clips import (
+    TrainingClips,
+    annotate_terms,
+    check_languages,
+    spoken_terms,
+    training_glossary,
+)
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.flops import StepFlops
 from qwen_term_retrieval.training.gradcache import gradcache_step
@@ -107,7 +114,8 @@ class TermRetrievalTrainer(HubTrainer):
         self.retrieval_model = model
         self.glossary = glossary
         trained = spoken_terms(train_dataset) if train_dataset is not None else []
-        self.trained_ids = {identity for term in trained if (identity := glossary.id_of(term)) is not None}
+        known = (glossary.id_of(term.text, term.language) for term in trained)
+        self.trained_ids = {identity for identity in known if identity is not None}
         self.objective: Objective = args.objective()
         callbacks = list(kwargs.pop("callbacks", []))
         if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
@@ -164,6 +172,9 @@ class TermRetrievalTrainer(HubTrainer):
         self, rows: datasets.Dataset, args: TermRetrievalArguments, training: bool = False
     ) -> TrainingClips:
         """Clips to train on are augmented where the run says so; clips to evaluate on never are."""
+        pronouncer = pronouncer_of(self.retrieval_model.text_tower)
+        if pronouncer is not None:
+            check_languages(rows, self.glossary, pronouncer)
         rows = annotate_terms(rows, self.glossary)
         tower = self.retrieval_model.audio_tower
         trained = any(parameter.requires_grad for parameter in tower.parameters())
@@ -255,8 +266,9 @@ class TermRetrievalTrainer(HubTrainer):
         if not self.args.hard_neg_phonetic_ratio:
             return mined_CK
         if self._sounding_alike is None:
-            phonemizer = get_phonemizer(self.args.hard_neg_phonemizer)
-            neighbours_NK = phonetic_neighbours(self.glossary, phonemizer, self.args.hard_neg_k)
+            own = pronouncer_of(self.retrieval_model.text_tower)
+            pronouncer = own or Pronouncer(self.args.hard_neg_phonemizer)
+            neighbours_NK = phonetic_neighbours(self.glossary, pronouncer, self.args.hard_neg_k)
             self._sounding_alike = sounding_alike(clips, self.glossary, neighbours_NK, self.args.hard_neg_k)
         return mix_negatives(mined_CK, self._sounding_alike, self.args.hard_neg_phonetic_ratio)
 

@@ -1,0 +1,67 @@
+"""The folder of a saved `TermIndex`: what it may be written over, and whether it is there whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qwen_term_retrieval.text.glossary import Term
+
+FORMAT = "qwen_term_retrieval.term_index"
+FORMAT_VERSION = 1
+
+
+class TermIndexError(ValueError):
+    """A folder is no readable index, or the index belongs to another model."""
+
+
+def check_target(folder: Path, overwrite: bool) -> None:
+    """Raise FileExistsError where an index may not be written: over something else, or unasked over an index."""
+    if not folder.exists():
+        return
+    if not (folder / "meta.json").is_file():
+        raise FileExistsError(f"{folder} exists and is not a term index; it is left alone. Choose another folder.")
+    read_meta(folder, complete=False)
+    if not overwrite:
+        raise FileExistsError(f"{folder} already holds an index; pass overwrite=True to replace it")
+
+
+def read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
+    """The `meta.json` of an index; with `complete`, its other files must have the sizes that it says.
+
+    Raises:
+        FileNotFoundError, TermIndexError: naming the folder or the file.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"index folder {folder} does not exist")
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise TermIndexError(f"{folder} is not a complete term index: meta.json: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise TermIndexError(f"{folder} is not a term index: its meta.json says nothing of {FORMAT!r}")
+    if meta["version"] > FORMAT_VERSION:
+        raise TermIndexError(f"{folder} is an index of version {meta['version']}; this release reads {FORMAT_VERSION}")
+    for name, size in meta["bytes"].items() if complete else ():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise TermIndexError(f"{path} is missing or cut short (expected {size} bytes). Index the glossary again.")
+    return meta
+
+
+def group_terms(columns: dict[str, list[Any]]) -> list[Term]:
+    """Rows of `terms.parquet` to terms; a term's first row is the spelling to show, the others its aliases."""
+    spellings: list[list[str]] = []
+    of_term: list[tuple[int, str | None]] = []
+    languages = columns.get("language") or [None] * len(columns["term"])  # earlier indexes have no such column
+    rows = zip(columns["spelling"], columns["term"], columns["term_id"], languages, strict=True)
+    for spelling, owner, identity, language in rows:
+        if owner == len(spellings):
+            spellings.append([])
+            of_term.append((identity, language))
+        spellings[owner].append(spelling)
+    return [
+        Term(text, identity, tuple(aliases), language)
+        for (text, *aliases), (identity, language) in zip(spellings, of_term, strict=True)
+    ]
