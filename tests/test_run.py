@@ -88,12 +88,17 @@ def test_an_earlier_run_is_never_written_over(pushed):
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(tmp_path):
-    for step, state in ((2, "{}"), (10, "{}"), (12, '{"epoch": 1'), (14, None)):
+    states = {2: '{"global_step": 2}', 10: '{"global_step": 10}', 12: '{"global_step": 1', 14: None}
+    for step, state in states.items():
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    from_the_hub = tmp_path / "last-checkpoint"
+    from_the_hub.mkdir()
+    (from_the_hub / "trainer_state.json").write_text('{"global_step": 11}')
+    assert last_whole_checkpoint(tmp_path) == str(from_the_hub)
 
 
 def test_a_split_that_is_not_there_is_named():

@@ -116,7 +116,8 @@ class HubTrainer(Trainer):
                 "auth login` or set HF_TOKEN to a token that may write there, name it by --hub_model_id USER/NAME, or "
                 "train without --push_to_hub: the model can be uploaded afterwards."
             ) from error
-        shutil.rmtree(self._staging, ignore_errors=True)
+        if self.is_world_process_zero():
+            shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint in the background; while another push is under way, only the best and on request all."""

@@ -152,16 +152,18 @@ def prepare_output_dir(args: TermRetrievalArguments) -> str | None:
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the Trainer writes `trainer_state.json` last."""
-    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-*[0-9]")]
-    for _, path in sorted(numbered, reverse=True):
+    """The newest checkpoint that was written to its end: the Trainer writes `trainer_state.json` last.
+
+    `last-checkpoint` is one too: what `--hub_strategy checkpoint` keeps on the Hub, downloaded into `folder`.
+    """
+    steps = {}
+    for path in [*folder.glob("checkpoint-*[0-9]"), *folder.glob("last-checkpoint")]:
         try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            steps[path] = state["global_step"]
         except (FileNotFoundError, json.JSONDecodeError):
             logger.warning("%s was not written to its end and is left aside", path)
-            continue
-        return str(path)
-    return None
+    return str(max(steps, key=lambda path: steps[path])) if steps else None
 
 
 def load_rows(data_args: DataArguments) -> datasets.DatasetDict:
