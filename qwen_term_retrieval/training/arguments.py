@@ -217,6 +217,9 @@ class TermRetrievalArguments(TrainingArguments):
         metadata={"help": "A resumed run keeps its count of evaluations without progress, and its patience."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
+    dataloader_persistent_workers: bool = field(
+        default=True, metadata={"help": "Workers that build batches outlive an epoch, and what they remember with them."}
+    )
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation"]  # noqa: RUF012
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})
@@ -255,6 +258,7 @@ class TermRetrievalArguments(TrainingArguments):
             given = self.lr_scheduler_kwargs
             self.lr_scheduler_kwargs = {"mode": mode} | (given if isinstance(given, dict) else {})
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         # One forward touches every tower, so no parameter is ever unused.
         self.ddp_find_unused_parameters = False
 

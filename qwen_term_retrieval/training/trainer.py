@@ -234,6 +234,7 @@ class TermRetrievalTrainer(HubTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketedSampler:
