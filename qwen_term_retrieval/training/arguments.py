@@ -157,6 +157,13 @@ class TermRetrievalArguments(TrainingArguments):
             "forward pass. Left out, or no less than a rank's batch: the whole batch at once."
         },
     )
+    check_memory: bool = field(
+        default=True,
+        metadata={
+            "help": "Estimate the peak memory of a step before the first, and refuse a run that would not fit; False "
+            "takes what comes."
+        },
+    )
     skip_nonfinite_steps: bool = field(
         default=True,
         metadata={"help": "Skip a step on all ranks when a loss or gradient of any is not finite; counted and logged."},

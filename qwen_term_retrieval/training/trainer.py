@@ -32,13 +32,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.losses.distributed import world_size
-from qwen_term_retrieval.losses.objective import Embeddings, Objective
+from qwen_term_retrieval.losses.objective import Embeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_tower import pronouncer_of
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.trainer_callbacks import (
     HardNegativeRefreshCallback,
+    MemoryCheckCallback,
     NonFiniteGuardCallback,
     SaveEveryEpochsCallback,
     ThroughputCallback,
@@ -64,6 +65,7 @@ from qwen_term_retrieval.training.hard_negatives import (
 )
 from qwen_term_retrieval.training.hub import HubTrainer
 from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
+from qwen_term_retrieval.training.memory_check import check_memory
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, EpochLoader, LengthBucketedSampler
 
@@ -116,9 +118,10 @@ class TermRetrievalTrainer(HubTrainer):
         trained = spoken_terms(train_dataset) if train_dataset is not None else []
         known = (glossary.id_of(term.text, term.language) for term in trained)
         self.trained_ids = {identity for identity in known if identity is not None}
-        self.objective: Objective = args.objective()
         callbacks = list(kwargs.pop("callbacks", []))
         if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
+        if args.check_memory:
+            callbacks.insert(0, MemoryCheckCallback(lambda: check_memory(self)))
             folder = Path(args.output_dir, "hard_negatives")
             hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead)
             callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
@@ -129,7 +132,7 @@ class TermRetrievalTrainer(HubTrainer):
             # What the loss does not use must not wait for a gradient under DDP.
             model.logit_bias.requires_grad_(args.loss == "sigmoid")
         self._sounding_alike: NDArray[np.int32] | None = None
-        self._loss_sums: dict[str, torch.Tensor | float] = dict.fromkeys(self.objective.parts, 0.0)
+        self._loss_sums: dict[str, torch.Tensor | float] = {}
         self._losses_summed: torch.Tensor | float = 0.0
         with args.main_process_first(desc="preparing clips"):
             self.train_clips = (
@@ -283,12 +286,14 @@ class TermRetrievalTrainer(HubTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _loss_of(self, embeddings: Embeddings, batch: dict[str, Any]) -> torch.Tensor:
-        losses = self.objective(embeddings, batch)
-        finite = losses["loss"].detach().isfinite()
-        for name in self._loss_sums:
-            self._loss_sums[name] = self._loss_sums[name] + torch.where(finite, losses[name].detach(), 0.0)
+        # `Trainer.objective` is what a hyperparameter search optimises: a name that is taken.
+        losses = self.args.objective()(embeddings, batch)
+        loss = losses.pop("loss")
+        finite = loss.detach().isfinite()
+        for name, part in losses.items():
+            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + torch.where(finite, part.detach(), 0.0)
         self._losses_summed = self._losses_summed + finite
-        return losses["loss"]
+        return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward of one micro-batch: at once, or by GradCache in chunks of clips."""
@@ -327,7 +332,7 @@ class TermRetrievalTrainer(HubTrainer):
             if sums[-1] > 0:
                 logs |= dict(zip(self._loss_sums, (sums[:-1] / sums[-1]).tolist(), strict=True))
             logs["temperature"] = float((-self.retrieval_model.logit_scale.detach()).exp())
-            self._loss_sums = dict.fromkeys(self._loss_sums, 0.0)
+            self._loss_sums = {}
             self._losses_summed = 0.0
         super().log(logs, start_time)
 

@@ -1,0 +1,164 @@
+"""The memory of a step, estimated before it from a few clips, against what the step then takes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qwen_term_retrieval.training import memory_check
+from qwen_term_retrieval.training.live_memory import LiveMemory
+from qwen_term_retrieval.training.memory_check import NotEnoughMemoryError, check_memory
+from qwen_term_retrieval.training.sampling import Visit
+from qwen_term_retrieval.training.step_memory import Line, measure_part
+from tests.trainer_process import make_trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_tensors_are_counted_while_they_live_and_views_never():
+    with LiveMemory() as live:
+        numbers = torch.zeros(1000)
+        view = numbers[:10].view(2, 5)
+        assert (live.now, live.peak) == (4000, 4000)
+        torch.zeros(500)
+        assert (live.now, live.peak) == (4000, 6000)
+        del numbers
+        assert live.now == 4000
+        del view
+        assert live.now == 0
+
+
+def test_what_autograd_keeps_and_the_gradients_of_the_backward_pass_are_counted():
+    layer = nn.Linear(8, 8, bias=False)
+    values = torch.randn(100, 8)
+    with LiveMemory() as live:
+        output = layer(values).tanh().square()
+        kept = live.now
+        output.backward(torch.ones_like(output))
+    # The layer's output goes when tanh has read it; tanh's is kept, and the square's is ours.
+    assert kept == 2 * 100 * 8 * 4
+    assert live.peak > kept
+    assert layer.weight.grad is not None
+
+
+def test_a_part_is_measured_as_a_line():
+    layers = nn.Sequential(*[nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(4)])
+    part = measure_part(lambda size: {"input": torch.randn(size, 16)}, layers.forward, (10, 20))
+    assert part.kept == Line(fixed=0.0, each=4 * (64 + 64 + 16) * 4)
+
+
+def peak_of_step(trainer):
+    """What is estimated for the step over the longest clips, and the bytes of all tensors that it then makes."""
+    found = {}
+    plain = trainer.training_step
+
+    def step(model, inputs, num_items_in_batch=None):
+        clips = memory_check._largest_batches(trainer)[0]
+        batch = trainer.data_collator(trainer.train_clips.__getitems__([Visit(clip, draw=0) for clip in clips]))
+        found["estimate"] = check_memory(trainer)
+        with LiveMemory() as live:
+            loss = plain(model, batch, num_items_in_batch)
+        found["peak"] = live.peak
+        return loss
+
+    trainer.training_step = step
+    trainer.train()
+    estimate = found["estimate"]
+    return estimate.gradients + estimate.audio_tower + estimate.text_tower + estimate.heads + estimate.loss, found[
+        "peak"
+    ]
+
+
+CASES = {
+    "frozen": {},
+    "frozen, windows and negatives": {
+        "mixed": True, "no_term_weight": 0.5, "enable_hard_neg": True, "hard_neg_k": 4,
+        "hard_negatives_of": lambda clip, step: [(7 * clip + place) % 40 for place in range(4)],
+    },
+    "frozen, chunks": {"gradcache_chunk": 8, "bank_negatives": 20},
+    "lora": {"lora_r": 2},
+    "lora, bf16": {"lora_r": 2, "bf16": True},
+    "lora, checkpointing": {"lora_r": 2, "activation_checkpointing": True},
+    "lora, chunks, checkpointing": {"lora_r": 2, "gradcache_chunk": 4, "activation_checkpointing": True},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_estimate_is_near_to_what_the_step_takes(tmp_path, name):
+    batch = 8 if "lora" in name else 64
+    trainer = make_trainer(tmp_path, batch, max_steps=1, check_memory=False, **CASES[name])
+    estimated, peak = peak_of_step(trainer)
+    assert 0.9 * peak < estimated < 1.5 * peak
+
+
+@pytest.mark.slow
+def test_a_budget_of_seconds_is_estimated_for_its_fullest_batches(tmp_path):
+    trainer = make_trainer(tmp_path, None, max_batch_seconds=60.0)
+    long, many = memory_check._largest_batches(trainer)
+    durations = trainer.train_clips.durations
+    assert durations[long].max() == durations.max()
+    assert len(many) >= len(long)
+    assert len(many) * durations[many].max() <= 60.0
+
+
+@pytest.mark.slow
+def test_measuring_leaves_the_run_as_it_was(tmp_path):
+    trainers = [
+        make_trainer(tmp_path / name, 8, max_steps=2, lora_r=2, check_memory=check)
+        for name, check in (("with", True), ("without", False))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    one, other = (dict(trainer.model.named_parameters()) for trainer in trainers)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_is_refused_with_what_would(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, 24, lora_r=2)
+    steps = []
+    trainer.training_step = lambda *batch: steps.append(batch)
+    monkeypatch.setattr(memory_check, "free_memory", lambda device: 150e6)
+    with pytest.raises(NotEnoughMemoryError) as refused:
+        trainer.train()
+    message = str(refused.value)
+    assert re.match(r"this run does not fit: a step over 24 clips needs about 0\.\d\d GB beside the model", message)
+    for part in ("parameters", "gradients", "optimizer", "audio tower", "text tower", "heads", "loss"):
+        assert part in message
+    assert "activation_checkpointing would need 0." in message
+    for setting in ("gradcache_chunk", "per_device_train_batch_size"):
+        found = re.search(rf"{setting} (\d+) would need ([\d.]+) GB", message)
+        assert found is not None
+        assert int(found[1]) < 24
+        assert float(found[2]) <= 0.15
+    assert not steps
+    assert not trainer.retrieval_model.is_activation_checkpointing
+
+
+@pytest.mark.slow
+def test_a_rank_that_lacks_memory_stops_all(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = str(ROOT / "tests" / "memory_process.py")
+    done = subprocess.run(
+        [*command, script, str(tmp_path)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the memory of another rank" in (tmp_path / "refused-0").read_text()
+    assert "this run does not fit: a step over 8 clips" in (tmp_path / "refused-1").read_text()
+
+
+def test_a_container_may_take_what_its_limit_leaves(tmp_path):
+    (tmp_path / "memory.max").write_text("4000000000\n")
+    (tmp_path / "memory.current").write_text("1500000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000000\ninactive_file 500000000\n")
+    assert memory_check._left_in_cgroup(tmp_path) == 3e9
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_check._left_in_cgroup(tmp_path) == float("inf")
+    assert memory_check._left_in_cgroup(tmp_path / "nowhere") == float("inf")

@@ -1,0 +1,26 @@
+"""Looks whether a step fits into memory, before the first of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class MemoryCheckCallback(TrainerCallback):
+    """Call `check` when training begins: the model is on its device then, and nothing costly has been done.
+
+    Put it before callbacks that compute, such as the mining of hard negatives.
+
+    Args:
+        check: raises where the run does not fit; every rank calls it.
+    """
+
+    def __init__(self, check: Callable[[], object]) -> None:
+        self.check = check
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.check()
