@@ -271,10 +271,17 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
                 bar.update(len(batch))
         return vectors_ND
 
+    @property
+    def has_frozen_text_encoder(self) -> bool:
+        """Whether the text tower has a pretrained encoder of which nothing is trained."""
+        return self._text_encoder is not None and self._text_encoder.is_frozen
+
     def cache_texts(self, texts: Sequence[str], batch_size: int = 256, show_progress: bool = False) -> None:
         """Compute what the frozen text encoder gives for these texts, once; `tokenize` gives it out from then on.
 
-        The encoder's dropout does not reach a cached text. Training or adapting the text tower drops the cache.
+        A batch is served from the cache where all of its texts are there. The vectors have the encoder's own precision,
+        float32 by default: under autocast an encoder without cache rounds more. Training or adapting the text tower
+        drops the cache. It takes 4 · N · H bytes of memory, see `TextCache`.
 
         Args:
             texts: the training glossary and chunk texts; others are tokenized and encoded as before.
@@ -287,7 +294,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         tower = self._text_encoder
         if tower is None:
             raise ValueError(f"the text tower {self.config.text_tower!r} has no pretrained encoder: nothing to cache")
-        if any(values.requires_grad for values in tower.parameters()):
+        if not tower.is_frozen:
             raise ValueError("the text encoder is being trained, so its vectors change: train without a cache")
         tower.cache = None
         texts = list(dict.fromkeys(texts))

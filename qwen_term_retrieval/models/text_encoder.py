@@ -89,6 +89,15 @@ class HFTextEncoder(nn.Module):
         weights = AutoModel.from_pretrained(resolve_checkpoint(self.checkpoint), dtype=torch.float32).state_dict()
         return {name: weights[name] for name in base_state(self.encoder) if name in weights}
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no parameter of the encoder, adapters included, is trained."""
+        return not any(values.requires_grad for values in self.parameters())
+
+    def train(self, mode: bool = True) -> HFTextEncoder:
+        """As `nn.Module.train`; a frozen encoder stays as it evaluates, so that a text has one vector in every step."""
+        return super().train(mode and not self.is_frozen)
+
     def tokenize(self, texts: Sequence[str], languages: Sequence[str | None] | None = None) -> dict[str, torch.Tensor]:
         """Token ids and mask, (N, L) int64 each, on the CPU; longer texts are cut at the encoder's limit.
 

@@ -56,6 +56,7 @@ from qwen_term_retrieval.training.clips import (
 )
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.flops import StepFlops
+from qwen_term_retrieval.training.frozen_texts import cache_frozen_texts
 from qwen_term_retrieval.training.gradcache import gradcache_step
 from qwen_term_retrieval.training.hard_negatives import (
     HardNegativeTable,
@@ -208,6 +209,14 @@ class TermRetrievalTrainer(HubTrainer):
             raise ValueError("training needs a train_dataset")
         model = self.retrieval_model
         self._step_flops = StepFlops(model)
+        evaluated = [self.eval_dataset] if isinstance(self.eval_dataset, TrainingClips) else []
+        cache_frozen_texts(
+            model,
+            self.glossary,
+            [self.train_clips, *evaluated],
+            batch_size=self.args.eval_batch_size,
+            quiet=self.args.disable_tqdm,
+        )
         self.data_collator = TermCollator(
             load_audio=self._audio_source(self.train_clips),
             window_spans=model.window_spans,
