@@ -225,7 +225,7 @@ class TermRetrievalArguments(TrainingArguments):
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
     dataloader_persistent_workers: bool = field(
-        default=True, metadata={"help": "Workers that build batches outlive an epoch, and what they remember with them."}
+        default=True, metadata={"help": "Workers that build batches outlive an epoch, with what they remember."}
     )
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation"]  # noqa: RUF012
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
