@@ -37,7 +37,8 @@ from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.pack_format.keys import keys_name, write_keys
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64, read_pack_json, write_pack_json
-from qwen_term_retrieval.audio.pack_writing.tables import ROWS_PER_GROUP, table_name
+from qwen_term_retrieval.audio.pack_format.rows import table_name
+from qwen_term_retrieval.audio.pack_writing.tables import ROWS_PER_GROUP
 
 SPLIT = "train"
 ROWS_PER_CHUNK = 64 * ROWS_PER_GROUP

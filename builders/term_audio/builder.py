@@ -30,9 +30,9 @@ from qwen_term_retrieval.audio.files.loose import LooseCorpus
 from qwen_term_retrieval.audio.legacy import is_legacy, legacy_utterances
 from qwen_term_retrieval.audio.pack import Pack, is_pack
 from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON, PACK_LAYOUT, read_pack_json
+from qwen_term_retrieval.audio.pack_format.rows import conformed
 from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.pack_format.verification import check_files
-from qwen_term_retrieval.audio.pack_writing.tables import conformed
 from qwen_term_retrieval.audio.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
 from qwen_term_retrieval.audio.readers.folder import is_folder_manifest
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance

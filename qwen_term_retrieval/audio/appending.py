@@ -17,11 +17,12 @@ from pathlib import Path
 from qwen_term_retrieval.atomic import atomic_file, sync_folder
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.pack_format.pack_json import write_pack_json
+from qwen_term_retrieval.audio.pack_format.rows import CARD, split_totals
 from qwen_term_retrieval.audio.pack_format.shards import PackError
 from qwen_term_retrieval.audio.pack_writing.increment import Increment, PackSettings
 from qwen_term_retrieval.audio.pack_writing.progress import Source
 from qwen_term_retrieval.audio.pack_writing.staging import staging_of
-from qwen_term_retrieval.audio.pack_writing.tables import CARD, dataset_card, split_totals, write_card
+from qwen_term_retrieval.audio.pack_writing.tables import dataset_card, write_card
 from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, worker_pool
 from qwen_term_retrieval.audio.packing import SHARD_BYTES, PackSummary
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.feature import Clip
 from qwen_term_retrieval.audio.pack import Pack
+from qwen_term_retrieval.audio.pack_format.rows import conformed
 from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
-from qwen_term_retrieval.audio.pack_writing.tables import conformed
 
 FORMATS = ("wav", "flac", "dataset")
 METADATA = "metadata.jsonl"

@@ -22,8 +22,7 @@ import pyarrow as pa
 from qwen_term_retrieval.audio.feature import Clip
 from qwen_term_retrieval.audio.pack import Pack, is_pack
 from qwen_term_retrieval.audio.pack_format.keys import key_hashes
-from qwen_term_retrieval.audio.pack_format.shards import DTYPE, SAMPLE_BYTES, PackError, ShardIndex
-from qwen_term_retrieval.audio.pack_writing.sealing import INDEX_SUFFIX
+from qwen_term_retrieval.audio.pack_format.shards import DTYPE, SAMPLE_BYTES, PackError, ShardIndex, index_of
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, split_of_path
 
 _FULL_SCALE = np.float32(1 / 32768)
@@ -141,7 +140,7 @@ class PackLocations(KeyLocations):
 
     def __init__(self, pack: Pack) -> None:
         self._pack = pack
-        self._indexes = [pack.folder / Path(shard["file"]).with_suffix(INDEX_SUFFIX) for shard in pack.shards]
+        self._indexes = [index_of(pack.folder / shard["file"]) for shard in pack.shards]
         # Two shards of one uid hold the same samples at the same places.
         self._number = {shard["uid"]: number for number, shard in enumerate(pack.shards)}
         self._offsets: dict[int, np.ndarray] = {}
@@ -202,7 +201,7 @@ def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterato
 
 def is_legacy(folder: Path) -> bool:
     """Whether a folder holds legacy shards: some `.dat` with an index beside it, and no `pack.json`."""
-    return not is_pack(folder) and any(_index_of(path).is_file() for path in folder.glob("shard_*.dat"))
+    return not is_pack(folder) and any(index_of(path).is_file() for path in folder.glob("shard_*.dat"))
 
 
 @dataclass(frozen=True)
@@ -244,12 +243,8 @@ def _shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def _index_of(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.index.npz")
-
-
 def _open_shard(path: Path, allow_pickle: bool) -> _Shard:
-    index = _index_of(path)
+    index = index_of(path)
     num_bytes = path.stat().st_size
     if num_bytes % SAMPLE_BYTES:
         raise PackError(f"{path}: {num_bytes} bytes are no whole number of int16 samples. Was a copy cut short?")

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.pack_format.keys import keys_name
 from qwen_term_retrieval.audio.pack_format.pack_json import write_pack_json
-from qwen_term_retrieval.audio.pack_format.shards import PackError
-from qwen_term_retrieval.audio.pack_writing.sealing import INDEX_SUFFIX, index_name, shard_name
+from qwen_term_retrieval.audio.pack_format.rows import split_totals, table_name, united_schema
+from qwen_term_retrieval.audio.pack_format.shards import PackError, index_name, index_of, shard_name
 from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
-from qwen_term_retrieval.audio.pack_writing.tables import split_totals, table_name, united_schema, write_card
+from qwen_term_retrieval.audio.pack_writing.tables import write_card
 from qwen_term_retrieval.audio.packing import check_free
 
 _MOST_KEYS_NAMED = 10
@@ -103,7 +103,7 @@ def _renumbered(packs: Sequence[Pack]) -> tuple[list[dict[str, Any]], dict[str, 
 def _new_names(entry: dict[str, Any], number: int, first_shard: int) -> Iterator[tuple[str, str]]:
     for shard_number, shard in enumerate(entry["shards"], first_shard):
         yield shard["file"], shard_name(shard_number)
-        yield str(Path(shard["file"]).with_suffix(INDEX_SUFFIX)), index_name(shard_number)
+        yield index_of(Path(shard["file"])).name, index_name(shard_number)
     for split, each in entry["splits"].items():
         yield each["file"], table_name(split, number)
     yield entry["keys"], keys_name(number)

@@ -26,10 +26,16 @@ from qwen_term_retrieval.audio.pack_format.pack_json import (
     read_pack_json,
     shards_of,
 )
-from qwen_term_retrieval.audio.pack_format.shards import DTYPE, HEADER_BYTES, PackError, ShardHeader, ShardIndex
+from qwen_term_retrieval.audio.pack_format.rows import CARD, SplitTotals, split_totals, united_schema
+from qwen_term_retrieval.audio.pack_format.shards import (
+    DTYPE,
+    HEADER_BYTES,
+    PackError,
+    ShardHeader,
+    ShardIndex,
+    index_of,
+)
 from qwen_term_retrieval.audio.pack_format.verification import check_files
-from qwen_term_retrieval.audio.pack_writing.sealing import INDEX_SUFFIX
-from qwen_term_retrieval.audio.pack_writing.tables import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.audio.utterance import split_rank
 
 _KEYS_TO_COMPARE = 2000
@@ -131,7 +137,7 @@ class Pack:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the rows of all splits, with the features of `datasets`; see `tables.conformed`."""
+        """Arrow schema of the rows of all splits, with the features of `datasets`; see `rows.conformed`."""
         files = [self.folder / split["file"] for increment in self.increments for split in increment["splits"].values()]
         return united_schema([_schema_of(file) for file in files], self.sampling_rate)
 
@@ -264,7 +270,7 @@ class Pack:
 
     def _damaged_clips(self, path: Path) -> str:
         try:
-            index = ShardIndex.load(path.with_suffix(INDEX_SUFFIX))
+            index = ShardIndex.load(index_of(path))
         except PackError:
             return "its index is damaged too, so which clips cannot be told"
         damaged = [

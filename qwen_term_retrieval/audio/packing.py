@@ -21,11 +21,12 @@ from pathlib import Path
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON, write_pack_json
+from qwen_term_retrieval.audio.pack_format.rows import CARD
 from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES
 from qwen_term_retrieval.audio.pack_writing.increment import Increment, PackSettings
 from qwen_term_retrieval.audio.pack_writing.progress import Source
 from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
-from qwen_term_retrieval.audio.pack_writing.tables import CARD, write_card
+from qwen_term_retrieval.audio.pack_writing.tables import write_card
 from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, worker_pool
 
 SHARD_BYTES = 2 << 30

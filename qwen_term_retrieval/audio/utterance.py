@@ -89,6 +89,11 @@ def split_of_path(relative: PurePath) -> str | None:
 
 
 def checked_split(name: str, where: str) -> str:
+    """The name under which a split is stored: "validation" for `dev` and the like, all others as they are.
+
+    Raises:
+        CorpusError: it has other characters than letters, digits and underscores; the message starts with `where`.
+    """
     name = _SPLIT_NAMES.get(name, name)
     if not re.fullmatch(r"\w+", name):
         raise CorpusError(f"{where}: {name!r} cannot name a split; use letters, digits and underscores")

@@ -19,9 +19,9 @@ import pyarrow as pa
 from qwen_term_retrieval.audio.corpus import with_unique_keys
 from qwen_term_retrieval.audio.decoding import BadAudioError, probe
 from qwen_term_retrieval.audio.files.file_audio import FileAudio
+from qwen_term_retrieval.audio.pack_format.rows import row_features
 from qwen_term_retrieval.audio.pack_writing.parts import clip_row
 from qwen_term_retrieval.audio.pack_writing.segments import segment_bounds
-from qwen_term_retrieval.audio.pack_writing.tables import row_features
 from qwen_term_retrieval.audio.utterance import CorpusError, FileSlice, Utterance, is_url, split_rank
 
 logger = logging.getLogger(__name__)

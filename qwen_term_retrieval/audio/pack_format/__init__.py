@@ -1,1 +1,1 @@
-"""The files of a pack and where they are found: shards, key index, `pack.json`, their checksums."""
+"""The files of a pack and where they are found: rows, shards, key index, `pack.json`, their checksums."""

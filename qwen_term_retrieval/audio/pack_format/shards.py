@@ -25,12 +25,26 @@ HEADER_BYTES = 4096
 CLIP_ALIGNMENT = 64
 SAMPLE_BYTES = 2
 DTYPE = "<i2"
+INDEX_SUFFIX = ".index.npz"
 _MAGIC = b"QTRSHARD"
 _FIELDS = struct.Struct("<8sII8s16sQqq")
 
 
 class PackError(RuntimeError):
     """A pack, shard or index that is damaged, incomplete, foreign or of another version."""
+
+
+def shard_name(number: int) -> str:
+    return f"shard_{number:05d}.dat"
+
+
+def index_name(number: int) -> str:
+    return f"shard_{number:05d}{INDEX_SUFFIX}"
+
+
+def index_of(shard: Path) -> Path:
+    """The index beside a shard."""
+    return shard.with_suffix(INDEX_SUFFIX)
 
 
 @dataclass(frozen=True)

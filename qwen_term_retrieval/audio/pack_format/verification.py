@@ -16,7 +16,7 @@ import numpy as np
 
 from qwen_term_retrieval.audio.pack_format.locations import shard_path, shard_samples
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64, read_pack_json, shards_of
-from qwen_term_retrieval.audio.pack_format.shards import PackError, ShardIndex
+from qwen_term_retrieval.audio.pack_format.shards import PackError, ShardIndex, index_of
 
 _INDEXES_IN_MEMORY = 256
 
@@ -36,7 +36,7 @@ def verified_samples(uid: int, offset: int, length: int) -> np.ndarray:
     start = int(index.offset[clip])
     pcm = shard_samples(uid)[start : start + int(index.length[clip])].copy()
     if zlib.crc32(pcm.data) != index.crc32[clip]:
-        key = ShardIndex.load(_index_path(path)).keys[clip]
+        key = ShardIndex.load(index_of(path)).keys[clip]
         raise PackError(
             f"{path}: clip {key!r} is damaged: its samples are not those that were packed. Copy the pack again, or "
             f"pack anew; `qtr verify {path.parent}` lists all damage."
@@ -73,11 +73,7 @@ class _Places:
 def _checked_index(uid: int, shard: Path) -> _Places:
     if uid not in (named["uid"] for named in shards_of(read_pack_json(shard.parent))):
         raise PackError(f"{shard}: not a shard that the pack.json beside it names. Copy the pack again, or pack anew.")
-    check_files(shard.parent, [_index_path(shard).name])
+    check_files(shard.parent, [index_of(shard).name])
     # Member by member: the keys, most of the file, are needed for messages only.
-    with np.load(_index_path(shard), allow_pickle=False) as arrays:
+    with np.load(index_of(shard), allow_pickle=False) as arrays:
         return _Places(arrays["offset"], arrays["length"], arrays["crc32"])
-
-
-def _index_path(shard: Path) -> Path:
-    return shard.with_name(f"{shard.stem}.index.npz")

@@ -17,12 +17,13 @@ import soxr
 from qwen_term_retrieval.audio.corpus import with_unique_keys
 from qwen_term_retrieval.audio.pack_format.keys import KeyTable, keys_name
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
-from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, ShardHeader
+from qwen_term_retrieval.audio.pack_format.rows import table_name
+from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, ShardHeader, index_name, shard_name
 from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
 from qwen_term_retrieval.audio.pack_writing.progress import Source, packing_bar, utterances_of
-from qwen_term_retrieval.audio.pack_writing.sealing import ShardSealer, index_name, shard_name, stamp_uuid
+from qwen_term_retrieval.audio.pack_writing.sealing import ShardSealer, stamp_uuid
 from qwen_term_retrieval.audio.pack_writing.segments import recordings
-from qwen_term_retrieval.audio.pack_writing.tables import Survey, table_name, write_tables
+from qwen_term_retrieval.audio.pack_writing.tables import Survey, write_tables
 from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, results_in_order
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
 

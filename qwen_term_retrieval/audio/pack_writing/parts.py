@@ -23,6 +23,7 @@ from pyarrow import ipc
 
 from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.decoding import BadAudioError
+from qwen_term_retrieval.audio.pack_format.rows import ROW_COLUMNS
 from qwen_term_retrieval.audio.pack_format.shards import (
     CLIP_ALIGNMENT,
     FORMAT_VERSION,
@@ -39,17 +40,6 @@ SPAN_SLACK_S = 0.05
 SILENCE_S = 1.0
 EXTRA = "extra:"
 _DIGEST_BYTES = 8
-_SECONDS = pa.list_(pa.float32())
-ROW_COLUMNS = {
-    "key": pa.string(),
-    "text": pa.string(),
-    "terms": pa.list_(pa.string()),
-    "term_starts": _SECONDS,
-    "term_ends": _SECONDS,
-    "speaker": pa.string(),
-    "language": pa.string(),
-    "duration": pa.float32(),
-}
 # `clipped` counts samples; `digest` is of all that is known of a clip. A corpus' own columns follow, as `extra:<name>`.
 _COLUMNS = ROW_COLUMNS | {
     "split": pa.string(),

@@ -29,21 +29,14 @@ from qwen_term_retrieval.audio.pack_format.shards import (
     ShardHeader,
     ShardIndex,
     aligned,
+    index_name,
+    shard_name,
 )
 from qwen_term_retrieval.audio.pack_writing.parts import Part, pcm_path
 
-INDEX_SUFFIX = ".index.npz"
 _COPY_BYTES = 1 << 20
 _FLUSH_BYTES = 64 << 20
 _NO_PACK = uuid.UUID(int=0)
-
-
-def shard_name(number: int) -> str:
-    return f"shard_{number:05d}.dat"
-
-
-def index_name(number: int) -> str:
-    return f"shard_{number:05d}{INDEX_SUFFIX}"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The rows of a pack: what they hold in all, their types, one Parquet table a split, and the dataset card."""
+"""The rows of all parts: what they hold together; then a Parquet table a split, the key index and the dataset card."""
 
 from __future__ import annotations
 
@@ -6,46 +6,32 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
 from qwen_term_retrieval.atomic import atomic_file
-from qwen_term_retrieval.audio.feature import REFERENCE_TYPE, MmapAudio
+from qwen_term_retrieval.audio.feature import REFERENCE_TYPE
 from qwen_term_retrieval.audio.pack_format.keys import keys_name, write_keys
-from qwen_term_retrieval.audio.pack_format.shards import ShardHeader, ShardIndex
-from qwen_term_retrieval.audio.pack_writing.parts import EXTRA, ROW_COLUMNS, Part, read_part
-from qwen_term_retrieval.audio.pack_writing.sealing import index_name
+from qwen_term_retrieval.audio.pack_format.rows import (
+    CARD,
+    ROW_COLUMNS,
+    SplitTotals,
+    conformed,
+    row_features,
+    table_name,
+    unified_extras,
+    united_schema,
+)
+from qwen_term_retrieval.audio.pack_format.shards import ShardHeader, ShardIndex, index_name
+from qwen_term_retrieval.audio.pack_writing.parts import EXTRA, Part, read_part
 from qwen_term_retrieval.audio.utterance import CorpusError, checked_split, split_rank
 
 ROWS_PER_GROUP = 8192
-CARD = "README.md"
-
-
-@dataclass
-class SplitTotals:
-    """Counts of one split; `duration_s` in seconds."""
-
-    num_clips: int = 0
-    num_no_term_clips: int = 0
-    duration_s: float = 0.0
-
-
-def split_totals(increments: Sequence[Mapping[str, Any]]) -> dict[str, SplitTotals]:
-    """Totals of each split over the increments of a `pack.json`, train first."""
-    totals: dict[str, SplitTotals] = {}
-    for increment in increments:
-        for split, of_split in increment["splits"].items():
-            sums = totals.setdefault(split, SplitTotals())
-            for name in vars(sums):
-                setattr(sums, name, getattr(sums, name) + of_split[name])
-    return {split: totals[split] for split in sorted(totals, key=split_rank)}
 
 
 class Survey:
@@ -125,66 +111,6 @@ def _extra_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema(
         [column.with_name(column.name[len(EXTRA) :]) for column in schema if column.name.startswith(EXTRA)]
     )
-
-
-def unified_extras(schemas: list[pa.Schema]) -> pa.Schema:
-    try:
-        unified = pa.unify_schemas(schemas, promote_options="permissive") if schemas else pa.schema([])
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise CorpusError(f"a column mixes types ({error}); give all its rows one type") from error
-    return unified
-
-
-def row_features(sampling_rate: int, extra_schema: pa.Schema) -> datasets.Features:
-    """The row schema of every pack, then the corpus' own columns.
-
-    `term_starts` and `term_ends` are as long as `terms`, in seconds within the clip, null where unknown. The lists
-    themselves are never null: the numpy and torch formats of datasets 5.2 fail on a batch that opens with such a row.
-    """
-    string, seconds = datasets.Value("string"), datasets.Value("float32")
-    return datasets.Features(
-        {
-            "audio": MmapAudio(sampling_rate),
-            "key": string,
-            "text": string,
-            "terms": datasets.List(string),
-            "term_starts": datasets.List(seconds),
-            "term_ends": datasets.List(seconds),
-            "speaker": string,
-            "language": string,
-            "duration": seconds,
-            **datasets.Features.from_arrow_schema(extra_schema),
-        }
-    )
-
-
-def table_name(split: str, increment: int) -> str:
-    return f"{split}-{increment:05d}.parquet"
-
-
-def united_schema(schemas: Sequence[pa.Schema], sampling_rate: int) -> pa.Schema:
-    """One schema for the tables of several increments: the columns of all, numbers of mixed types promoted.
-
-    Raises:
-        ValueError: a column has types that do not go together.
-    """
-    try:
-        united = pa.unify_schemas([schema.remove_metadata() for schema in schemas], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"a column has types that do not go together: {error}") from error
-    extra = pa.schema([column for column in united if column.name not in ("audio", *ROW_COLUMNS)])
-    return row_features(sampling_rate, extra).arrow_schema
-
-
-def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows of one increment under the schema of all: columns that the increment lacks are null."""
-    columns = [
-        table.column(column.name).cast(column.type)
-        if column.name in table.column_names
-        else pa.nulls(len(table), column.type)
-        for column in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def write_tables(
