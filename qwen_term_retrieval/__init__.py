@@ -40,6 +40,7 @@ _HOME = {
     "append_corpus": "audio.appending",
     "export_pack": "audio.exporting",
     "legacy_utterances": "audio.legacy",
+    "make_part": "audio.pack_writing.parts",
     "merge_packs": "audio.merging",
     "normalize_term": "text.glossary",
     "pack_corpus": "audio.packing",

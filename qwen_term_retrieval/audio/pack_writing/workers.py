@@ -30,6 +30,7 @@ class MapExecutor:
 
     Workers must see the folder of the pack under the same path. With Modal:
 
+    >>> from qwen_term_retrieval import MapExecutor, make_part
     >>> make = app.function(volumes={"/packs": volume})(make_part)
     >>> pack_corpus(corpus, "/packs/mine", executor=MapExecutor(make.map))
 
