@@ -247,13 +247,15 @@ def _read(files: dict[str, list[str]], folder: Path | None, allow_pickle: bool) 
     """What a folder, or else manifests of each split, hold."""
     first = next(Path(file) for of_split in files.values() for file in of_split)
     if is_legacy(folder or first.parent):
-        yield from legacy_utterances(folder or first.parent, allow_pickle)
-        return
+        return legacy_utterances(folder or first.parent, allow_pickle)
     names = [Path(file).name for of_split in files.values() for file in of_split]
     # Manifests that a folder is not known by, `train.jsonl` beside its audio, are read because they are named.
     if folder is not None and not all(is_manifest(Path(name)) and not is_folder_manifest(name) for name in names):
-        yield from read_corpus(folder)
-        return
+        return read_corpus(folder)
+    return _read_manifests(files)
+
+
+def _read_manifests(files: dict[str, list[str]]) -> Iterator[Utterance]:
     for split, of_split in files.items():
         for file in of_split:
             if not is_manifest(Path(file)):

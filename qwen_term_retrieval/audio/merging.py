@@ -12,15 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from qwen_term_retrieval.audio.pack import Pack
-from qwen_term_retrieval.audio.pack_format.keys import keys_name
+from qwen_term_retrieval.audio.pack_format.keys import keys_name, named_keys
 from qwen_term_retrieval.audio.pack_format.pack_json import write_pack_json
 from qwen_term_retrieval.audio.pack_format.rows import split_totals, table_name, united_schema
 from qwen_term_retrieval.audio.pack_format.shards import PackError, index_name, index_of, shard_name
 from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
 from qwen_term_retrieval.audio.pack_writing.tables import write_card
 from qwen_term_retrieval.audio.packing import check_free
-
-_MOST_KEYS_NAMED = 10
 
 
 def merge_packs(packs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> Pack:
@@ -73,12 +71,9 @@ def _check(packs: Sequence[Pack]) -> None:
     for first, second in combinations(packs, 2):
         shared = [key for mine in first.key_tables for theirs in second.key_tables for key in mine.shared_with(theirs)]
         if shared:
-            names = ", ".join(map(repr, sorted(shared)[:_MOST_KEYS_NAMED])) + (
-                " …" if len(shared) > _MOST_KEYS_NAMED else ""
-            )
             raise PackError(
-                f"{first.folder} and {second.folder} share {len(shared)} keys: {names}; keys must be unique: pack one "
-                "of them again without these clips, or with a column `key` that differs"
+                f"{first.folder} and {second.folder} share {len(shared)} keys: {named_keys(sorted(shared))}; keys must "
+                "be unique: pack one of them again without these clips, or with a column `key` that differs"
             )
 
 

@@ -33,6 +33,7 @@ KEY_SCHEMA = pa.schema(
     }
 )
 _KEYS_PER_BATCH = 8192
+_MOST_KEYS_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class KeyPlace:
 
 def keys_name(increment: int) -> str:
     return f"keys-{increment:05d}.arrow"
+
+
+def named_keys(keys: Sequence[str]) -> str:
+    """The first of some keys, quoted, for messages."""
+    return ", ".join(map(repr, keys[:_MOST_KEYS_NAMED])) + (" …" if len(keys) > _MOST_KEYS_NAMED else "")
 
 
 def key_hashes(keys: Sequence[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ import soundfile
 import soxr
 
 from qwen_term_retrieval.audio.corpus import with_unique_keys
-from qwen_term_retrieval.audio.pack_format.keys import KeyTable, keys_name
+from qwen_term_retrieval.audio.pack_format.keys import KeyTable, keys_name, named_keys
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
 from qwen_term_retrieval.audio.pack_format.rows import table_name
 from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES, ShardHeader, index_name, shard_name
@@ -30,7 +30,6 @@ from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
 logger = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "skip", "silence")
-_MOST_KEYS_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,7 @@ def _refuse_taken(batch: Sequence[Utterance], taken: Sequence[KeyTable]) -> None
     known = [key for table in taken for key in table.known(keys)]
     if known:
         first = next(utterance for utterance in batch if utterance.key in known)
-        names = ", ".join(map(repr, known[:_MOST_KEYS_NAMED])) + (" …" if len(known) > _MOST_KEYS_NAMED else "")
         raise CorpusError(
             f"{first.where}: the pack has a clip of this key already, and so for {len(known)} of the rows next to it "
-            f"({names}). Was this corpus appended before? If not, give its rows keys of their own"
+            f"({named_keys(known)}). Was this corpus appended before? If not, give its rows keys of their own"
         )
