@@ -54,6 +54,12 @@ class AugmentationConfig:
     """Share of clips played faster or slower, which raises or lowers the voice too."""
     speed: Range = (0.9, 1.1)
     """1.1: a tenth faster. The spans of terms are moved with the sound."""
+    silence_prob: float = 0.5
+    """Share of clips with silence before and behind what is said, as recordings have it and synthetic clips do not."""
+    silence_seconds: Range = (0.0, 0.4)
+    """How much of it, on either side. The spans of terms are moved with the sound."""
+    hiss_dbfs: Range = (-75.0, -50.0)
+    """White noise under such a clip: no recording is silent. RMS, full scale being 0 dB."""
     band_prob: float = 0.1
     """Share of clips that lose the lowest and highest frequencies; a telephone has a band of its own."""
     band_low_hz: Range = (50.0, 400.0)
@@ -84,6 +90,8 @@ class AugmentationConfig:
             raise ValueError(
                 f"augmentation: rt60_seconds must be at least {SHORTEST_RT60_SECONDS}, not {list(self.rt60_seconds)}"
             )
+        if self.silence_seconds[0] < 0:
+            raise ValueError(f"augmentation: silence_seconds must not be negative, not {list(self.silence_seconds)}")
         for name in ("speed", "babble_voices"):
             if getattr(self, name)[0] <= 0:
                 raise ValueError(f"augmentation: {name} must be positive, not {list(getattr(self, name))}")

@@ -1,12 +1,13 @@
 """Augmentation of speech: what will be done to one visit of one clip, decided by numbers and not by chance.
 
 A `DistortionPlanner` turns the `draw` of a visit (see `training/sampling.py`) into a `Distortion`: a few numbers that
-say at what speed the clip is played, in which room, with which noise at what signal-to-noise ratio, through which
-channel and how loud. The same draw gives the same distortion in any batch, worker or rank. `render` then fetches the
-sounds it names; `models/distortion.py` applies them to a batch, on the CPU or the device.
+say at what speed the clip is played, how long it is silent before and behind, in which room, with which noise at what
+signal-to-noise ratio, through which channel and how loud. The same draw gives the same distortion in any batch, worker
+or rank. `render` then fetches the sounds it names; `models/distortion.py` applies them to a batch, on the CPU or the
+device.
 
-They are applied in the order in which sound gets distorted: speed, then the room, then noise (at its ratio to the
-reverberant clip), then band or telephone, then gain. What would clip is scaled down.
+They are applied in the order in which sound gets distorted: speed and silence, then the room, then noise (at its ratio
+to the reverberant clip), then band or telephone, then gain. What would clip is scaled down.
 
 The ratios and the rules of retrying are those of NeMo's NEST (Huang et al. 2024), less its faults: whether a crop is
 silent is judged by its energy, and white noise is the last resort, counted and reported.
@@ -15,6 +16,7 @@ silent is judged by its energy, and white noise is the last resort, counted and 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
@@ -90,10 +92,20 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Silence:
+    """What lies before and behind the sound of a clip, in samples, and the hiss under all of it."""
+
+    before: int
+    behind: int
+    hiss: AddedSound
+
+
+@dataclass(frozen=True)
 class Distortion:
     """Everything that is done to one visit of one clip; as it stands here: nothing."""
 
     speed: float = 1.0
+    silence: Silence | None = None
     room: Room | None = None
     added: AddedSound | None = None
     band_hz: Range | None = None
@@ -101,12 +113,17 @@ class Distortion:
     gain_db: float = 0.0
 
     def num_samples(self, before: int) -> int:
-        """Length of a clip after the change of speed."""
-        return before if self.speed == 1.0 else max(1, round(before / self.speed))
+        """Length of a clip after the change of speed, with its silence."""
+        sound = before if self.speed == 1.0 else max(1, round(before / self.speed))
+        return sound if self.silence is None else self.silence.before + sound + self.silence.behind
+
+    def moved(self, second: float) -> float:
+        """Where a second of the clip as it was recorded lies in it now."""
+        return second / self.speed + (0 if self.silence is None else self.silence.before / SAMPLING_RATE)
 
 
 class Ingredients(NamedTuple):
-    """A clip at its new speed, and the sounds and filters still to be applied to it."""
+    """A clip at its new speed and with its silence, and the sounds and filters still to be applied to it."""
 
     pcm: np.ndarray
     added: np.ndarray | None = None
@@ -165,7 +182,7 @@ class DistortionPlanner:
         """
         config = self.config
         generator = np.random.default_rng((draw, _STREAM))
-        slowed, room, noised, telephone, band, gain = generator.random(6).tolist()
+        slowed, silent, room, noised, telephone, band, gain = generator.random(7).tolist()
         speed = 1.0
         if slowed < config.speed_prob:
             speed = generator.uniform(*config.speed)
@@ -173,6 +190,7 @@ class DistortionPlanner:
                 speed = max(speed, num_samples / self.max_samples)
         distortion = Distortion(
             speed=speed,
+            silence=self._draw_silence(generator, num_samples / speed) if silent < config.silence_prob else None,
             room=self._draw_room(generator) if room < config.reverb_prob else None,
             telephone=telephone < config.telephone_prob,
             band_hz=(
@@ -188,16 +206,18 @@ class DistortionPlanner:
         return replace(distortion, added=added)
 
     def render(self, pcm: np.ndarray, distortion: Distortion) -> Ingredients:
-        """Change the speed of a clip and fetch the sounds of its distortion.
+        """Change the speed of a clip, put silence around it and fetch the sounds of its distortion.
 
         Args:
             pcm: int16 (num_samples,), 16 kHz.
 
         Returns:
-            int16 arrays (num_samples after the change of speed,), float32 filters. With nothing to do, `pcm` itself.
+            int16 arrays (`distortion.num_samples`,), float32 filters. With nothing to do, `pcm` itself.
         """
         if distortion.speed != 1.0:
             pcm = change_speed(pcm, distortion.speed)
+        if distortion.silence is not None:
+            pcm = self._with_silence(pcm, distortion.silence)
         band_hz = TELEPHONE_HZ if distortion.telephone else distortion.band_hz
         added = distortion.added
         return Ingredients(
@@ -209,6 +229,21 @@ class DistortionPlanner:
             telephone=distortion.telephone,
             gain_db=distortion.gain_db,
         )
+
+    def _draw_silence(self, generator: np.random.Generator, num_samples: float) -> Silence:
+        config = self.config
+        before, behind = (round(generator.uniform(*config.silence_seconds) * SAMPLING_RATE) for _ in range(2))
+        if self.max_samples is not None:
+            before = max(0, min(before, self.max_samples - math.ceil(num_samples)))
+            behind = max(0, min(behind, self.max_samples - math.ceil(num_samples) - before))
+        level, seed = generator.uniform(*config.hiss_dbfs), int(generator.integers(1 << 62))
+        return Silence(before, behind, AddedSound("white", dbfs=level, seed=seed))
+
+    def _with_silence(self, pcm: np.ndarray, silence: Silence) -> np.ndarray:
+        heard = self._sound(silence.hiss, silence.before + len(pcm) + silence.behind)
+        sound = heard[silence.before : silence.before + len(pcm)]
+        np.clip(sound + pcm.astype(np.int32), -32768, 32767, out=sound, casting="unsafe")
+        return heard
 
     def _draw_room(self, generator: np.random.Generator) -> Room:
         if self.impulse_responses is not None:

@@ -26,7 +26,7 @@ from qwen_term_retrieval.audio.noise import Distortion, DistortionPlanner
 from qwen_term_retrieval.models.distortion import collate_distortions, distort
 
 # Changes when the same settings give other sounds, so that no cache holds frames of the old ones.
-_VERSION = 1
+_VERSION = 2
 
 
 class Augmentation:
@@ -83,7 +83,7 @@ class Augmentation:
     def visit(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row as it is heard, with its `copy` and `distortion`.
 
-        Spans of terms move with the change of speed. The terms of somebody else talking join `spoken_ids`: they are
+        Spans of terms move with the sound. The terms of somebody else talking join `spoken_ids`: they are
         said in the clip, so they are no negatives.
 
         Args:
@@ -93,7 +93,7 @@ class Augmentation:
         distortion = self.distortion(row["clip"], row["draw"], copy)
         heard = {**row, "copy": copy, "distortion": distortion}
         for name in ("term_starts", "term_ends"):
-            heard[name] = [None if second is None else second / distortion.speed for second in row[name]]
+            heard[name] = [None if second is None else distortion.moved(second) for second in row[name]]
         if distortion.added is not None and distortion.added.kind == "speech":
             ((beside, _),) = distortion.added.crops
             said = self._spoken[beside]

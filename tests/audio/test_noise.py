@@ -31,6 +31,7 @@ NOTHING = {
     "noise_prob": 0.0,
     "reverb_prob": 0.0,
     "speed_prob": 0.0,
+    "silence_prob": 0.0,
     "band_prob": 0.0,
     "telephone_prob": 0.0,
     "gain_prob": 0.0,
@@ -85,6 +86,40 @@ def test_with_nothing_to_happen_a_clip_passes_as_it_is():
     distortion = plan.draw(1, clip=0, num_samples=500)
     assert distortion == Distortion()
     assert plan.render(pcm, distortion).pcm is pcm
+
+
+@given(draw=st.integers(0, 2**62 - 1), num_samples=st.integers(1, 2 * RATE))
+@settings(max_examples=40, deadline=None)
+def test_silence_lies_around_the_sound_with_hiss_under_both(draw, num_samples):
+    plan = planner(silence_prob=1.0, silence_seconds=(0.1, 0.4), hiss_dbfs=(-60, -60))
+    distortion = plan.draw(draw, clip=0, num_samples=num_samples)
+    before, behind = distortion.silence.before, distortion.silence.behind
+    assert 0.1 * RATE - 1 <= min(before, behind) <= max(before, behind) <= 0.4 * RATE + 1
+    pcm = hum(num_samples)
+    heard = plan.render(pcm, distortion).pcm
+    assert len(heard) == distortion.num_samples(num_samples) == before + num_samples + behind
+    assert dbfs(heard[:before]) == pytest.approx(-60, abs=1)
+    assert dbfs(heard[before + num_samples :]) == pytest.approx(-60, abs=1)
+    hiss = heard[before : before + num_samples].astype(int) - pcm
+    assert np.abs(hiss).max() < 200
+    assert distortion.moved(0.25) == 0.25 + before / RATE
+
+
+def test_silence_never_makes_a_clip_longer_than_the_tower_takes():
+    speech = ArrayRecordings([hum(RATE)] * 2)
+    config = AugmentationConfig(**NOTHING | {"silence_prob": 1.0, "silence_seconds": (0.3, 0.4)})
+    plan = DistortionPlanner(config, speech, max_samples=RATE + 100)
+    for draw in range(20):
+        assert plan.draw(draw, 0, RATE).num_samples(RATE) == RATE + 100
+        assert plan.draw(draw, 0, RATE + 100).num_samples(RATE + 100) == RATE + 100
+
+
+def test_a_loud_clip_with_hiss_does_not_wrap_around():
+    plan = planner(silence_prob=1.0, hiss_dbfs=(-20, -20))
+    loudest = np.full(500, 32767, np.int16)
+    distortion = plan.draw(3, clip=0, num_samples=500)
+    heard = plan.render(loudest, distortion).pcm[distortion.silence.before :][:500]
+    assert heard.min() > 0
 
 
 def test_changing_one_probability_leaves_which_clips_the_others_take():
