@@ -222,13 +222,15 @@ def test_a_batch_distorted_on_the_device_is_the_one_distorted_in_the_collator(ro
 
 
 @pytest.mark.parametrize("speed", [0.8, 1.25])
-def test_the_span_of_a_term_covers_the_same_sound_after_a_change_of_speed(tmp_path, speed):
+@pytest.mark.parametrize("silence_prob", [0.0, 1.0])
+def test_the_span_of_a_term_covers_the_same_sound_after_a_change_of_speed_and_silence(tmp_path, speed, silence_prob):
     quiet, loud = hum(RATE, 30), hum(RATE // 2, 6000, seed=1)
     spoken = np.concatenate([quiet, loud, quiet])
     said = {"text": "say drug now", "terms": ("drug",), "term_spans": ((1.0, 1.5),), "sampling_rate": RATE}
     pack_corpus([Utterance(key, spoken, **said) for key in "ab"], tmp_path / "pack")
     rows = annotate_terms(datasets.load_dataset(str(tmp_path / "pack"))["train"], Glossary(["drug"]))
     nothing = dict.fromkeys(("noise_prob", "reverb_prob", "band_prob", "telephone_prob", "gain_prob"), 0.0)
+    nothing |= {"silence_prob": silence_prob, "silence_seconds": (0.1, 0.4), "hiss_dbfs": (-80, -80)}
     distorted = augmentation(rows, **nothing, speed_prob=1.0, speed=(speed, speed))
     collate = TermCollator(
         PcmFrames(distorted.clips, lambda num_samples_B: num_samples_B // 320, distorted),
