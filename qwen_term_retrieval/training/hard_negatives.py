@@ -57,7 +57,7 @@ class HardNegativeTable:
         Raises:
             FileNotFoundError: that mining is not there.
         """
-        return _open_table(self._path(self.mined_at(step)))[clip].tolist()
+        return _open_table(self.folder, self.mined_at(step))[clip].tolist()
 
     def is_mined(self, step: int) -> bool:
         """Whether the mining just before `step` is there."""
@@ -71,13 +71,19 @@ class HardNegativeTable:
         _open_table.cache_clear()
 
     def _path(self, step: int) -> Path:
-        return self.folder / f"step_{step:08d}.npy"
+        return _table_path(self.folder, step)
+
+
+def _table_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}.npy"
 
 
 @functools.lru_cache(maxsize=2)
-def _open_table(path: Path) -> NDArray[np.int32]:
+def _open_table(folder: Path, step: int) -> NDArray[np.int32]:
+    """By folder and step, and as a plain array: every clip of every batch asks, and paths and memmaps are slow."""
+    path = _table_path(folder, step)
     try:
-        return np.load(path, mmap_mode="r")
+        return np.asarray(np.load(path, mmap_mode="r"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}: no such mining of hard negatives. Resume with the hard_neg_refresh_steps and the output_dir of "
