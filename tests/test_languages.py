@@ -6,9 +6,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.audio.utterance import Utterance
+from qwen_term_retrieval.cli import app
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -33,7 +35,7 @@ WHISPER |= {"encoder_attention_heads": 2, "encoder_ffn_dim": 32, "dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
-def rows(say, tmp_path_factory):
+def pack(say, tmp_path_factory):
     """Every word of every language, spoken twice by its own voice; a third time in the split `validation`."""
     utterances = []
     for language, words in WORDS.items():
@@ -45,6 +47,11 @@ def rows(say, tmp_path_factory):
                 utterances.append(Utterance(key, pcm, sampling_rate=16_000, language=language, split=split, **said))
     pack = tmp_path_factory.mktemp("words") / "pack"
     pack_corpus(utterances, pack)
+    return pack
+
+
+@pytest.fixture(scope="module")
+def rows(pack):
     return datasets.load_dataset(str(pack))
 
 
@@ -176,6 +183,25 @@ def test_an_index_says_each_term_in_its_language_and_keeps_it(retriever, tmp_pat
     assert retriever.remove_terms(["Paris"], language="de") == 1
     assert retriever.remove_terms(["Paris"]) == 2
     assert [term.text for term in index.terms] == ["fromage"]
+
+
+def test_the_command_line_reads_the_languages_of_a_glossary(retriever, pack, tmp_path):
+    retriever.model.save_pretrained(tmp_path / "model")
+    glossary = tmp_path / "terms.csv"
+    glossary.write_text("term,language\nParis,fr\nParis,de\nfromage,fr\n", encoding="utf-8")
+
+    def qtr(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "3 terms" in qtr("index", tmp_path / "model", glossary, tmp_path / "index")
+    index = TermRetriever.from_pretrained(tmp_path / "model").load_index(tmp_path / "index")
+    torch.testing.assert_close(index.vectors_ND[0], vector(retriever, "Paris", "fr"), atol=1e-6, rtol=0)
+    flags = ["--split", "validation", "--glossary", glossary, "--train-split", "train", "--quiet"]
+    qtr("evaluate", tmp_path / "model", pack, *flags, "--output", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["bank"], found["pairs"], found["pairs_seen"]) == (3, 3, 3)
 
 
 def test_an_entry_whose_language_the_model_lacks_is_named(retriever):

@@ -125,7 +125,8 @@ class SpellingTable:
     def own(self, spelling: str, language: str | None) -> int | None:
         """The number of this spelling in this language alone; English and no language are one."""
         language = primary_language(language)
-        return self._first(spelling, (None, ENGLISH) if language in (None, ENGLISH) else (language,))
+        twins = (None, ENGLISH) if ENGLISH in self._languages else (None,)
+        return self._first(spelling, twins if language in (None, ENGLISH) else (language,))
 
     def add(self, spelling: str, language: str | None, number: int) -> int:
         """The number that the spelling has from now on: it keeps the one that it has already."""
@@ -144,8 +145,11 @@ class SpellingTable:
         return self._first(spelling, (None, *self._languages) if language is None else (language, None))
 
     def _first(self, spelling: str, languages: Iterable[str | None]) -> int | None:
-        found = (self._numbers.get(_key(spelling, language)) for language in languages)
-        return next((number for number in found if number is not None), None)
+        for language in languages:
+            number = self._numbers.get(_key(spelling, language))
+            if number is not None:
+                return number
+        return None
 
     def every(self, normalized: str) -> list[int]:
         """What a spelling, as `normalize_term` gives it, stands for in all languages."""
