@@ -1,4 +1,4 @@
-import time
+import sys
 import types
 
 import pytest
@@ -9,9 +9,8 @@ from qwen_term_retrieval.trainer_callbacks import (
     NonFiniteGuardCallback,
     NonFiniteStepsError,
     RecallReporterCallback,
-    ThroughputCallback,
 )
-from qwen_term_retrieval.trainer_callbacks.recall_reporter import HISTORY_NAME, read_history
+from qwen_term_retrieval.trainer_callbacks.recall_reporter import HISTORY_NAME, PICTURE_NAME, read_history
 
 RECALLS = [0.5, 0.75, 0.625]
 
@@ -94,58 +93,41 @@ def test_a_resumed_run_goes_on_in_the_history_from_its_checkpoint(tmp_path):
     assert [record["step"] for record in read_history(path)] == [2]
 
 
+def test_a_run_leaves_no_scratch_beside_its_history_and_picture(tmp_path):
+    train(tmp_path, [RecallReporterCallback()], epochs=2)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [HISTORY_NAME, PICTURE_NAME]
+
+
+def test_every_evaluation_and_the_end_of_a_run_draw_a_new_picture(tmp_path):
+    drawn = []
+
+    class Watching(RecallReporterCallback):
+        def _draw(self, args, state, best_step):
+            super()._draw(args, state, best_step)
+            drawn.append((best_step, (tmp_path / PICTURE_NAME).read_bytes()))
+
+    train(tmp_path, [Watching()])
+    assert [step for step, _ in drawn] == [2, 4, 4, 4]
+    assert all(png.startswith(b"\x89PNG") for _, png in drawn)
+    assert len({png for _, png in drawn}) >= 3
+
+
+def test_without_matplotlib_a_run_says_so_once_and_draws_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train(tmp_path, [RecallReporterCallback()])
+    assert not (tmp_path / PICTURE_NAME).exists()
+    assert [record["step"] for record in read_history(tmp_path / HISTORY_NAME)] == [2, 4, 6]
+    assert [record.getMessage() for record in caplog.records if "matplotlib" in record.getMessage()] == [
+        "no recall_history.png: it takes matplotlib, pip install 'qwen_term_retrieval[report]'"
+    ]
+
+
 def test_an_evaluation_without_recall_is_passed_over(tmp_path):
     callback = RecallReporterCallback()
     args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, report_to="none")
     trainer = Trainer(model=Ears(), args=args, callbacks=[callback])
     callback.on_evaluate(args, trainer.state, trainer.control, metrics={"eval_loss": 1.0})
     assert not (tmp_path / "run" / HISTORY_NAME).exists()
-
-
-def test_throughput_counts_the_clips_and_seconds_that_are_trained_on(tmp_path):
-    class Slow(Clips):
-        def __getitem__(self, index):
-            time.sleep(0.005)
-            return super().__getitem__(index)
-
-    trainer = train(tmp_path, [ThroughputCallback()])
-    lines = [line for line in trainer.state.log_history if "clips_per_second" in line]
-    assert len(lines) == 6
-    for line in lines:
-        assert line["audio_seconds_per_second"] > 0
-        ratio = line["audio_seconds_per_second"] / line["clips_per_second"]
-        assert 0.5 <= ratio <= 1.0
-
-
-def test_evaluation_and_gradient_free_passes_are_not_counted():
-    callback, model = ThroughputCallback(), Ears()
-    args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
-    callback.on_train_begin(args, None, None, model=model)
-    model.train()
-    model(num_samples_B=torch.tensor([16_000, 8_000]))
-    model(num_frames_B=torch.tensor([50, 25, 25]))
-    with torch.no_grad():
-        model(num_samples_B=torch.tensor([16_000]))
-    model.eval()
-    model(num_samples_B=torch.tensor([16_000]))
-    assert callback._clips == 5
-    assert float(callback._audio_seconds) == pytest.approx(3.5)
-    callback.on_train_end(args, None, None)
-    model.train()
-    model(num_samples_B=torch.tensor([16_000]))
-    assert callback._clips == 5
-
-
-def test_time_spent_in_evaluation_is_no_training_time():
-    callback = ThroughputCallback()
-    args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
-    callback.on_train_begin(args, None, None, model=Ears())
-    callback.on_step_end(args, None, None)
-    before = callback._training_seconds
-    time.sleep(0.2)
-    callback.on_evaluate(args, None, None)
-    callback.on_step_end(args, None, None)
-    assert callback._training_seconds - before < 0.1
 
 
 # ---- the guard against what is not finite ---------------------------------------------------------------------

@@ -16,7 +16,7 @@ from qwen_term_retrieval.training.flops import peak_flops
 
 
 class ThroughputCallback(TrainerCallback):
-    """Add how fast the run goes to every training log line, for all ranks together and the same on each:
+    """Add to every training log line how fast the run goes, all ranks together, the same on each.
 
     - `clips_per_second`, `audio_seconds_per_second`, `tokens_per_second`: what enters the model in forward passes that
       train, padding left out. Tokens are those of the text tower, phonemes or word pieces; texts from a cache have
@@ -38,7 +38,11 @@ class ThroughputCallback(TrainerCallback):
         self._frame_rate = math.nan
         self._step_began: float | None = None
         self._flos_before = 0.0
-        self._reset()
+        self._clips = 0
+        self._audio_seconds: torch.Tensor | float = 0.0
+        self._tokens: torch.Tensor | int = 0
+        self._step_seconds = 0.0
+        self._waited = 0.0
 
     def see_wait(self, began: float) -> None:
         """Tell of batches that were asked for at `began`, by `time.perf_counter`, and are here now."""
@@ -56,7 +60,9 @@ class ThroughputCallback(TrainerCallback):
         self._reset()
         self._step_began = None
         self._flos_before = state.total_flos
-        if model is not None and self._hook is None:
+        if self._hook is not None:  # of a run that an error ended
+            self._hook.remove()
+        if model is not None:
             self._frame_rate = float(getattr(model, "frame_rate", math.nan))
             self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
@@ -128,9 +134,7 @@ class ThroughputCallback(TrainerCallback):
                 self._tokens = self._tokens + values.sum()
 
     def _reset(self) -> None:
-        self._clips = 0
-        self._audio_seconds: torch.Tensor | float = 0.0
-        self._tokens: torch.Tensor | int = 0
+        self._clips, self._audio_seconds, self._tokens = 0, 0.0, 0
         self._step_seconds, self._waited = 0.0, 0.0
 
 
