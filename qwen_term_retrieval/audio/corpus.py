@@ -62,7 +62,7 @@ def _read_saved_dataset(folder: Location, rules: RowRules) -> Iterator[Utterance
 def _read_legacy(folder: Location, rules: RowRules) -> Iterator[Utterance]:
     if not isinstance(folder, Path):
         raise CorpusError(f"{folder}: legacy shards are mapped into memory; copy them to this machine")
-    for utterance in legacy_utterances(folder):
+    for utterance in legacy_utterances(folder, rules.allow_pickle):
         yield replace(utterance, split=rules.split or utterance.split)
 
 
@@ -85,9 +85,10 @@ FORMATS = tuple(dict.fromkeys((*READERS_OF_FOLDERS, *READERS_OF_FILES)))
 
 
 class CorpusReader(Iterator[Utterance]):
-    """The utterances of a corpus, one at a time."""
+    """The utterances of a corpus, one at a time; `name` is what messages call it."""
 
-    def __init__(self, utterances: Iterator[Utterance], estimate: Callable[[], int | None]) -> None:
+    def __init__(self, name: str, utterances: Iterator[Utterance], estimate: Callable[[], int | None]) -> None:
+        self.name = name
         self._utterances = utterances
         self._estimate = estimate
 
@@ -106,6 +107,7 @@ def read_corpus(
     split: str | None = None,
     key_rule: str = "auto",
     columns: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
 ) -> CorpusReader:
     """Iterate over the utterances of a corpus.
 
@@ -139,6 +141,7 @@ def read_corpus(
             "term_chunks" (below the folder of that name, as term-level corpora have it) or "auto" (the second where
             there is such a folder). A clip of a longer recording has its milliseconds (and channel) added.
         columns: names of columns that are not named as above: `{"text": "raw_text"}`.
+        allow_pickle: read legacy shards whose indexes hold pickled objects. Only where you trust their maker.
 
     Raises:
         CorpusError: naming file, row and remedy.
@@ -151,21 +154,21 @@ def read_corpus(
         from qwen_term_retrieval.audio.readers.hf_datasets import num_rows, read_dataset
 
         rules = RowRules(Path(), split, key_rule, columns or {})
-        return CorpusReader(read_dataset(source, rules), partial(num_rows, source))
+        return CorpusReader("the dataset", read_dataset(source, rules), partial(num_rows, source))
     location = located(source)
     if is_folder(location):
-        rules = RowRules(location, split, key_rule, columns or {})
+        rules = RowRules(location, split, key_rule, columns or {}, allow_pickle)
         kind, readers = "folder", READERS_OF_FOLDERS
         format = _format_of_folder(location) if format == "auto" else format
     elif is_file(location):
-        rules = RowRules(parent(location), split, key_rule, columns or {})
+        rules = RowRules(parent(location), split, key_rule, columns or {}, allow_pickle)
         kind, readers = "file", READERS_OF_FILES
         format = _format_of_file(location) if format == "auto" else format
     else:
         raise FileNotFoundError(f"corpus {location} does not exist; give a folder of audio or a manifest")
     if format not in readers:
         raise CorpusError(f"{location} is a {kind}; of a {kind}, the formats {', '.join(readers)} can be read")
-    return CorpusReader(readers[format](location, rules), partial(estimated_rows, format, location))
+    return CorpusReader(str(location), readers[format](location, rules), partial(estimated_rows, format, location))
 
 
 def _format_of_folder(folder: Location) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +12,8 @@ import typer
 from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
+    from qwen_term_retrieval.audio.corpus import CorpusReader
     from qwen_term_retrieval.audio.pack import Pack
-    from qwen_term_retrieval.audio.utterance import Utterance
     from qwen_term_retrieval.text.token_files import TokenPack
 
 _UNITS = {
@@ -79,21 +78,18 @@ AllowPickle = Annotated[
 
 def corpus_of(
     source: str, layout: str, split: str | None, key_rule: str, columns: list[str] | None, allow_pickle: bool
-) -> str | Iterator[Utterance]:
-    """What packing takes: the source itself, or its utterances where it must be told how to read them."""
+) -> CorpusReader:
+    """The corpus, read as the options say."""
     from qwen_term_retrieval.audio.corpus import read_corpus
-    from qwen_term_retrieval.audio.legacy import legacy_utterances
 
-    if allow_pickle:
-        return legacy_utterances(source, allow_pickle=True)
-    if (layout, split, key_rule) == ("auto", None, "auto") and not columns:
-        return source
     pairs = [column.partition("=") for column in columns or []]
     wrong = [column for column, (ours, _, theirs) in zip(columns or [], pairs, strict=True) if not (ours and theirs)]
     if wrong:
         raise ValueError(f"--column {wrong[0]!r} is no OURS=THEIRS; write text=raw_text")
-    renamed = {ours: theirs for ours, _, theirs in pairs}
-    return read_corpus(source, format=layout, split=split, key_rule=key_rule, columns=renamed)
+    names = {ours: theirs for ours, _, theirs in pairs}
+    return read_corpus(
+        source, format=layout, split=split, key_rule=key_rule, columns=names, allow_pickle=allow_pickle
+    )
 
 
 @app.command()

@@ -11,9 +11,11 @@ import soundfile
 from datasets import load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from qwen_term_retrieval import CorpusError, MMapAudioCollection, legacy_utterances, pack_corpus, read_corpus
+from qwen_term_retrieval import CorpusError, MMapAudioCollection, Pack, legacy_utterances, pack_corpus, read_corpus
 from qwen_term_retrieval.audio.pack_format.shards import PackError, ShardIndex
+from qwen_term_retrieval.cli import app
 
 
 def write_legacy(folder: Path, clips: dict[str, np.ndarray], per_shard: int = 2, *, pickled: bool = True) -> Path:
@@ -156,6 +158,22 @@ def test_read_corpus_knows_their_folder(clips, tmp_path):
     folder = write_legacy(tmp_path / "plain", clips, pickled=False)
     assert [utterance.key for utterance in read_corpus(folder)] == list(clips)
     assert {utterance.split for utterance in read_corpus(folder, split="test")} == {"test"}
+
+
+def test_read_corpus_reads_pickled_indexes_where_it_is_allowed(folder, clips):
+    with pytest.raises(PackError, match="allow_pickle=True"):
+        next(read_corpus(folder))
+    read = list(read_corpus(folder, allow_pickle=True, split="test"))
+    assert [utterance.key for utterance in read] == list(clips)
+    assert {utterance.split for utterance in read} == {"test"}
+
+
+def test_qtr_packs_pickled_indexes_where_it_is_allowed(folder, tmp_path):
+    refused = CliRunner().invoke(app, ["pack", str(folder), str(tmp_path / "pack")])
+    assert "who made it: --allow-pickle." in refused.stderr
+    allowed = ["--allow-pickle", "--split", "test", "--workers", "1"]
+    assert CliRunner().invoke(app, ["pack", str(folder), str(tmp_path / "pack"), *allowed]).exit_code == 0
+    assert Pack.open(tmp_path / "pack").splits == ["test"]
 
 
 def test_load_dataset_packs_a_folder_of_them(folder, clips):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import soundfile
 import soxr
 
-from qwen_term_retrieval.audio.corpus import with_unique_keys
+from qwen_term_retrieval.audio.corpus import CorpusReader, with_unique_keys
 from qwen_term_retrieval.audio.pack_format.keys import KeyTable, keys_name, named_keys
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
 from qwen_term_retrieval.audio.pack_format.rows import table_name
@@ -127,7 +127,7 @@ class Increment:
                     sealer.add(result.number, part)
                 progress.add(result.num_clips, result.num_samples / self._settings.sampling_rate)
         if not self.survey.splits:
-            name = source if isinstance(source, str | Path) else "the corpus"
+            name = utterances.name if isinstance(utterances, CorpusReader) else "the corpus"
             raise CorpusError(f"{name}: no utterance to pack")
 
     @property

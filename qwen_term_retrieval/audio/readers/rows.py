@@ -54,13 +54,15 @@ _SUGGEST_ABOVE = 0.8
 class RowRules:
     """What holds for all rows of a corpus: its root, and how keys, splits and columns are read.
 
-    `columns` names columns that have other names than ours: `{"text": "raw_text"}`.
+    `columns` names columns that have other names than ours: `{"text": "raw_text"}`; `allow_pickle` is for indexes of
+    legacy shards.
     """
 
     root: Location
     split: str | None = None
     key_rule: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         for column in self.columns:
