@@ -42,7 +42,7 @@ def published(tmp_path_factory):
     script = """
         import json, sys
         from pathlib import Path
-        from hub_process import make_tiny_trainer
+        from tiny_trainer import make_tiny_trainer
 
         home = Path(sys.argv[1])
         pushing = {"push_to_hub": True, "hub_always_push": True, "hub_token": "hf_secret"}
@@ -186,7 +186,7 @@ def test_qtr_models_lists_revisions_checkpoints_and_authors_and_each_can_be_load
 def test_a_hub_that_fails_costs_the_push_and_not_the_run(tmp_path):
     script = """
         import json, logging, sys
-        from hub_process import make_tiny_trainer
+        from tiny_trainer import make_tiny_trainer
         from qwen_term_retrieval.training.hub import HubPushError
 
         logging.basicConfig(stream=sys.stdout)

@@ -38,7 +38,7 @@ def pushed(tmp_path_factory):
         flags = ["--audio_tower", str(tower), "--output_dir", str(output)]
         done = train(*flags, "--push_to_hub", "--hub_model_id", "user/ears", environment=environment)
         assert done.returncode == 0, done.stderr[-3000:]
-        return output, done.stdout, dict(hub.files("user/ears"))
+        return output, done.stdout, dict(hub.files("user/ears", "best"))
 
 
 @pytest.mark.slow
@@ -63,8 +63,11 @@ def test_the_model_on_the_hub_is_small_carries_its_card_and_its_threshold(pushed
     assert len(files["model.safetensors"]) < 10e6
     card = files["README.md"].decode()
     assert "`builders/term_audio`, split `train`" in card
-    assert "| test |" in card
-    assert json.loads(files["config.json"])["threshold"] > 0
+    assert "| test | unseen |" in card
+    assert "| split | precision | recall | f1 | false_alarms_per_minute |" in card
+    threshold = json.loads(files["config.json"])["threshold"]
+    assert threshold > 0
+    assert f"from a score of {threshold:.4f} on" in card
 
 
 @pytest.mark.slow

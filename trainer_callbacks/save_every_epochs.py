@@ -23,10 +23,11 @@ class SaveEveryEpochsCallback(TrainerCallback):
         self.every = every
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.save_strategy != SaveStrategy.EPOCH:
+        strategy = SaveStrategy(args.save_strategy)
+        if strategy != SaveStrategy.EPOCH:
             raise ValueError(
-                f"save_every_epochs={self.every} needs save_strategy='epoch', not {str(args.save_strategy)!r}; "
-                "between steps, set save_steps"
+                f"save_every_epochs={self.every} needs save_strategy='epoch', not {strategy.value!r}: between steps, "
+                "set save_steps"
             )
 
     def on_epoch_end(

@@ -171,9 +171,9 @@ class HubTrainer(Trainer):
         if error := push.exception():
             raise HubPushError(
                 f"the model is whole in {self.args.output_dir}, but the push to {self.hub_model_id} failed: "
-                f"{_first_line(error)}. Push it with `hf upload {self.hub_model_id} {self.args.output_dir} . "
-                "--include config.json --include README.md --include '*.safetensors*'`, or run the same command again "
-                "with --resume."
+                f"{_first_line(error)}. Run the same command again with --resume, or push it with `hf upload "
+                f"{self.hub_model_id} {self.args.output_dir} . --include config.json --include README.md --include "
+                "'*.safetensors*' --exclude 'checkpoint-*'`."
             ) from error
         return push.result()
 

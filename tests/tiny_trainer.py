@@ -1,0 +1,50 @@
+"""A training run of a second, for tests of what a run writes, pushes and reports."""
+
+from pathlib import Path
+
+import datasets
+import torch
+
+import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
+
+TINY_TOWER = {"model_type": "whisper", "num_mel_bins": 16, "d_model": 8, "encoder_layers": 1}
+TINY_TOWER |= {"encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+
+
+def make_tiny_trainer(output_dir, callbacks=(), **settings):
+    """A trainer of a tiny model without pretrained weights on 16 clips of the demo corpus: two steps an epoch."""
+    torch.manual_seed(0)
+    rows = datasets.load_dataset(str(Path(__file__).parent.parent / "builders/term_audio"))
+    spoken = rows["train"].filter(lambda terms: len(terms) == 1, input_columns="terms")
+    config = TermRetrievalConfig(
+        audio_tower=TINY_TOWER,
+        text_tower="phonemes:characters",
+        text_tower_config={"hidden_size": 16},
+        embedding_dim=16,
+        segments=(1,),
+    )
+    args = TermRetrievalArguments(
+        output_dir=str(output_dir),
+        **{
+            "use_cpu": True,
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "patience": 0,
+            "disable_tqdm": True,
+            **settings,
+        },
+    )
+    trainer = TermRetrievalTrainer(
+        TermRetrievalModel(config),
+        args,
+        spoken.select(range(16)),
+        rows["validation"].select(range(16)),
+        callbacks=list(callbacks),
+    )
+    trainer.card_data = "Sixteen clips."
+    return trainer
