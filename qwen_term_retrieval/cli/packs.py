@@ -87,9 +87,7 @@ def corpus_of(
     if wrong:
         raise ValueError(f"--column {wrong[0]!r} is no OURS=THEIRS; write text=raw_text")
     names = {ours: theirs for ours, _, theirs in pairs}
-    return read_corpus(
-        source, format=layout, split=split, key_rule=key_rule, columns=names, allow_pickle=allow_pickle
-    )
+    return read_corpus(source, format=layout, split=split, key_rule=key_rule, columns=names, allow_pickle=allow_pickle)
 
 
 @app.command()
