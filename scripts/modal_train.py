@@ -270,7 +270,7 @@ def download_run(volume: modal.Volume, run_name: str, target: Path) -> Path:
     """Fetch a run's model, metrics and history, without its checkpoints, to `target/run_name`."""
     for entry in volume.listdir(run_name, recursive=True):
         path = PurePosixPath(entry.path.lstrip("/"))
-        if entry.type.name != "FILE" or any(part.startswith("checkpoint-") for part in path.parts):
+        if entry.type.name != "FILE" or any(part.startswith(("checkpoint-", ".push")) for part in path.parts):
             continue
         local = target / path
         local.parent.mkdir(parents=True, exist_ok=True)

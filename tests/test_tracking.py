@@ -118,5 +118,5 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_loaded
 
 
 def test_a_tracker_that_nobody_knows_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"tensorbored is not supported, only .*tensorboard"):
+    with pytest.raises(ValueError, match=r"report_to='tensorbored' is no tracker; there are .*, tensorboard, "):
         parse_recipe(RECIPES, ["--report_to", "tensorbored"])

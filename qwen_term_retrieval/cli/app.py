@@ -75,6 +75,7 @@ def qtr() -> None:
         qtr pack recordings/ packs/mine     # a folder with metadata.csv, or a .jsonl manifest
         qtr inspect packs/mine
         accelerate launch scripts/train.py --dataset packs/mine --output_dir outputs/mine
+        qtr models outputs/mine             # its checkpoints
         qtr evaluate outputs/mine packs/mine
         qtr search outputs/mine glossary.txt clip.wav
 

@@ -122,7 +122,7 @@ class HubTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push a checkpoint in the background; while another push is under way, only the best and on request all."""
         strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+        if not self.is_world_process_zero() or strategy == HubStrategy.END or self.state.is_hyper_param_search:
             return
         step = self.state.global_step
         is_best = step == self.state.best_global_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 # Those whose package has the tracker's name; of others transformers itself complains, once the clips are prepared.
 _PACKAGES = ("clearml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
@@ -18,7 +18,9 @@ def check_trackers(report_to: Iterable[str]) -> None:
         ValueError: naming the tracker and what to install.
     """
     for name in report_to:
-        get_reporting_integration_callbacks([name])
+        if name not in INTEGRATION_TO_CALLBACK:
+            there_are = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"report_to={name!r} is no tracker; there are {there_are}")
         if name in _PACKAGES and find_spec(name) is None:
             raise ValueError(
                 f"report_to={name!r}: the package {name!r} is not installed; `pip install {name}`, or --report_to none"
