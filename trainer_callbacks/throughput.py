@@ -146,18 +146,15 @@ def _rates(
     if not clips or not step_seconds:
         return {}
     seconds = step_seconds / ranks
-    rates = {
-        "clips_per_second": round(clips / seconds, 2),
-        "audio_seconds_per_second": round(audio_seconds / seconds, 2),
-    }
+    rates = {"clips_per_second": clips / seconds, "audio_seconds_per_second": audio_seconds / seconds}
     if tokens:
-        rates["tokens_per_second"] = round(tokens / seconds, 2)
+        rates["tokens_per_second"] = tokens / seconds
     if waited:
-        rates["data_wait_share"] = round(waited / step_seconds, 5)
+        rates["data_wait_share"] = waited / step_seconds
     if peak:
-        rates["tflops_per_second"] = round(flops / seconds / 1e12, 5)
-        rates["mfu"] = round(flops / seconds / peak, 5)
-    return rates
+        rates["tflops_per_second"] = flops / seconds / 1e12
+        rates["mfu"] = flops / seconds / peak
+    return {name: float(f"{rate:.5g}") for name, rate in rates.items()}
 
 
 def _number_type(args: TrainingArguments, model: nn.Module | None) -> torch.dtype:
