@@ -5,21 +5,14 @@ accelerate launch scripts/train.py --recipe laptop    # any recipe of configs/re
 python scripts/train.py --help                        # every setting
 """
 
-import sys
 from pathlib import Path
 
 from qwen_term_retrieval.training.arguments import parse_recipe
-from qwen_term_retrieval.training.hub import HubPushError
+from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.run import run_training
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
 if __name__ == "__main__":
-    try:
-        settings = parse_recipe(RECIPES)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    try:
-        run_training(*settings)
-    except (FileNotFoundError, FileExistsError, HubPushError) as error:
-        sys.exit(f"error: {error}")
+    with one_line_errors():
+        run_training(*parse_recipe(RECIPES))

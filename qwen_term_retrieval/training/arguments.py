@@ -239,7 +239,7 @@ class TermRetrievalArguments(TrainingArguments):
             self.load_best_model_at_end = False
         super().__post_init__()
         self._set_batch_size()
-        self._check_objective()
+        self.check_objective()
         check_trackers(self.report_to or [])
         if not self.audio_text_loss_ratio + self.audio_term_loss_ratio:
             raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
@@ -299,7 +299,8 @@ class TermRetrievalArguments(TrainingArguments):
             if self.deepspeed or self.fsdp:
                 raise ValueError("gradcache_chunk works with one process or DDP, not with DeepSpeed or FSDP")
 
-    def _check_objective(self) -> None:
+    def check_objective(self) -> None:
+        """Raise a ValueError that names the first setting of the loss that cannot be."""
         for name in ("audio_text_loss_ratio", "audio_term_loss_ratio", "hard_neg_weight", "no_term_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, number_of_arguments, set_seed
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
@@ -65,17 +65,18 @@ from qwen_term_retrieval.training.hard_negatives import (
     sounding_alike,
 )
 from qwen_term_retrieval.training.hub import HubTrainer
-from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
+from qwen_term_retrieval.training.hyperparameter_search import SearchableTrainer
 from qwen_term_retrieval.training.memory_check import check_memory
+from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, EpochLoader, LengthBucketedSampler
 
 
-class TermRetrievalTrainer(HubTrainer):
+class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
     """Train a `TermRetrievalModel` on rows of the row schema (`load_dataset` of a pack gives them).
 
     Args:
-        model: with a frozen audio tower, or with LoRA in it.
+        model: with a frozen audio tower, or with LoRA in it; None with a `model_init`, for `hyperparameter_search`.
         args: the run.
         train_dataset: rows to train on.
         eval_dataset: rows that pick the best checkpoint.
@@ -102,7 +103,7 @@ class TermRetrievalTrainer(HubTrainer):
 
     def __init__(
         self,
-        model: TermRetrievalModel,
+        model: TermRetrievalModel | None,
         args: TermRetrievalArguments,
         train_dataset: datasets.Dataset | None = None,
         eval_dataset: datasets.Dataset | None = None,
@@ -114,24 +115,22 @@ class TermRetrievalTrainer(HubTrainer):
             glossary = training_glossary(train_dataset, glossary)
         if glossary is None:
             raise ValueError("give a train_dataset or a glossary: without either there are no terms to search")
-        self.retrieval_model = model
+        self.args = args
+        if model is None:
+            model = self._first_model = _first_model(kwargs.get("model_init"), args.seed)
+        self.use_model(model)
         self.glossary = glossary
         trained = spoken_terms(train_dataset) if train_dataset is not None else []
         known = (glossary.id_of(term.text, term.language) for term in trained)
         self.trained_ids = {identity for identity in known if identity is not None}
         callbacks = list(kwargs.pop("callbacks", []))
-        if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
         if args.check_memory:
             callbacks.insert(0, MemoryCheckCallback(lambda: check_memory(self)))
+        if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
             folder = Path(args.output_dir, "hard_negatives")
             hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead)
             callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
         self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
-        if args.loss == "sigmoid":
-            model.add_logit_bias(args.sigmoid_bias)
-        if model.config.logit_bias is not None:
-            # What the loss does not use must not wait for a gradient under DDP.
-            model.logit_bias.requires_grad_(args.loss == "sigmoid")
         self._sounding_alike: NDArray[np.int32] | None = None
         self._loss_sums: dict[str, torch.Tensor | float] = {}
         self._losses_summed: torch.Tensor | float = 0.0
@@ -147,7 +146,7 @@ class TermRetrievalTrainer(HubTrainer):
         if args.skip_nonfinite_steps:
             callbacks.append(NonFiniteGuardCallback(args.max_nonfinite_steps))
         super().__init__(
-            model=model,
+            model=None if self._first_model is not None else model,
             args=args,
             data_collator=_as_they_are,
             train_dataset=self.train_clips,
@@ -411,6 +410,14 @@ class TermRetrievalTrainer(HubTrainer):
         )
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=named, num_samples=len(clips))
+
+
+def _first_model(model_init: Callable[..., TermRetrievalModel] | None, seed: int) -> TermRetrievalModel:
+    """What `model_init` gives before there is a trial."""
+    if model_init is None:
+        raise ValueError("give a model, or a model_init that makes one for each trial of a hyperparameter search")
+    set_seed(seed)
+    return model_init(None) if number_of_arguments(model_init) else model_init()
 
 
 def _as_they_are(rows: list[Any]) -> dict[str, Any]:

@@ -1,0 +1,23 @@
+"""Search for the settings that work best on your data: optuna tries them, each in a training run of its own.
+
+python scripts/tune.py --trials 20                                       # around the demo recipe
+python scripts/tune.py --trials 20 --recipe laptop --dataset packs/mine  # any recipe and flags of scripts/train.py
+python scripts/train.py --recipe outputs/laptop-tuning/best.yaml         # train with the best
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.refusals import one_line_errors
+from qwen_term_retrieval.training.tuning import tune
+
+RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
+
+if __name__ == "__main__":
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--trials", type=int, default=20)
+    chosen, flags = own.parse_known_args(sys.argv[1:])
+    with one_line_errors():
+        tune(*parse_recipe(RECIPES, flags), num_trials=chosen.trials)
