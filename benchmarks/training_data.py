@@ -2,8 +2,9 @@
 
 The recipe as it stands (frozen Whisper-tiny.en, its frames read from the cache on disk, windows, mined hard negatives)
 on the demo corpus. Waiting is the time in which the loop asks for its batches, `data_wait_share` of
-`ThroughputCallback`: reading frames, drawing, tokenizing and padding, all in the trainer's own process. Mining and
-computing the cache lie between steps.
+`ThroughputCallback`: for what the recipe's worker has not built by then (reading frames, drawing, tokenizing, padding)
+and for taking it over. The first batches of an epoch are always waited for. Mining and computing the cache lie between
+steps.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ BELOW = 0.03
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 
 
-def run(device: torch.device, *, num_steps: int = 45) -> dict[str, Any]:
-    """The share over so many steps of the demo recipe."""
+def run(device: torch.device, *, num_steps: int = 180) -> dict[str, Any]:
+    """The share over so many steps of the demo recipe; by default its 30 epochs of six."""
     with tempfile.TemporaryDirectory() as folder:
         return measure_wait(demo_trainer(Path(folder), device, num_steps), device)
 
@@ -64,7 +65,9 @@ def measure_wait(trainer: TermRetrievalTrainer, device: torch.device) -> dict[st
 
 
 def loader_profile(trainer: TermRetrievalTrainer) -> str:
-    """The functions that an epoch of batches spends most time in, by `cProfile`."""
+    """The functions that an epoch of batches spends most time in, by `cProfile`, without workers."""
+    trainer.args.dataloader_num_workers = 0
+    trainer.args.dataloader_persistent_workers = False
     loader = trainer.get_train_dataloader()
     with cProfile.Profile() as profiler:
         for _ in loader:

@@ -93,16 +93,20 @@ class Row:
 
 
 def take_turns(
-    rows: Mapping[str, Row], runs: Mapping[str, Callable[[], object]], repetitions: int, device: torch.device
+    rows: Mapping[str, Row],
+    runs: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    device: torch.device,
+    warm_up: bool = True,
 ) -> None:
     """Time each row's run so many times; repetitions interleave, after one of each that is not counted."""
-    for repetition in range(repetitions + 1):
+    for repetition in range(repetitions + warm_up):
         for name, run in runs.items():
             synchronize(device)
             started = time.perf_counter()
             run()
             synchronize(device)
-            if repetition:
+            if repetition >= warm_up:
                 rows[name].seconds.append(time.perf_counter() - started)
 
 
