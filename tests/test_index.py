@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from qwen_term_retrieval.retrieval import index as index_module
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
@@ -176,6 +177,16 @@ def test_a_failed_save_leaves_the_old_index_and_nothing_else(tmp_path, monkeypat
         make_index(["vein"]).save(folder, overwrite=True)
     assert [term.text for term in TermIndex.load(folder).terms] == ["aorta"]
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_index_without_a_column_of_languages_opens(tmp_path):
+    index = make_index(["aorta", {"term": "vein", "aliases": ["vena"]}])
+    folder = index.save(tmp_path / "index")
+    path, meta = folder / "terms.parquet", json.loads((folder / "meta.json").read_text())
+    parquet.write_table(parquet.read_table(path).drop_columns("language"), path)
+    meta["bytes"]["terms.parquet"] = path.stat().st_size
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert TermIndex.load(folder).terms == index.terms
 
 
 @pytest.mark.parametrize("name", ["vectors.npy", "terms.parquet", "meta.json"])

@@ -5,6 +5,7 @@ import json
 import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 from typer.testing import CliRunner
 
@@ -55,7 +56,7 @@ def rows(pack):
     return datasets.load_dataset(str(pack))
 
 
-def make_trainer(rows, output_dir, languages=LANGUAGES, text_tower="phonemes:espeak:en-us", **settings):
+def make_trainer(rows, output_dir, languages=LANGUAGES, text_tower="phonemes:espeak:en-us", glossary=None, **settings):
     torch.manual_seed(0)
     sounds = {"hidden_size": 16, "dropout": 0.0} | ({"languages": languages} if languages else {})
     model = TermRetrievalModel(
@@ -66,7 +67,7 @@ def make_trainer(rows, output_dir, languages=LANGUAGES, text_tower="phonemes:esp
         output_dir=str(output_dir), use_cpu=True, per_device_train_batch_size=8, learning_rate=1e-3, disable_tqdm=True,
         **settings,
     )  # fmt: skip
-    return TermRetrievalTrainer(model, args, rows["train"], rows["validation"])
+    return TermRetrievalTrainer(model, args, rows["train"], rows["validation"], glossary)
 
 
 def symbols_of(trainer, batch, candidates, identity):
@@ -109,6 +110,32 @@ def test_the_bank_of_the_evaluation_names_the_language_of_every_term(rows, tmp_p
     assert {(term.text, term.language) for term in bank} == {(word, code) for code in WORDS for word in WORDS[code]}
     metrics = trainer.evaluate()
     assert metrics["eval_pairs"] == metrics["eval_pairs_seen"] == len(bank) == 20
+
+
+def test_evaluation_and_mining_encode_every_term_in_its_language(rows, tmp_path, monkeypatch):
+    trainer = make_trainer(rows, tmp_path)
+    encoded = []
+    encode_terms = trainer.model.encode_terms
+
+    def noting(terms, *args, languages=None, **kwargs):
+        encoded.append(sorted(zip(terms, languages, strict=True)))
+        return encode_terms(terms, *args, languages=languages, **kwargs)
+
+    monkeypatch.setattr(trainer.model, "encode_terms", noting)
+    trainer.evaluate()
+    trainer.mine_hard_negatives()
+    assert encoded == [sorted((word, code) for code in WORDS for word in WORDS[code])] * 2
+
+
+def test_a_glossary_that_forgets_its_languages_is_warned_of(rows, tmp_path, caplog):
+    trainer = make_trainer(rows, tmp_path / "none", glossary=Glossary(["fromage", "cheese"]))
+    (warning,) = {record.getMessage() for record in caplog.records if "other languages" in record.getMessage()}
+    assert warning.startswith("glossary: 1 terms without a language are spoken in other languages")
+    assert "'fromage' in 'fr'" in warning
+    assert trainer.glossary.id_of("fromage", "fr") == term_id("fromage")
+    caplog.clear()
+    make_trainer(rows, tmp_path / "some", glossary=Glossary([{"term": "fromage", "language": "fr"}, "cheese"]))
+    assert not [record for record in caplog.records if "other languages" in record.getMessage()]
 
 
 def test_a_run_in_four_languages_resumes_to_the_same_weights(rows, tmp_path):
@@ -198,6 +225,12 @@ def test_the_command_line_reads_the_languages_of_a_glossary(retriever, pack, tmp
     assert "3 terms" in qtr("index", tmp_path / "model", glossary, tmp_path / "index")
     index = TermRetriever.from_pretrained(tmp_path / "model").load_index(tmp_path / "index")
     torch.testing.assert_close(index.vectors_ND[0], vector(retriever, "Paris", "fr"), atol=1e-6, rtol=0)
+    recording = tmp_path / "noise.wav"
+    soundfile.write(recording, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    found = qtr("search", tmp_path / "model", tmp_path / "index", recording, "--json", "--quiet").splitlines()
+    assert {(match["term"], match["language"]) for match in map(json.loads, found)} == {
+        ("Paris", "fr"), ("Paris", "de"), ("fromage", "fr"),
+    }  # fmt: skip
     flags = ["--split", "validation", "--glossary", glossary, "--train-split", "train", "--quiet"]
     qtr("evaluate", tmp_path / "model", pack, *flags, "--output", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
@@ -205,8 +238,9 @@ def test_the_command_line_reads_the_languages_of_a_glossary(retriever, pack, tmp
 
 
 def test_an_entry_whose_language_the_model_lacks_is_named(retriever):
-    with pytest.raises(ValueError, match=r"'formaggio': no phonemizer for 'it'"):
-        retriever.index(["cheese", {"term": "formaggio", "language": "it"}])
+    entries = ["cheese", *({"term": term, "language": "it"} for term in ("formaggio", "vino"))]
+    with pytest.raises(ValueError, match=r"glossary: 2 terms are in 'it', the first is 'formaggio': .*\"espeak:it\""):
+        retriever.index(entries)
 
 
 def test_a_glossary_without_languages_serves_rows_that_have_them():

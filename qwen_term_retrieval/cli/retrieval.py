@@ -43,7 +43,9 @@ def search(
             typer.echo(f"{clip}: {len(matches)} terms")
         for match in matches:
             found = {"term": match.term, "score": round(match.score, 4), "start": match.start, "end": match.end}
-            line = f"  {match.term:<40} {match.score:6.3f} {match.start:9.2f} – {match.end:.2f} s"
+            found |= {"language": match.language} if match.language else {}
+            shown = f"{match.term} ({match.language})" if match.language else match.term
+            line = f"  {shown:<40} {match.score:6.3f} {match.start:9.2f} – {match.end:.2f} s"
             typer.echo(json.dumps({"clip": str(clip), **found}, ensure_ascii=False) if json_lines else line)
 
 

@@ -20,12 +20,14 @@ from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.models.text_tower import pronouncer_of
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, EncodedChunks, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
+from qwen_term_retrieval.text.pronouncing import check_glossary
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,9 @@ class TermRetriever:
         return self._index
 
     def _embed_into(self, index: TermIndex, glossary: Glossary, batch_size: int) -> TermIndex:
+        pronouncer = pronouncer_of(self.model.text_tower)
+        if pronouncer is not None:
+            check_glossary(glossary, pronouncer)
         terms = index.missing(glossary)
         spellings = [spelling for term in terms for spelling in term.spellings]
         languages = [term.language for term in terms for _ in term.spellings]
@@ -263,7 +268,7 @@ def best_matches(batch: EncodedChunks, index: TermIndex, top_k: int) -> list[lis
         for score, position, window in zip(*columns, strict=True):
             if score > -math.inf:  # a chunk may own no window
                 term, (start, end) = index.terms[position], spans_W2[window]
-                found.append(TermMatch(term.text, score, round(start, 3), round(end, 3), term.term_id))
+                found.append(TermMatch(term.text, score, round(start, 3), round(end, 3), term.term_id, term.language))
         answers.append(found)
     return answers
 

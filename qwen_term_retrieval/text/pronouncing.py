@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.languages import language_code, primary_language
 from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme, get_phonemizer
 
@@ -49,7 +50,7 @@ class Pronouncer:
             self._phonemizers[language] = [get_phonemizer(part.strip()) for part in name.split(_OR)]
         every = [one for many in self._phonemizers.values() for one in many]
         # By the code of a language, its name in `_phonemizers`: the default's own language has none.
-        own_languages = {one.language: None for one in self._phonemizers[None]}
+        own_languages: dict[str | None, str | None] = {one.language: None for one in self._phonemizers[None]}
         self._spoken_as = own_languages | {language_code(name): name for name in self._phonemizers}
         self.symbols = tuple(dict.fromkeys(symbol for one in every for symbol in one.symbols))
 
@@ -97,6 +98,10 @@ class Pronouncer:
         codes = {language_code(language), primary_language(language)}
         return len(self._phonemizers) == 1 or not codes.isdisjoint(self._spoken_as)
 
+    def has_own(self, language: str | None) -> bool:
+        """Whether texts in this language are said otherwise than those without one."""
+        return self.reads(language) and self._name_of(language) is not None
+
     def unread(self, language: str | None) -> str:
         """What to tell the user about a language that cannot be pronounced: what there is, and the remedy."""
         known, code = sorted(filter(None, self._phonemizers)), language_code(language)
@@ -110,3 +115,19 @@ class Pronouncer:
             return None
         code = language_code(language)
         return self._spoken_as[code if code in self._spoken_as else primary_language(code)]
+
+
+def check_glossary(glossary: Glossary, pronouncer: Pronouncer) -> None:
+    """See that all terms of a glossary can be pronounced.
+
+    Raises:
+        ValueError: a language has no phonemizer; names the glossary, the language, how many terms are in it, the first,
+            and the remedy.
+    """
+    languages = glossary.languages
+    for language in dict.fromkeys(languages):
+        if not pronouncer.reads(language):
+            raise ValueError(
+                f"{glossary.source}: {languages.count(language)} terms are in {language!r}, the first is "
+                f"{glossary.texts[languages.index(language)]!r}: {pronouncer.unread(language)}."
+            )

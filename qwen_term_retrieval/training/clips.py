@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,9 +29,11 @@ from qwen_term_retrieval.text.glossary import (
     spoken_spellings,
     term_id,
 )
-from qwen_term_retrieval.text.pronouncing import Pronouncer
+from qwen_term_retrieval.text.pronouncing import Pronouncer, check_glossary
 from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.sampling import Visit
+
+logger = logging.getLogger(__name__)
 
 NO_ID = -1
 
@@ -59,6 +62,8 @@ def training_glossary(rows: datasets.Dataset, glossary: Glossary | None = None) 
 def check_languages(rows: datasets.Dataset, glossary: Glossary, pronouncer: Pronouncer) -> None:
     """See that the texts and terms of all rows, and the terms of the glossary, can be pronounced.
 
+    Warns of terms that the rows speak in a language and the glossary lists without one.
+
     Raises:
         ValueError: a language has no phonemizer; names it, how many rows or terms are in it, the first, and the remedy.
     """
@@ -70,14 +75,19 @@ def check_languages(rows: datasets.Dataset, glossary: Glossary, pronouncer: Pron
                 f"{languages.count(language)} rows are in {language!r}, the first has the key {rows[first]['key']!r}: "
                 f"{pronouncer.unread(language)}, or drop these rows with `rows.filter`."
             )
-
-    for term in glossary:
-        if not pronouncer.reads(term.language):
-            in_language = glossary.languages.count(term.language)
-            raise ValueError(
-                f"{glossary.source}: {in_language} terms are in {term.language!r}, the first is {term.text!r}: "
-                f"{pronouncer.unread(term.language)}."
-            )
+    check_glossary(glossary, pronouncer)
+    foreign = [term for term in spoken_terms(rows) if pronouncer.has_own(term.language)]
+    unnamed = [term for term in foreign if glossary.spellings.own(term.text, term.language) is None]
+    unnamed = [term for term in unnamed if glossary.id_of(term.text, term.language) is not None]
+    if unnamed:
+        logger.warning(
+            "%s: %d terms without a language are spoken in other languages, but said as the default says them; the "
+            "first is %r in %r. Give the glossary its languages",
+            glossary.source,
+            len(unnamed),
+            unnamed[0].text,
+            unnamed[0].language,
+        )
 
 
 def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Dataset:
