@@ -126,8 +126,9 @@ class HubTrainer(Trainer):
             return
         step = self.state.global_step
         is_best = step == self.state.best_global_step
-        under_way = [push for push in self._pushes if not push.done()]
-        self._report([push for push in self._pushes if push.done()])
+        done = [push for push in self._pushes if push.done()]
+        under_way = [push for push in self._pushes if push not in done]
+        self._report(done)
         self._pushes = under_way
         if under_way and not is_best and not self.args.hub_always_push:
             logger.info("step %d is not pushed: another push is under way; --hub_always_push pushes every one", step)
