@@ -77,6 +77,24 @@ def test_gradcache_takes_the_steps_of_the_whole_batch(two_ranks, name):
     )
 
 
+@pytest.mark.parametrize("name", ["lora", "lora-chunks", "accumulated-chunks", "mined", "durations"])
+def test_throughput_is_that_of_all_ranks_and_said_alike_on_each(two_ranks, tmp_path, name):
+    _, alone = run(name, tmp_path, CASES[name])
+    one, other = of_rank(two_ranks, name, 0), of_rank(two_ranks, name, 1)
+    for rate in ("clips_per_second", "tokens_per_second", "data_wait_share", "tflops_per_second", "mfu"):
+        assert len(values_of(one, rate)) == one["global_step"]
+        assert values_of(one, rate) == values_of(other, rate)
+
+    def seconds_a_clip(found):
+        audio, clips = values_of(found, "audio_seconds_per_second"), values_of(found, "clips_per_second")
+        return [seconds / number for seconds, number in zip(audio, clips, strict=True)]
+
+    assert seconds_a_clip(one) == pytest.approx(seconds_a_clip(alone), rel=1e-3)
+    # Texts that both ranks hold are read twice, audio is not.
+    (together,), (single,) = values_of(one, "total_flos"), values_of(alone, "total_flos")
+    assert single <= together < 2 * single
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("bad-") and name != "bad-too-often"])
 def test_what_is_not_finite_on_one_rank_skips_the_step_on_all(two_ranks, tmp_path, name):
     """One bad step out of four leaves the weights of the other three, and the count in every log line."""

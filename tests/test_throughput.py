@@ -118,7 +118,7 @@ def test_gradcache_counts_each_clip_once_and_its_second_pass_as_no_use(clock, tm
 
 
 def test_batches_by_seconds_count_the_clips_that_they_hold(clock, tmp_path):
-    trainer, trained = make_timed(clock, tmp_path, max_batch_seconds=60.0, mixed=True, logging_steps=4, max_steps=4)
+    trainer, trained = make_timed(clock, tmp_path, max_batch_seconds=145.0, mixed=True, logging_steps=3, max_steps=3)
     trainer.train()
     (line,) = lines_of(trainer)
     clips = sum(len(batch["num_frames_B"]) for batch in trained)
