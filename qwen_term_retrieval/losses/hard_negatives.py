@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
 from qwen_term_retrieval.losses.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.pairs import NO_ID, positions_of
-from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS
+from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, widened
 from qwen_term_retrieval.losses.windows import reduce_windows
 
 
@@ -102,7 +102,9 @@ def _scorer(
     softness = None if window_temperature is None else logit_scale * window_temperature
 
     def score(bank_MD: torch.Tensor, rows_RK: torch.Tensor) -> torch.Tensor:
-        scores_RWK = logit_scale * torch.einsum("rwd,rkd->rwk", vectors_RWD, _chosen(bank_MD, rows_RK))
+        with torch.autocast(bank_MD.device.type, enabled=False):
+            chosen_RKD = widened(_chosen(bank_MD, rows_RK))
+            scores_RWK = logit_scale * torch.einsum("rwd,rkd->rwk", vectors_RWD.to(chosen_RKD.dtype), chosen_RKD)
         return reduce_windows(scores_RWK, windows_RW >= 0, softness)
 
     return score

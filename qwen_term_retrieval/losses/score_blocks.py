@@ -128,7 +128,7 @@ def negative_softplus_sum(
 class _NegativeLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors_VD, candidates_ND, logit_scale, table):
-        vectors, candidates = _widened(vectors_VD), _widened(candidates_ND)
+        vectors, candidates = widened(vectors_VD), widened(candidates_ND)
         floor = torch.finfo(vectors.dtype).min
         by_query_Q = vectors.new_empty(len(table.windows_QW))
         by_candidate_N = vectors.new_full((len(candidates),), floor)
@@ -164,7 +164,7 @@ class _NegativeLogSumExp(torch.autograd.Function):
 class _NegativeSoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors_VD, candidates_ND, logit_scale, logit_bias, table):
-        vectors, candidates = _widened(vectors_VD), _widened(candidates_ND)
+        vectors, candidates = widened(vectors_VD), widened(candidates_ND)
         sums_Q = vectors.new_empty(len(table.windows_QW))
         positive_P = vectors.new_empty(len(table.positives.query_P))
         for block in table.blocks(len(candidates)):
@@ -214,7 +214,7 @@ def _propagate(
 
     `gradient` may write into the scores it is given.
     """
-    vectors, candidates = _widened(vectors_VD), _widened(candidates_ND)
+    vectors, candidates = widened(vectors_VD), widened(candidates_ND)
     grad_vectors, grad_candidates = torch.zeros_like(vectors), torch.zeros_like(candidates)
     grad_scale = vectors.new_zeros(())
 
@@ -266,6 +266,6 @@ def _rows(vectors_VD: torch.Tensor, windows_RW: torch.Tensor) -> torch.Tensor:
     return vectors_VD.index_select(0, windows_RW.clamp(min=0).flatten()).unflatten(0, windows_RW.shape)
 
 
-def _widened(embeddings: torch.Tensor) -> torch.Tensor:
+def widened(embeddings: torch.Tensor) -> torch.Tensor:
     """A temperature of 0.01 leaves half-precision scores one digit."""
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
