@@ -31,6 +31,7 @@ from qwen_term_retrieval.evaluation.evaluator import RECALL_AT
 from qwen_term_retrieval.evaluation.report import GROUPS
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class HubPushError(RuntimeError):
 
 
 class HubTrainer(Trainer):
-    """A Trainer of a `TermRetrievalModel` whose checkpoints carry a card and reach the Hub whole.
+    """A Trainer of a `TermRetrievalModel`: which of its checkpoints is the best, their cards, and the Hub.
 
     Args:
         card_data: Markdown for the card: what the model was trained on.
@@ -58,9 +59,36 @@ class HubTrainer(Trainer):
     card_data: str | None = None
     card_recall: list[dict[str, Any]] | None = None
     card_thresholds: list[dict[str, Any]] | None = None
+    args: TermRetrievalArguments
     retrieval_model: TermRetrievalModel
     _api: HfApi | None = None
     _pushes: Sequence[Future[CommitInfo]] = ()
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
+        is_best = self._is_best(metrics, trial)
+        if self.args.save_every_epochs > 1 and (is_best or self.control.should_training_stop):
+            self.control.should_save = True
+        return is_best
+
+    def _is_best(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of evaluations with equal recall, which saturates first, the better ranked is the best."""
+        best_before = self.state.best_metric
+        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if is_best or metrics.get(name) != best_before:
+            return is_best
+        best_mrr = [
+            entry["eval_mrr"]
+            for entry in self.state.log_history
+            if entry["step"] == self.state.best_global_step and "eval_mrr" in entry
+        ]
+        if best_mrr and metrics["eval_mrr"] > best_mrr[-1]:
+            self.state.best_global_step = self.state.global_step
+            return True
+        return False
 
     # ---- the card ---------------------------------------------------------------------------------------------
 

@@ -359,30 +359,6 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
                 callback.see_wait(began)
         return batches
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
-        is_best = self._is_best(metrics, trial)
-        if self.args.save_every_epochs > 1 and (is_best or self.control.should_training_stop):
-            self.control.should_save = True
-        return is_best
-
-    def _is_best(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Of evaluations with equal recall, which saturates first, the better ranked is the best."""
-        best_before = self.state.best_metric
-        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
-        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
-        if is_best or metrics.get(name) != best_before:
-            return is_best
-        best_mrr = [
-            entry["eval_mrr"]
-            for entry in self.state.log_history
-            if entry["step"] == self.state.best_global_step and "eval_mrr" in entry
-        ]
-        if best_mrr and metrics["eval_mrr"] > best_mrr[-1]:
-            self.state.best_global_step = self.state.global_step
-            return True
-        return False
-
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
