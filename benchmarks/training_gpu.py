@@ -18,10 +18,12 @@ from transformers import PrinterCallback
 from benchmarks.training_clips import packed_clips
 from benchmarks.training_forward import REAL_SIZE
 from benchmarks.training_measure import device_name, top_operators, verdict
+from benchmarks.training_step import forward_and_backward
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.flops import peak_flops
+from qwen_term_retrieval.training.memory_check import NotEnoughMemoryError
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 AT_LEAST = 0.4
@@ -44,7 +46,7 @@ def run(
         trainer = lora_trainer(rows, Path(folder), device, encoder_config, batch_size, num_steps, checkpointing)
         try:
             trainer.train()
-        except torch.OutOfMemoryError:
+        except (NotEnoughMemoryError, torch.OutOfMemoryError):
             del trainer
             torch.cuda.empty_cache()
             checkpointing = True
@@ -63,7 +65,7 @@ def run(
         }
         if device.type == "cuda":
             found["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        return found if found["met"] else found | {"profile": top_operators(trainer.train, device)}
+        return found if found["met"] else found | {"profile": top_operators(forward_and_backward(trainer), device)}
 
 
 def lora_trainer(
