@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from transformers import TrainerCallback
 from transformers.utils import ModelOutput
 
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
@@ -247,6 +248,35 @@ def test_accumulation_is_the_mean_over_micro_batches_and_adds_no_negatives(whole
     assert losses[0] == pytest.approx(once[0][2][0], abs=1e-5)
     assert accumulated == pytest.approx(sum(losses) / 2, abs=1e-5)
     assert accumulated < whole_batches[2][0]
+
+
+class Gradients(TrainerCallback):
+    """The gradients that each optimizer step is taken on."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        named = model.named_parameters()
+        self.steps.append({name: values.grad.clone() for name, values in named if values.grad is not None})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"gradcache_chunk": 7}])
+def test_accumulated_gradients_are_the_mean_of_those_of_the_micro_batches(tmp_path, settings):
+    found = []
+    for steps, accumulated in ((2, 1), (1, 2)):
+        trainer = make_trainer(
+            tmp_path, 16, max_steps=steps, gradient_accumulation_steps=accumulated, learning_rate=0.0, mixed=True,
+            **settings,
+        )  # fmt: skip
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        trainer.train()
+        found.append(gradients.steps)
+    (first, second), (together,) = found
+    assert_close(together, {name: (first[name] + second[name]) / 2 for name in first}, atol=1e-5)
+    assert max(values.abs().max() for values in together.values()) > 0.1
 
 
 @pytest.mark.slow
