@@ -23,7 +23,7 @@ def rows(demo_rows):
 
 
 def train(rows, output_dir, text_tower, text_lora_r=0, **settings):
-    """A run of three steps: the trainer, and how many texts its encoder read in training and in evaluation."""
+    """A short run: the trainer, and how many texts its encoder read in training and in evaluation."""
     torch.manual_seed(0)
     sound = {"sound": {"hidden_size": 16, "dropout": 0.0}, "hidden_size": 32} if text_tower == BOTH else None
     config = {"text_tower": text_tower, "text_tower_config": sound, "embedding_dim": 16}
@@ -31,9 +31,9 @@ def train(rows, output_dir, text_tower, text_lora_r=0, **settings):
     if text_lora_r:
         model.add_lora(r=text_lora_r, dropout=0.0, tower="text")
     args = TermRetrievalArguments(
-        output_dir=str(output_dir), use_cpu=True, per_device_train_batch_size=16, max_steps=3, learning_rate=1e-2,
+        output_dir=str(output_dir), use_cpu=True, per_device_train_batch_size=16, learning_rate=1e-2,
         optim="sgd", max_grad_norm=0.0, eval_strategy="no", save_strategy="no", bank_negatives=2, disable_tqdm=True,
-        **settings,
+        **{"max_steps": 2, **settings},
     )  # fmt: skip
     trainer = TermRetrievalTrainer(model, args, rows["train"], rows["validation"])
     read = []
@@ -68,7 +68,7 @@ def test_the_cache_changes_no_number(rows, tmp_path, monkeypatch, text_tower, se
 
 
 def test_an_encoder_that_is_trained_is_never_cached(rows, tmp_path):
-    trainer = train(rows, tmp_path, MINILM, text_lora_r=2)
+    trainer = train(rows, tmp_path, MINILM, text_lora_r=2, max_steps=1)
     assert trainer.model._text_encoder.cache is None
     assert trainer.read_in_evaluation > 0
 
