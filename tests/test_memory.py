@@ -1,5 +1,6 @@
 """The memory of a step, estimated before it from a few clips, against what the step then takes."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -10,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.training import memory_check
 from qwen_term_retrieval.training.live_memory import LiveMemory
 from qwen_term_retrieval.training.memory_check import NotEnoughMemoryError, check_memory
 from qwen_term_retrieval.training.sampling import Visit
-from qwen_term_retrieval.training.step_memory import Line, measure_part
+from qwen_term_retrieval.training.step_memory import Line, measure_part, undisturbed
+from tests.test_audio_adapters import ALL, WHISPER
 from tests.trainer_process import make_trainer
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 ROOT = Path(__file__).parent.parent
 
 
@@ -95,6 +99,43 @@ def test_the_estimate_is_near_to_what_the_step_takes(tmp_path, name):
     trainer = make_trainer(tmp_path, batch, max_steps=1, check_memory=False, **CASES[name])
     estimated, peak = peak_of_step(trainer)
     assert 0.9 * peak < estimated < 1.5 * peak
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_audio_tower_is_measured_at_any_number_of_clips(kind):
+    torch.manual_seed(0)
+    config = TermRetrievalConfig(
+        audio_tower={**ALL[kind], "model_type": kind}, text_tower="phonemes:characters", embedding_dim=16,
+        lora={"r": 2}, segments=(1,),
+    )  # fmt: skip
+    model = TermRetrievalModel(config)
+    probe = memory_check._Probe(model, 48_000, None, contextlib.nullcontext, torch.device("cpu"))
+    with undisturbed(model):
+        tower, heads = probe.audio_tower(), probe.heads(spans=1)
+        pcm = probe._pcm(10)
+        with LiveMemory() as live:
+            outputs = model(**pcm)
+            outputs.audio_PD.sum().backward()
+    estimated = tower.kept.at(10) + heads.kept.at(10) + max(tower.beside.at(10), heads.beside.at(10))
+    assert 0.95 * live.peak < estimated < 1.4 * live.peak
+    assert all(values.grad is None for values in model.parameters())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_pretrained_text_encoder_is_measured_at_its_longest_texts(trained):
+    config = TermRetrievalConfig(
+        audio_tower=WHISPER | {"model_type": "whisper"}, text_tower=MINILM, embedding_dim=16,
+        text_lora={"r": 2} if trained else None,
+    )  # fmt: skip
+    model = TermRetrievalModel(config)
+    texts = ["gout", *[f"chronic obstructive pulmonary disease number {number}" for number in range(40)]]
+    with undisturbed(model):
+        probe = memory_check._Probe(model, 48_000, None, contextlib.nullcontext, torch.device("cpu"))
+        text_tower = probe.text_tower(texts)
+        with LiveMemory() as live:
+            model.embed_texts(**model.tokenize(texts)).sum().backward()
+    estimated = text_tower.kept.at(len(texts)) + text_tower.beside.at(len(texts))
+    assert 0.95 * live.peak < estimated < 1.3 * live.peak
 
 
 @pytest.mark.slow
