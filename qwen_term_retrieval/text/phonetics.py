@@ -155,7 +155,7 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         self.symbols = (*_IPA_LETTERS, *_IPA_MARKS, *_IPA_UNITS)
         self._voice = voice.encode()
         # Training asks for the same terms in every step.
-        self._kept: dict[str, list[str]] = {}
+        self._kept: dict[str, tuple[str, ...]] = {}
         with _espeak_lock:
             self._use_voice()
 
@@ -171,7 +171,8 @@ class EspeakPhonemizer(GraphemeToPhoneme):
             with _espeak_lock:
                 # Each time, because a speech engine in this process may have chosen another.
                 self._use_voice()
-                spoken.update((text, self._symbols(text)) for text in new)
+                # Tuples of strings, because the garbage collector lets go of them and would walk through lists.
+                spoken.update((text, tuple(self._symbols(text))) for text in new)
             if len(kept) + len(new) > _TEXTS_KEPT:
                 kept = self._kept = {}
             kept.update((text, spoken[text]) for text in new[-_TEXTS_KEPT:])

@@ -54,12 +54,13 @@ class TermCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         audio_inputs, num_frames_B = self.load_audio(rows)
+        frames_of = num_frames_B.tolist()
         spans = _Spans()
         strings = _Strings()
         texts, terms, no_terms = _QueryList(), _QueryList(), _QueryList()
         for clip, row in enumerate(rows):
             language = row.get("language")
-            whole_clip = spans.add(clip, 0.0, float(num_frames_B[clip]))
+            whole_clip = spans.add(clip, 0.0, float(frames_of[clip]))
             if row["text_id"] != NO_ID:
                 texts.add([whole_clip], positive=[row["text_id"]], neutral=row["same_text_ids"])
                 strings.add(row["text_id"], row["text"], language, "text")
