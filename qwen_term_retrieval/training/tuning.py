@@ -60,10 +60,11 @@ def tune(
     args.output_dir, args.push_to_hub = f"{args.output_dir}-tuning", False
     prepare_output_dir(args)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    study = open_study(Path(args.output_dir, JOURNAL), args.seed)
+    journal = Path(args.output_dir, JOURNAL)
+    study = open_study(journal, args.seed)
     num_left = num_trials - sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.trials)
     if num_left > 0:
-        run_trials(study, model_args, data_args, args, num_left)
+        run_trials(study, journal, model_args, data_args, args, num_left)
     print(trials_table(study.trials))
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         logger.warning("no trial came to its end: there is no best one")
@@ -80,10 +81,10 @@ def tune(
 def open_study(journal: Path, seed: int) -> optuna.Study:
     """The study of a journal, new or gone on with; a trial that a killed process left is queued again."""
     import optuna
-    from optuna.storages.journal import JournalFileBackend
 
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.create_study(storage=storage, study_name="tuning", direction="maximize", load_if_exists=True)
+    study = optuna.create_study(
+        storage=_storage(journal), study_name="tuning", direction="maximize", load_if_exists=True
+    )
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         logger.warning("trial %d was killed and is run again", trial.number)
@@ -92,8 +93,16 @@ def open_study(journal: Path, seed: int) -> optuna.Study:
     return study
 
 
+def _storage(journal: Path) -> optuna.storages.BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
 def run_trials(
     study: optuna.Study,
+    journal: Path,
     model_args: ModelArguments,
     data_args: DataArguments,
     args: TermRetrievalArguments,
@@ -114,7 +123,7 @@ def run_trials(
     trainer.add_callback(ProgressLineCallback())
     trainer.hyperparameter_search(
         n_trials=num_trials,
-        storage=study._storage,
+        storage=_storage(journal),
         study_name=study.study_name,
         load_if_exists=True,
         sampler=study.sampler,
