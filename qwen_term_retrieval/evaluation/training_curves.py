@@ -43,9 +43,9 @@ def draw_training_curves(
     if not ks:
         raise ValueError(f"no {prefix}_recall@k in a history of {len(log_history)} lines")
     # A fixed layout: fitting one takes longer than drawing, and a run draws after every evaluation.
-    figure = Figure(figsize=(8, 3.4))
+    figure = Figure(figsize=(8, 3.8))
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.075, right=0.92, bottom=0.14, top=0.91, wspace=0.25)
+    figure.subplots_adjust(left=0.075, right=0.92, bottom=0.25, top=0.92, wspace=0.25)
     recall, training = figure.subplots(1, 2, sharex=True)
     _draw_recall(recall, log_history, prefix, sorted({ks[0], ks[-1]}))
     _draw_training(training, log_history)
@@ -55,7 +55,7 @@ def draw_training_curves(
         axes.spines[["top", "right"]].set_visible(False)
         if best_step is not None:
             axes.axvline(best_step, color=_GREY, linewidth=1, linestyle=":", zorder=1, label="best checkpoint")
-    recall.legend(loc="best", fontsize=8)
+    figure.legend(*recall.get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=8, frameon=False)
     with atomic_file(Path(path), durable=False) as file:
         figure.savefig(file, format="png", dpi=150)
 
@@ -73,11 +73,16 @@ def _draw_recall(axes: Any, log_history: Sequence[Mapping[str, Any]], prefix: st
 
 
 def _draw_training(axes: Any, log_history: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     steps, losses = _points(log_history, "loss")
     axes.set(ylabel="loss", title="Training")
     axes.plot(steps, losses, color=_BLUE, linewidth=1.5)
     if steps and min(losses) > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     steps, rates = _points(log_history, "learning_rate")
     if steps:
         beside = axes.twinx()
