@@ -235,9 +235,10 @@ def run(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     )
     trainer.train()
     trained_s = time.monotonic() - started
-    ranks = test_ranks(model, work)
+    others_ND = model.encode_terms(distractors(work))
+    ranks = test_ranks(model, others_ND, work)
     model.config.windows = None
-    ranks_of_whole_clips = test_ranks(model, work)
+    ranks_of_whole_clips = test_ranks(model, others_ND, work)
     model.config.windows = WINDOWS
     result = {
         "variant": variant.name,
@@ -288,9 +289,8 @@ def _arguments(variant: Variant, seed: int, folder: Path) -> TermRetrievalArgume
     return TermRetrievalArguments(**(settings | variant.training))
 
 
-def test_ranks(model: TermRetrievalModel, work: Path) -> dict[str, dict[str, list[int]]]:
+def test_ranks(model: TermRetrievalModel, others_ND: torch.Tensor, work: Path) -> dict[str, dict[str, list[int]]]:
     """Rank of each test clip's text among the texts of its set and the distractors of each bank."""
-    others_ND = model.encode_terms(distractors(work))
     ranks: dict[str, dict[str, list[int]]] = {}
     for test in test_sets(work):
         own = list(dict.fromkeys(spell_out(text) for text in test.texts))

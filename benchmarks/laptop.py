@@ -1,13 +1,15 @@
-"""Make, pack and train the `laptop` recipe: 16,000 synthetic clips, none of which says a text of the test sets.
+"""Make, pack and train the `laptop` recipe: 16,000 synthetic English clips and 6,000 of volunteers in other languages.
 
     python -m benchmarks.laptop
 
-Each stage is done once; a second run goes on where the first stopped. `outputs/laptop_stages.json` says how long each
-took, synthesis with what the speech cache already held.
+No clip says a text of a test set. Each stage is done once; a second run goes on where the first stopped.
+`outputs/laptop_stages.json` says how long each took, synthesis with what the speech cache already held.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import logging
 import random
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.asterisk import asterisk_texts
 from benchmarks.test_sets import is_test_text
+from benchmarks.volunteers import tuxpaint_utterances
 from qwen_term_retrieval.audio.corpus import read_corpus
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.audio.utterance import Utterance
@@ -28,6 +31,7 @@ from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, p
 CORPUS, PACK, MODEL = Path("outputs/laptop-corpus"), Path("packs/laptop"), Path("outputs/laptop")
 BANK = Path("outputs/laptop-bank.txt")
 BANK_TERMS = 60_000
+HELD_OUT_LANGUAGE = "nl"
 STAGES = Path("outputs/laptop_stages.json")
 
 
@@ -38,13 +42,23 @@ def synthesize() -> None:
 
 def pack() -> None:
     if not (PACK / "pack.json").is_file():
-        summary = pack_corpus(unheard(read_corpus(CORPUS)), PACK)
+        summary = pack_corpus(training_utterances(), PACK)
         print(summary)
 
 
-def unheard(utterances: Iterator[Utterance]) -> Iterator[Utterance]:
-    """Without the few that say a text of a test set: `exclude` knows the prompts alone, and one spelling of each."""
-    return (each for each in utterances if not any(is_test_text(text) for text in (each.text, *each.terms)))
+def training_utterances() -> Iterator[Utterance]:
+    """Synthetic English, and what volunteers say in other languages, of whom one is kept for validation.
+
+    A clip that says a text of a test set is left out: the corpus knows the prompts alone, and one spelling of each.
+    """
+    for each in itertools.chain(read_corpus(CORPUS), map(as_recorded, tuxpaint_utterances())):
+        if not any(is_test_text(text) for text in (each.text, *each.terms)):
+            yield each
+
+
+def as_recorded(utterance: Utterance) -> Utterance:
+    split = "validation" if utterance.language == HELD_OUT_LANGUAGE else "train"
+    return dataclasses.replace(utterance, split=split, extra={"engine": "microphone", "kind": "description"})
 
 
 def write_bank() -> None:

@@ -62,6 +62,11 @@ def test_an_unknown_flag_is_named_with_its_nearest():
         parse_recipe(RECIPES, ["--learnin_rate", "3"])
 
 
+def test_a_flag_cut_short_is_not_taken_for_a_setting():
+    with pytest.raises(ValueError, match="'learning_rat' is no setting; did you mean 'learning_rate'"):
+        parse_recipe(RECIPES, ["--learning_rat", "1"])
+
+
 def test_an_unknown_recipe_names_those_there_are():
     with pytest.raises(FileNotFoundError, match=r"no recipe 'dmeo'.*demo.*laptop"):
         parse_recipe(RECIPES, ["--recipe", "dmeo"])

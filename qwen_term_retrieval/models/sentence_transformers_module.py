@@ -73,7 +73,9 @@ class TermRetrievalModule(InputModule):
         self.retriever.save_pretrained(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> TermRetrievalModule:
+    def load(  # type: ignore[override]  # what it does not name comes in kwargs
+        cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> TermRetrievalModule:
         hub = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if kwargs.get(name)}
         return cls(TermRetrievalModel.from_pretrained(model_name_or_path, subfolder=subfolder, **hub))
 

@@ -363,12 +363,13 @@ def parse_recipe(
         FileNotFoundError: no such recipe; names those there are.
         ValueError: a key or flag that is no setting; names the file, the key and the nearest setting.
     """
-    chooser = argparse.ArgumentParser(add_help=False)
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--recipe", default="demo")
     choice, flags = chooser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     parser = HfArgumentParser(
         [ModelArguments, DataArguments, TermRetrievalArguments],  # type: ignore[list-item]
         description="Train a speech-to-term retriever.",
+        allow_abbrev=False,
     )
     parser.add_argument("--recipe", default=choice.recipe, help="Name of a recipe or a YAML file (default demo).")
     path = _find_recipe(choice.recipe, recipes)

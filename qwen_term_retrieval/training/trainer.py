@@ -214,7 +214,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
             self.glossary,
             [self.train_clips, *evaluated],
             batch_size=self.args.eval_batch_size,
-            quiet=self.args.disable_tqdm,
+            quiet=bool(self.args.disable_tqdm),
         )
         self.data_collator = TermCollator(
             load_audio=self._audio_source(self.train_clips),
