@@ -34,7 +34,10 @@ class ModelArguments:
 
     model: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint to start from (folder or Hub id); the settings below are then its own."},
+        metadata={
+            "help": "Checkpoint to start from (folder or Hub id); the settings below are then its own, but LoRA is added "
+            "to a tower that has none."
+        },
     )
     audio_tower: str = field(default="openai/whisper-base", metadata={"help": "Hub id or folder of the audio encoder."})
     audio_layers: int = field(default=1, metadata={"help": "How many of the encoder's last layers are mixed."})

@@ -197,15 +197,25 @@ def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> N
 
 
 def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalModel:
-    """A new model on pretrained towers, or the checkpoint to start from; with LoRA where its rank is not 0."""
+    """A new model on pretrained towers, or the checkpoint to go on from; with LoRA where a rank is given."""
+    torch.manual_seed(args.seed)
     if model_args.model:
         model = TermRetrievalModel.from_pretrained(model_args.model)
         model.config.threshold = None  # of the weights as they were
-        return model
+    else:
+        model = TermRetrievalModel(model_config(model_args, args))
+    if model_args.lora_r and model.config.lora is None:
+        model.add_lora(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
+    if model_args.text_lora_r and model.config.text_lora is None:
+        model.add_lora(model_args.text_lora_r, model_args.lora_alpha, model_args.lora_dropout, tower="text")
+    return model
+
+
+def model_config(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalConfig:
     windows = None
     if model_args.window_sizes:
         windows = {"sizes": model_args.window_sizes, "stride": model_args.window_stride}
-    config = TermRetrievalConfig(
+    return TermRetrievalConfig(
         audio_tower=model_args.audio_tower,
         audio_layers=model_args.audio_layers,
         text_tower=model_args.text_tower,
@@ -218,13 +228,6 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
         # Every config of transformers takes it, and none declares it (5.23).
         attn_implementation=model_args.attn_implementation,  # type: ignore[call-arg]
     )
-    torch.manual_seed(args.seed)
-    model = TermRetrievalModel(config)
-    if model_args.lora_r:
-        model.add_lora(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
-    if model_args.text_lora_r:
-        model.add_lora(model_args.text_lora_r, model_args.lora_alpha, model_args.lora_dropout, tower="text")
-    return model
 
 
 def show_search(trainer: TermRetrievalTrainer, rows: datasets.Dataset) -> None:
