@@ -1,5 +1,7 @@
 """Features of a frozen tower are computed once a clip, and read back as the tower gave them."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,14 @@ def test_only_new_clips_are_computed_and_repeats_once(model, tmp_path, clips):
     expected, expected_frames = frames(model, [clips[0]])
     features, _ = again.get([4])
     torch.testing.assert_close(features.float(), expected[:, : expected_frames[0]], atol=5e-3, rtol=0)
+
+
+def test_a_process_that_is_sent_the_cache_opens_its_files(model, tmp_path, clips):
+    cache = FeatureCache.build(model, clips, cache_dir=tmp_path)
+    features, _ = cache.get(range(5))
+    sent = pickle.dumps(cache)
+    assert len(sent) < features.numel()
+    assert torch.equal(pickle.loads(sent).get(range(5))[0], features)
 
 
 def test_other_weights_layers_or_number_types_share_nothing(model, tmp_path, clips):

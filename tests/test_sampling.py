@@ -8,11 +8,34 @@ from hypothesis import strategies as st
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, LengthBucketedSampler, Visit
 
 LENGTHS = np.random.default_rng(0).uniform(0.3, 6.0, size=203)
+LENGTH_CLIPS = [129, 64, 18, 165, 35, 200, 41, 54]
+LENGTH_LAST = Visit(clip=173, draw=803624197903368969, step=11)
+DURATION_CLIPS = [183, 61, 130, 39, 132, 140, 4, 103]
+DURATION_LAST = Visit(clip=13, draw=2681064444767050468, step=19)
 
 
-def test_every_clip_comes_once_an_epoch():
+def test_every_clip_comes_at_most_once_an_epoch():
     sampler = LengthBucketedSampler(LENGTHS, 16, seed=1)
-    assert sorted(visit.clip for visit in sampler) == list(range(203))
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 12
+    assert {len(batch) for batch in batches} == {16}
+    assert len({visit.clip for batch in batches for visit in batch}) == 192
+    assert sorted(sampler.order()) == list(range(203))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "clips", "last"),
+    [
+        (LengthBucketedSampler(LENGTHS, 16, seed=1, batches_per_step=5), LENGTH_CLIPS, LENGTH_LAST),
+        (DurationBatchSampler(LENGTHS, 60.0, seed=1, batches_per_step=5), DURATION_CLIPS, DURATION_LAST),
+    ],
+)
+def test_the_order_of_a_seed_is_the_same_in_every_release(sampler, clips, last):
+    """Or a run that was stopped would not go on as it began."""
+    sampler.set_epoch(3)
+    batches = list(sampler)
+    assert [visit.clip for visit in batches[0][:8]] == clips
+    assert batches[-1][-1] == last
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
@@ -41,20 +64,38 @@ def test_batches_do_not_come_sorted():
 def test_fewer_clips_than_a_batch_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="Lower --per_device_train_batch_size"):
         LengthBucketedSampler(LENGTHS[:5], 16, seed=0)
+    with pytest.raises(ValueError, match="3 processes cannot share batches of 16 clips"):
+        LengthBucketedSampler(LENGTHS, 16, seed=0, num_ranks=3)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        LengthBucketedSampler(LENGTHS, 16, seed=0, rank=2, num_ranks=2)
 
 
 @given(st.integers(1, 64), st.integers(0, 5), st.integers(1, 8))
 def test_any_sizes_give_a_permutation(batch_size, epoch, pool_batches):
     sampler = LengthBucketedSampler(LENGTHS[:64], batch_size, seed=3, pool_batches=pool_batches)
     sampler.set_epoch(epoch)
-    visits = list(sampler)
-    assert sorted(visit.clip for visit in visits) == list(range(64))
-    assert all(isinstance(visit, Visit) and visit.draw >= 0 for visit in visits)
+    assert sorted(sampler.order()) == list(range(64))
+    visits = [visit for batch in sampler for visit in batch]
+    assert [visit.clip for visit in visits] == sampler.order()[: len(sampler) * batch_size].tolist()
+    assert all(visit.draw >= 0 for visit in visits)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_every_rank_gets_an_equal_share_of_a_batch(num_ranks):
+    whole = list(LengthBucketedSampler(LENGTHS, 16, seed=1))
+    shares = [
+        list(LengthBucketedSampler(LENGTHS, 16, seed=1, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)
+    ]
+    assert {len(batch) for share in shares for batch in share} == {16 // num_ranks}
+    assert [[visit for part in parts for visit in part] for parts in zip(*shares, strict=True)] == whole
 
 
 def test_draws_depend_on_the_position_and_not_on_the_batches():
-    small, large = LengthBucketedSampler(LENGTHS, 7, seed=1), LengthBucketedSampler(LENGTHS, 100, seed=1)
-    assert [visit.draw for visit in small] == [visit.draw for visit in large]
+    def draws(batch_size):
+        return [visit.draw for batch in LengthBucketedSampler(LENGTHS, batch_size, seed=1) for visit in batch]
+
+    assert draws(7)[:200] == draws(100)
+    assert len(set(draws(7))) == 203
 
 
 @pytest.mark.parametrize(
@@ -67,11 +108,9 @@ def test_draws_depend_on_the_position_and_not_on_the_batches():
 def test_a_visit_knows_its_optimizer_step(sampler):
     def steps_of_epoch(epoch):
         sampler.set_epoch(epoch)
-        visits = list(sampler)
-        if isinstance(visits[0], Visit):
-            visits = [visits[start : start + 16] for start in range(0, 192, 16)]
-        assert all(len({visit.step for visit in batch}) == 1 for batch in visits)
-        return [batch[0].step for batch in visits]
+        batches = list(sampler)
+        assert all(len({visit.step for visit in batch}) == 1 for batch in batches)
+        return [batch[0].step for batch in batches]
 
     first, second = steps_of_epoch(0), steps_of_epoch(1)
     steps = -(-len(first) // 5)

@@ -108,6 +108,10 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._hashes)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A spawned DataLoader worker opens the files anew: pickled memory maps would be sent whole."""
+        return FeatureCache, (self.folder, self._hashes, self._num_layers, self._hidden_size, self._dtype)
+
     def num_frames(self, indices: Sequence[int]) -> list[int]:
         """Encoder frames of each clip."""
         return [self._place_of[self._hashes[index]][2] for index in indices]
@@ -117,11 +121,12 @@ class FeatureCache:
         places = [self._place_of[self._hashes[index]] for index in indices]
         num_frames_B = [place[2] for place in places]
         shape = (len(places), self._num_layers, max(num_frames_B), self._hidden_size)
-        features_BLTH = np.zeros(shape, self._dtype)
+        features_BLTH = np.empty(shape, self._dtype)
         for row_LTH, (segment, offset, frames) in zip(features_BLTH, places, strict=True):
             size = self._num_layers * frames * self._hidden_size
             values = self._segments[segment][offset : offset + size]
             row_LTH[:, :frames] = values.reshape(self._num_layers, frames, self._hidden_size)
+            row_LTH[:, frames:] = 0
         features = torch.from_numpy(features_BLTH)
         return features[:, 0] if self._num_layers == 1 else features, torch.tensor(num_frames_B)
 

@@ -228,7 +228,7 @@ class TermRetrievalArguments(TrainingArguments):
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
     dataloader_persistent_workers: bool = field(
-        default=True, metadata={"help": "Workers that build batches outlive an epoch, with what they remember."}
+        default=True, metadata={"help": "Workers that build batches outlive an epoch, and go on into the next before it begins."}
     )
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation"]  # noqa: RUF012
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
@@ -327,12 +327,11 @@ class TermRetrievalArguments(TrainingArguments):
 
     @property
     def steps_built_ahead(self) -> int:
-        """How many optimizer steps before its own a batch may be built, at most.
+        """How many optimizer steps before its own a batch may be built, at most; see `EpochLoader`.
 
-        accelerate 1.15 fetches one batch ahead of the one in use, and each DataLoader worker its `prefetch_factor`.
+        As many as batches, also with accumulation: an epoch's last step may have only one.
         """
-        in_workers = self.dataloader_num_workers * (self.dataloader_prefetch_factor or 2)
-        return -(-(1 + in_workers) // self.gradient_accumulation_steps)
+        return self.dataloader_num_workers * (self.dataloader_prefetch_factor or 2)
 
     def objective(self) -> Objective:
         """What these settings minimise."""

@@ -4,17 +4,18 @@ Each position of the order carries the clip's index, a `draw` from which everyth
 spans are jittered, what noise is added) is derived, and the optimizer step it belongs to. Nothing depends on the state
 of a random generator: a run resumes from its step number alone.
 
-`LengthBucketedSampler` gives batches of one size, `DurationBatchSampler` batches of one budget of audio seconds.
+`LengthBucketedSampler` gives batches of one size, `DurationBatchSampler` batches of one budget of audio seconds. Both
+give each rank an equal share of each global batch: two ranks with b clips see what one with 2b does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import NamedTuple, cast
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 
 class Visit(NamedTuple):
@@ -25,21 +26,67 @@ class Visit(NamedTuple):
     step: int = 0
 
 
-class LengthBucketedSampler(Sampler[Visit]):
+class GlobalBatchSampler(Sampler[list[Visit]]):
+    """The global batches of an epoch, of each the share of one rank.
+
+    Args:
+        seed: of the order; `set_epoch` changes it from epoch to epoch.
+        rank: whose share of each global batch to give.
+        num_ranks: that share the global batches equally.
+        batches_per_step: global batches of one optimizer step, as `gradient_accumulation_steps` has it.
+
+    Raises:
+        ValueError: no such rank.
+    """
+
+    def __init__(self, seed: int, *, rank: int = 0, num_ranks: int = 1, batches_per_step: int = 1):
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"rank {rank} of {num_ranks} ranks")
+        self.seed = seed
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.batches_per_step = batches_per_step
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @abstractmethod
+    def batches(self) -> list[np.ndarray]:
+        """Clip indices of the global batches of the current epoch, each int64 (batch,)."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of an epoch, the same number in each."""
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        # Draws depend on the position alone, not on how the order is cut into batches.
+        generator = np.random.default_rng((self.seed, self.epoch, 1))
+        # An epoch's last step takes what is left of it, as the Trainer has it (transformers 5.23).
+        first_step = self.epoch * -(-len(self) // self.batches_per_step)
+        for number, batch in enumerate(self.batches()):
+            step = first_step + number // self.batches_per_step
+            draws = generator.integers(1 << 62, size=len(batch)).tolist()
+            visits = [Visit(clip, draw, step) for clip, draw in zip(batch.tolist(), draws, strict=True)]
+            share = len(visits) // self.num_ranks
+            yield visits[self.rank * share : (self.rank + 1) * share]
+
+
+class LengthBucketedSampler(GlobalBatchSampler):
     """Shuffles clips so that neighbours have about the same length, and global batches come in random order.
 
     The shuffled epoch is cut into pools of `pool_batches` global batches, each pool is sorted by length, and its
-    batches are shuffled. What is left after the last whole batch closes the epoch; with `dataloader_drop_last` it is
-    left out, and other clips are left out in the next epoch.
+    batches are shuffled. What is left after the last whole batch is left out, other clips in the next epoch.
 
     Args:
         lengths: of each clip, in any unit.
         global_batch_size: clips in one optimizer micro-step over all ranks.
-        seed: of the order; `set_epoch` changes it from epoch to epoch.
-        batches_per_step: global batches of one optimizer step, as `gradient_accumulation_steps` has it.
+        seed: of the order.
+        rank, num_ranks, batches_per_step: see `GlobalBatchSampler`.
+        pool_batches: global batches in a pool; more of them pad less and shuffle worse.
 
     Raises:
-        ValueError: fewer clips than one global batch.
+        ValueError: fewer clips than one global batch, or one that the ranks cannot share equally.
     """
 
     def __init__(
@@ -47,47 +94,43 @@ class LengthBucketedSampler(Sampler[Visit]):
         lengths: Sequence[float] | np.ndarray,
         global_batch_size: int,
         seed: int,
-        pool_batches: int = 16,
+        *,
+        rank: int = 0,
+        num_ranks: int = 1,
         batches_per_step: int = 1,
+        pool_batches: int = 16,
     ):
+        super().__init__(seed, rank=rank, num_ranks=num_ranks, batches_per_step=batches_per_step)
         self.lengths = np.asarray(lengths)
+        if global_batch_size % num_ranks:
+            raise ValueError(f"{num_ranks} processes cannot share batches of {global_batch_size} clips equally")
         if len(self.lengths) < global_batch_size:
             raise ValueError(
                 f"{len(self.lengths)} training clips are fewer than one global batch of {global_batch_size}. "
                 "Lower --per_device_train_batch_size or use fewer processes."
             )
         self.global_batch_size = global_batch_size
-        self.seed = seed
         self.pool_batches = pool_batches
-        self.batches_per_step = batches_per_step
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def order(self) -> np.ndarray:
-        """Clip indices of the current epoch: int64 (num_clips,)."""
+        """Clip indices of the current epoch, those that are left out at its end: int64 (num_clips,)."""
         generator = np.random.default_rng((self.seed, self.epoch))
         shuffled = generator.permutation(len(self.lengths))
-        num_batches = len(shuffled) // self.global_batch_size
-        whole, rest = np.split(shuffled, [num_batches * self.global_batch_size])
+        whole, rest = np.split(shuffled, [len(self) * self.global_batch_size])
         pool_size = self.pool_batches * self.global_batch_size
         pools = [whole[first : first + pool_size] for first in range(0, len(whole), pool_size)]
         by_length = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        batches = by_length.reshape(num_batches, self.global_batch_size)
+        batches = by_length.reshape(len(self), self.global_batch_size)
         return np.concatenate([generator.permutation(batches).ravel(), rest])
 
-    def __iter__(self) -> Iterator[Visit]:
-        order = self.order()
-        batches = np.split(order, range(self.global_batch_size, len(order), self.global_batch_size))
-        num_batches = len(order) // self.global_batch_size
-        return chain.from_iterable(_visits(batches, num_batches, self.batches_per_step, self.seed, self.epoch))
+    def batches(self) -> list[np.ndarray]:
+        return list(self.order()[: len(self) * self.global_batch_size].reshape(len(self), self.global_batch_size))
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) // self.global_batch_size
 
 
-class DurationBatchSampler(Sampler[list[Visit]]):
+class DurationBatchSampler(GlobalBatchSampler):
     """Batches within a budget of seconds, padding included: few clips where they are long, many where they are short.
 
     Clips are sorted by length once and cut into buckets. All batches of a bucket have one size, set by its longest
@@ -97,12 +140,10 @@ class DurationBatchSampler(Sampler[list[Visit]]):
     Args:
         durations: of each clip, in seconds.
         max_batch_seconds: of a global batch, over all ranks: its number of clips times the longest of them.
-        seed: of the order; `set_epoch` changes it from epoch to epoch.
-        rank: whose share of each global batch to give.
-        num_ranks: that share the global batches equally.
+        seed: of the order.
+        rank, num_ranks, batches_per_step: see `GlobalBatchSampler`.
         divisible_by: the size of a global batch is a multiple of it, so that batches are the same on any number of
             ranks that divides it.
-        batches_per_step: global batches of one optimizer step, as `gradient_accumulation_steps` has it.
         bucket_batches: batches in a bucket; more of them shuffle better and pad more.
 
     Raises:
@@ -121,30 +162,20 @@ class DurationBatchSampler(Sampler[list[Visit]]):
         batches_per_step: int = 1,
         bucket_batches: int = 32,
     ):
+        super().__init__(seed, rank=rank, num_ranks=num_ranks, batches_per_step=batches_per_step)
         if divisible_by % num_ranks:
             raise ValueError(
                 f"{num_ranks} processes cannot share batches of a multiple of {divisible_by} clips equally; "
                 f"use a number of processes that divides {divisible_by}"
             )
-        if not 0 <= rank < num_ranks:
-            raise ValueError(f"rank {rank} of {num_ranks} ranks")
         if not (np.isfinite(durations).all() and (np.asarray(durations) > 0).all() and max_batch_seconds > 0):
             raise ValueError("durations and max_batch_seconds must be positive numbers of seconds")
         if len(durations) < divisible_by:
             raise ValueError(f"{len(durations)} training clips are fewer than the smallest batch of {divisible_by}")
-        self.seed = seed
-        self.rank = rank
-        self.num_ranks = num_ranks
         self.divisible_by = divisible_by
-        self.batches_per_step = batches_per_step
-        self.epoch = 0
         self._buckets = list(_buckets(np.asarray(durations), max_batch_seconds, divisible_by, bucket_batches))
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def batches(self) -> list[np.ndarray]:
-        """Clip indices of the global batches of the current epoch, each int64 (batch,)."""
         generator = np.random.default_rng((self.seed, self.epoch))
         batches = []
         for clips, batch_size in self._buckets:
@@ -152,21 +183,8 @@ class DurationBatchSampler(Sampler[list[Visit]]):
             batches += np.split(shuffled, range(batch_size, len(shuffled), batch_size))
         return [batches[number] for number in generator.permutation(len(batches))]
 
-    def __iter__(self) -> Iterator[list[Visit]]:
-        for visits in _visits(self.batches(), len(self), self.batches_per_step, self.seed, self.epoch):
-            share = len(visits) // self.num_ranks
-            yield visits[self.rank * share : (self.rank + 1) * share]
-
     def __len__(self) -> int:
         return sum(-(-(len(clips) // self.divisible_by * self.divisible_by) // size) for clips, size in self._buckets)
-
-
-class EpochLoader(DataLoader):
-    """A DataLoader over a batch sampler that gives each rank its share: nothing for accelerate to shard again."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """The Trainer calls this before each epoch."""
-        cast(DurationBatchSampler, self.batch_sampler).set_epoch(epoch)
 
 
 def _buckets(
@@ -187,19 +205,3 @@ def _buckets(
             num_clips = len(order)
         yield order[:num_clips], batch_size
         order = order[num_clips:]
-
-
-def _visits(
-    batches: Iterable[np.ndarray], num_batches: int, batches_per_step: int, seed: int, epoch: int
-) -> Iterator[list[Visit]]:
-    """Global batches of clip indices, an epoch of `num_batches`, as visits.
-
-    Draws depend on the position alone, not on how the order is cut into batches.
-    """
-    generator = np.random.default_rng((seed, epoch, 1))
-    # An epoch's last step takes what is left of it, as the Trainer has it (transformers 5.23).
-    first_step = epoch * -(-num_batches // batches_per_step)
-    for number, batch in enumerate(batches):
-        step = first_step + number // batches_per_step
-        draws = generator.integers(1 << 62, size=len(batch)).tolist()
-        yield [Visit(clip, draw, step) for clip, draw in zip(batch.tolist(), draws, strict=True)]

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import EvalLoopOutput, number_of_arguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
@@ -66,10 +66,11 @@ from qwen_term_retrieval.training.hard_negatives import (
 )
 from qwen_term_retrieval.training.hub import HubTrainer
 from qwen_term_retrieval.training.hyperparameter_search import SearchableTrainer
+from qwen_term_retrieval.training.loader import EpochLoader
 from qwen_term_retrieval.training.memory_check import check_memory
 from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
 from qwen_term_retrieval.training.recall import evaluate_recall
-from qwen_term_retrieval.training.sampling import DurationBatchSampler, EpochLoader, LengthBucketedSampler
+from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
 
 
 class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
@@ -169,6 +170,14 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
                 "launch one process a GPU with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
             )
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """See `Trainer.train`. The workers that build batches end with it, also where it raises."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if isinstance(self.callback_handler.train_dataloader, EpochLoader):
+                self.callback_handler.train_dataloader.close()
+
     # ---- clips and batches ------------------------------------------------------------------------------------
 
     def _prepare_clips(
@@ -228,37 +237,27 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
             hard_neg_k=self.args.hard_neg_k,
             no_term_queries=self.args.no_term_weight > 0,
         )
-        if self.args.max_batch_seconds is None:
-            return super().get_train_dataloader()
         return EpochLoader(
             self.train_clips,
-            batch_sampler=DurationBatchSampler(
-                self.train_clips.durations,
-                self.args.max_batch_seconds,
-                seed=self._data_seed,
-                rank=self.args.process_index,
-                num_ranks=self.args.world_size,
-                divisible_by=math.lcm(8, self.args.world_size),
-                batches_per_step=self.args.gradient_accumulation_steps,
-            ),
+            self._get_train_sampler(self.train_clips),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
         )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketedSampler:
-        return LengthBucketedSampler(
-            train_dataset.durations,
-            self._train_batch_size * self.args.world_size,
-            seed=self._data_seed,
-            batches_per_step=self.args.gradient_accumulation_steps,
-        )
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+    def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatchSampler:
+        args, durations = self.args, train_dataset.durations
+        seed = args.seed if args.data_seed is None else args.data_seed
+        share = {"rank": args.process_index, "num_ranks": args.world_size}
+        share["batches_per_step"] = args.gradient_accumulation_steps
+        if args.max_batch_seconds is None:
+            return LengthBucketedSampler(durations, self._train_batch_size * args.world_size, seed, **share)
+        divisible_by = math.lcm(8, args.world_size)
+        return DurationBatchSampler(durations, args.max_batch_seconds, seed, divisible_by=divisible_by, **share)
 
     def mine_hard_negatives(self) -> NDArray[np.int32]:
         """Terms of `glossary` that each training clip is to be told from, int32 (clips, hard_neg_k), on every rank."""
