@@ -35,8 +35,8 @@ class ModelArguments:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to start from (folder or Hub id); the settings below are then its own, but LoRA is added "
-            "to a tower that has none."
+            "help": "Checkpoint to start from (folder or Hub id); the settings below are then its own, but LoRA is "
+            "added to a tower that has none."
         },
     )
     audio_tower: str = field(default="openai/whisper-base", metadata={"help": "Hub id or folder of the audio encoder."})
@@ -228,7 +228,7 @@ class TermRetrievalArguments(TrainingArguments):
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
     dataloader_persistent_workers: bool = field(
-        default=True, metadata={"help": "Workers that build batches outlive an epoch, and go on into the next before it begins."}
+        default=True, metadata={"help": "Workers that build batches outlive an epoch and run on into the next."}
     )
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation"]  # noqa: RUF012
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
