@@ -1,6 +1,6 @@
 # make demo         install, train on the demo corpus, evaluate, search a recording     (minutes, CPU)
 # make test         install, lint, type-check, test
-# make real-speech  train the laptop recipe on synthetic speech, evaluate on recorded prompts  (under an hour, CPU)
+# make real-speech  train the laptop recipes, evaluate on recordings of speakers never trained on  (an hour, CPU)
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(if $(shell command -v python$(version)),python$(version))) python3)
 BIN := .venv/bin
@@ -17,7 +17,8 @@ test: lint
 
 real-speech: install
 	$(BIN)/python -m benchmarks.laptop
-	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop
+	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop_lora --training-corpus packs/laptop
+	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop_lora --training-corpus packs/laptop --test-set ktuberling
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Make, pack and train the `laptop` recipe: 16,000 synthetic English clips and 6,000 of volunteers in other languages.
+"""Make, pack and train the laptop recipes: 16,000 synthetic English clips and 6,000 of volunteers in other languages.
 
     python -m benchmarks.laptop
 
@@ -28,7 +28,8 @@ from qwen_term_retrieval.audio.utterance import Utterance
 from qwen_term_retrieval.synthesis.laptop import make_laptop_corpus
 from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, place_names, wordnet_terms
 
-CORPUS, PACK, MODEL = Path("outputs/laptop-corpus"), Path("packs/laptop"), Path("outputs/laptop")
+CORPUS, PACK = Path("outputs/laptop-corpus"), Path("packs/laptop")
+FROZEN, MODEL = Path("outputs/laptop"), Path("outputs/laptop_lora")
 BANK = Path("outputs/laptop-bank.txt")
 BANK_TERMS = 60_000
 HELD_OUT_LANGUAGE = "nl"
@@ -71,8 +72,16 @@ def write_bank() -> None:
 
 
 def train() -> None:
-    if not (MODEL / "model.safetensors").is_file():
-        flags = ["--recipe", "laptop", "--glossary", str(BANK), "--resume"]
+    run_recipe("laptop", FROZEN)
+
+
+def tune_tower() -> None:
+    run_recipe("laptop_lora", MODEL)
+
+
+def run_recipe(name: str, model: Path) -> None:
+    if not (model / "model.safetensors").is_file():
+        flags = ["--recipe", name, "--glossary", str(BANK), "--resume"]
         subprocess.run([sys.executable, "scripts/train.py", *flags], check=True)
 
 
@@ -80,7 +89,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     seconds: dict[str, float] = json.loads(STAGES.read_text(encoding="utf-8")) if STAGES.is_file() else {}
-    for stage in (synthesize, pack, write_bank, train):
+    for stage in (synthesize, pack, write_bank, train, tune_tower):
         print(f"== {stage.__name__}", flush=True)
         started = time.monotonic()
         stage()
