@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments, parse_recipe
+from qwen_term_retrieval.training.refusals import is_refusal
 
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes"
 
@@ -65,6 +66,21 @@ def test_an_unknown_flag_is_named_with_its_nearest():
 def test_a_flag_cut_short_is_not_taken_for_a_setting():
     with pytest.raises(ValueError, match="'learning_rat' is no setting; did you mean 'learning_rate'"):
         parse_recipe(RECIPES, ["--learning_rat", "1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--augmentation", "{bad"], r"augmentation: not JSON.*'\{bad'"),
+        (["--augmentation", "none"], "augmentation: not JSON"),
+        (["--lora_r", "-1"], "lora_r must not be negative"),
+        (["--eval_strategy", "weekly"], "weekly is not a valid"),
+    ],
+)
+def test_a_setting_that_cannot_be_ends_the_script_in_one_line(flags, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        parse_recipe(RECIPES, flags)
+    assert is_refusal(refused.value)
 
 
 def test_an_unknown_recipe_names_those_there_are():
@@ -130,6 +146,8 @@ def test_the_contrastive_batch_is_shared_out_over_ranks(tmp_path, monkeypatch):
         ({"hard_neg_k": 0}, "hard_neg_k must be at least 1"),
         ({"no_term_weight": -0.1}, "no_term_weight must not be negative"),
         ({"max_nonfinite_steps": -1}, "max_nonfinite_steps must not be negative"),
+        ({"patience": -1}, "patience must not be negative"),
+        ({"span_jitter": 0.5}, r"span_jitter must lie in \[0, 0.5\)"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path, setting, message):

@@ -79,6 +79,9 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if isinstance(self.text_tower_config, str):
             self.text_tower_config = _json_mapping("text_tower_config", self.text_tower_config)
+        for name in ("lora_r", "text_lora_r"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
 
 
 @dataclass
@@ -196,7 +199,11 @@ class TermRetrievalArguments(TrainingArguments):
         },
     )
     patience: int = field(
-        default=3, metadata={"help": "Evaluations without a better eval_recall@10 before stopping; 0: never."}
+        default=3,
+        metadata={
+            "help": "Evaluations without a better eval_recall@10 before stopping; 0: never, as without "
+            "load_best_model_at_end."
+        },
     )
     feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Where frames of a frozen tower are cached; default: the library's cache."}
@@ -230,7 +237,6 @@ class TermRetrievalArguments(TrainingArguments):
     dataloader_persistent_workers: bool = field(
         default=True, metadata={"help": "Workers that build batches outlive an epoch and run on into the next."}
     )
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "augmentation"]  # noqa: RUF012
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})
     dataloader_drop_last: bool = field(
@@ -246,20 +252,19 @@ class TermRetrievalArguments(TrainingArguments):
         check_trackers(self.report_to or [])
         if not self.audio_text_loss_ratio + self.audio_term_loss_ratio:
             raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
-        if self.bank_negatives < 0:
-            raise ValueError(f"bank_negatives must not be negative, not {self.bank_negatives}")
+        for name in ("bank_negatives", "patience", "max_nonfinite_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.span_jitter < 0.5:
+            raise ValueError(f"span_jitter must lie in [0, 0.5), where spans keep a length, not {self.span_jitter}")
         if isinstance(self.augmentation, str):
-            raise ValueError(f"augmentation must be a mapping, such as '{{}}', not {self.augmentation!r}")
+            self.augmentation = _json_mapping("augmentation", self.augmentation)
         if self.augmentation is not None:
             AugmentationConfig.from_dict(self.augmentation)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the audio column; leave it off")
         if not self.dataloader_drop_last:
             raise ValueError("dataloader_drop_last=False would repeat clips on the last batch; leave it on")
-        if self.max_nonfinite_steps < 0:
-            raise ValueError(f"max_nonfinite_steps must not be negative, not {self.max_nonfinite_steps}")
         # The filter shows the mean of the steps before in place of a NaN: only where the guard has counted it.
         self.logging_nan_inf_filter = self.logging_nan_inf_filter and self.skip_nonfinite_steps
         if self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU:
@@ -311,8 +316,9 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError(f"loss must be one of {LOSSES}, not {self.loss!r}")
         if self.window_reduction not in WINDOW_REDUCTIONS:
             raise ValueError(f"window_reduction must be one of {WINDOW_REDUCTIONS}, not {self.window_reduction!r}")
-        if self.window_temperature <= 0:
-            raise ValueError(f"window_temperature must be positive, not {self.window_temperature}")
+        for name in ("temperature", "window_temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.hard_neg_k < 1:
             raise ValueError(f"hard_neg_k must be at least 1, not {self.hard_neg_k}; enable_hard_neg turns them off")
         if self.hard_neg_refresh_steps < 1:
@@ -377,7 +383,10 @@ def parse_recipe(
     path = _find_recipe(choice.recipe, recipes)
     known = {action.dest for action in parser._actions}
     parser.set_defaults(**_read_recipe(path, known))
-    model, data, training, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    try:
+        model, data, training, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+    except ValueError as error:  # also from transformers, where no `refusals.one_line_errors` would know it for one
+        raise ValueError(str(error)) from error
     for flag in unknown:
         _refuse_unknown(flag.removeprefix("--").partition("=")[0], known, "the command line")
     return model, data, training
