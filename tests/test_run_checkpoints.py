@@ -87,6 +87,20 @@ def test_checkpoints_of_every_few_epochs_leave_out_neither_the_best_nor_the_last
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "num_steps"), [({"max_steps": 3}, 3), ({"patience": 1, "learning_rate": 0.0, "num_train_epochs": 9}, 4)]
+)
+def test_a_run_resumed_at_its_end_takes_no_further_step(tmp_path, end, num_steps):
+    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings = {**(every_step if "max_steps" in end else {}), **end}
+    make_tiny_trainer(tmp_path, **settings).train()
+    again = make_tiny_trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{num_steps}"))
+    assert again.state.global_step == num_steps
+    assert max(int(name.rpartition("-")[2]) for name in names(tmp_path)) == num_steps
+
+
 def test_epochs_between_checkpoints_need_checkpoints_by_epoch(tmp_path):
     with pytest.raises(ValueError, match="save_every_epochs=2 needs save_strategy='epoch', not 'steps'"):
         make_tiny_trainer(tmp_path, save_every_epochs=2, eval_strategy="steps", save_strategy="steps")

@@ -24,7 +24,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import HubStrategy
 
 from qwen_term_retrieval.evaluation.evaluator import RECALL_AT
@@ -89,6 +89,19 @@ class HubTrainer(Trainer):
             self.state.best_global_step = self.state.global_step
             return True
         return False
+
+    def _run_epoch(self, **settings: Any) -> None:
+        """Leave a run that was resumed at its end where it is: the Trainer would take another step, or many."""
+        stopped_early = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+        if stopped_early or self.state.global_step >= self.state.max_steps:
+            logger.info("the run had come to its end at step %d: there is nothing to train", self.state.global_step)
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**settings)
 
     # ---- the card ---------------------------------------------------------------------------------------------
 
