@@ -16,8 +16,12 @@ from qwen_term_retrieval.training.tuning import tune
 RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--trials", type=int, default=20)
+    own = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, usage="tune.py [--trials TRIALS] [any flag of scripts/train.py]"
+    )
+    own.add_argument("--trials", type=int, default=20, help="Runs to try, those of a resumed search among them.")
     chosen, flags = own.parse_known_args(sys.argv[1:])
+    if {"-h", "--help"} & set(flags):
+        own.print_help()
     with one_line_errors():
         tune(*parse_recipe(RECIPES, flags), num_trials=chosen.trials)

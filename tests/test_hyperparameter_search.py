@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -151,6 +153,27 @@ def quick_recipe(folder):
     path = folder / "quick.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def test_a_search_over_batches_of_a_budget_of_seconds_leaves_their_clips_alone(tmp_path):
+    def names(**settings):
+        trial = optuna.trial.FixedTrial(
+            {"learning_rate": 1e-3, "weight_decay": 0.01, "temperature": 0.1, "per_device_train_batch_size": 32}
+        )
+        args = TermRetrievalArguments(
+            output_dir=str(tmp_path), use_cpu=True, learning_rate=1e-3, per_device_train_batch_size=64, **settings
+        )
+        return default_hp_space(args)(trial).keys()
+
+    assert names() - names(max_batch_seconds=60.0) == {"per_device_train_batch_size"}
+
+
+@pytest.mark.slow
+def test_the_help_of_a_search_names_the_number_of_trials():
+    command = [sys.executable, "scripts/tune.py", "--help"]
+    printed = subprocess.run(command, cwd=RECIPES.parent.parent, capture_output=True, text=True, check=True).stdout
+    assert "--trials" in printed
+    assert "--learning_rate" in printed
 
 
 @pytest.mark.slow

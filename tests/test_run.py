@@ -9,11 +9,20 @@ from pathlib import Path
 import datasets
 import pytest
 from hub_server import LocalHub
+from transformers import PrinterCallback, ProgressCallback
 
 from qwen_term_retrieval import TermRetriever, resolve_checkpoint
 from qwen_term_retrieval.packages import cache_root
-from qwen_term_retrieval.training.arguments import DataArguments
-from qwen_term_retrieval.training.run import check_durations, last_whole_checkpoint, load_rows
+from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
+from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.run import (
+    check_durations,
+    last_whole_checkpoint,
+    load_rows,
+    run_training,
+    show_loss_behind_the_bar,
+)
+from tests.tiny_trainer import make_tiny_trainer
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--num_train_epochs", "2", "--per_device_train_batch_size", "128", "--use_cpu"]
@@ -46,6 +55,7 @@ def test_a_run_writes_the_metrics_of_every_stage(pushed):
     output, printed, _ = pushed
     test = json.loads((output / "test_results.json").read_text())
     assert {"test_recall@10", "test_recall@10_seen", "test_recall@10_unseen", "test_f1"} <= test.keys()
+    assert json.loads((output / "train_results.json").read_text())["total_flos"] > 0
     evaluated = json.loads((output / "eval_results.json").read_text())
     assert evaluated["eval_recall@10"] > 0.1
     assert not any(name.startswith("train_") for name in evaluated)
@@ -102,6 +112,21 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(tmp_path):
     from_the_hub.mkdir()
     (from_the_hub / "trainer_state.json").write_text('{"global_step": 11}')
     assert last_whole_checkpoint(tmp_path) == str(from_the_hub)
+
+
+def test_evaluations_need_a_split_to_evaluate_on(tmp_path):
+    args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match="without an eval_split there is nothing to evaluate on"):
+        run_training(ModelArguments(), DataArguments(eval_split=None), args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("disable_tqdm", "shown"), [(False, ProgressLineCallback), (True, PrinterCallback)])
+def test_a_run_shows_a_bar_or_lines_and_not_both(tmp_path, disable_tqdm, shown):
+    trainer = make_tiny_trainer(tmp_path, disable_tqdm=disable_tqdm)
+    show_loss_behind_the_bar(trainer)
+    showing = [one for one in trainer.callback_handler.callbacks if isinstance(one, ProgressCallback | PrinterCallback)]
+    assert [type(callback) for callback in showing] == [shown]
 
 
 def test_a_split_that_is_not_there_is_named():

@@ -47,10 +47,11 @@ def default_hp_space(args: TermRetrievalArguments) -> Callable[[Any], dict[str, 
             ),
             "weight_decay": trial.suggest_float("weight_decay", 1e-3, 0.3, log=True),
             "temperature": trial.suggest_float("temperature", 0.03, 0.2, log=True),
-            "per_device_train_batch_size": trial.suggest_categorical(
-                "per_device_train_batch_size", sorted({max(1, batch_size // share) for share in (1, 2, 4)})
-            ),
         }
+        if args.max_batch_seconds is None:
+            settings["per_device_train_batch_size"] = trial.suggest_categorical(
+                "per_device_train_batch_size", sorted({max(1, batch_size // share) for share in (1, 2, 4)})
+            )
         if args.enable_hard_neg:
             settings["hard_neg_weight"] = trial.suggest_float("hard_neg_weight", 0.05, 1.0, log=True)
         return settings

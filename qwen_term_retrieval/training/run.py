@@ -16,6 +16,7 @@ from pathlib import Path
 import datasets
 import torch
 from transformers import ProgressCallback
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as hf_logging
 
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
@@ -44,6 +45,8 @@ def run_training(
         HubPushError: the Hub takes no repository, before anything else; or the model, once it is on disk.
     """
     configure_logging(args)
+    if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
+        raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
     with args.main_process_first(desc="preparing the output folder"):
         checkpoint = prepare_output_dir(args)
     step("rows", f"{data_args.dataset}")
@@ -57,13 +60,16 @@ def run_training(
         glossary=Glossary.from_file(data_args.glossary) if data_args.glossary else None,
         callbacks=[RecallReporterCallback(), ThroughputCallback()],
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLineCallback())
+    show_loss_behind_the_bar(trainer)
     trainer.card_data = f"`{data_args.dataset}`, split `{data_args.train_split}`: {len(trainer.glossary):,} terms."
+    if model_args.model:
+        trainer.card_data += f" The training went on from the model `{model_args.model}`."
 
     step("train", f"{len(rows[data_args.train_split])} clips, {len(trainer.glossary)} terms; into {args.output_dir}")
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    trainer.save_metrics("train", metrics)
+    # A callback of transformers 5.23 takes `total_flos` out of the metrics.
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics | {"total_flos": trainer.state.total_flos}
+    if metrics["train_steps_per_second"]:  # else the run was resumed at its end, and told its metrics before
+        trainer.save_metrics("train", metrics)
     trainer.save_state()
     if data_args.eval_split:
         step("evaluate", f"the best checkpoint on {data_args.eval_split!r}")
@@ -129,6 +135,13 @@ def configure_logging(args: TermRetrievalArguments) -> None:
     hf_logging.disable_progress_bar()  # one bar for every file saved; the training bar stays
     if args.process_index:
         datasets.disable_progress_bars()
+
+
+def show_loss_behind_the_bar(trainer: TermRetrievalTrainer) -> None:
+    """Unless `disable_tqdm` asks for lines in place of the bar."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressLineCallback())
 
 
 def step(name: str, what: str) -> None:

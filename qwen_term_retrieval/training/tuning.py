@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import ProgressCallback
 
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
+from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.hyperparameter_search import SHOWN_METRICS
-from qwen_term_retrieval.training.run import build_model, configure_logging, load_rows, prepare_output_dir, step
+from qwen_term_retrieval.training.run import (
+    build_model,
+    configure_logging,
+    load_rows,
+    prepare_output_dir,
+    show_loss_behind_the_bar,
+    step,
+)
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 if TYPE_CHECKING:
@@ -119,8 +125,7 @@ def run_trials(
         callbacks=[RecallReporterCallback(), ThroughputCallback()],
         model_init=lambda: build_model(model_args, args),
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLineCallback())
+    show_loss_behind_the_bar(trainer)
     trainer.hyperparameter_search(
         n_trials=num_trials,
         storage=_storage(journal),
