@@ -13,6 +13,7 @@ from torch import nn
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.training import memory_check
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.live_memory import LiveMemory
 from qwen_term_retrieval.training.memory_check import NotEnoughMemoryError, check_memory
 from qwen_term_retrieval.training.sampling import Visit
@@ -146,6 +147,32 @@ def test_a_budget_of_seconds_is_estimated_for_its_fullest_batches(tmp_path):
     assert durations[long].max() == durations.max()
     assert len(many) >= len(long)
     assert len(many) * durations[many].max() <= 60.0
+
+
+@pytest.mark.slow
+def test_clips_are_as_long_as_augmentation_can_make_them(tmp_path):
+    still = {"speed_prob": 0.0, "silence_prob": 0.0}
+    for settings, seconds in (
+        (still, 3.0),
+        (still | {"speed_prob": 0.5, "speed": [0.75, 1.0]}, 4.0),
+        (still | {"silence_prob": 0.5, "silence_seconds": [0.0, 0.5]}, 4.0),
+    ):
+        trainer = make_trainer(tmp_path, 8, lora_r=2, augmentation=settings)
+        assert memory_check._at_most(3.0, trainer.train_clips.augmentation) == seconds
+    assert memory_check._at_most(3.0, None) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({}, "per_device_train_batch_size 4"),
+        ({"contrastive_batch_size": 16}, "contrastive_batch_size 4"),
+        ({"max_batch_seconds": 60.0}, "max_batch_seconds 15"),
+    ],
+)
+def test_a_smaller_batch_is_named_by_the_setting_that_the_run_has_for_it(tmp_path, settings, remedy):
+    args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+    assert memory_check._batch_setting(args, 4, 4 / 16) == remedy
 
 
 @pytest.mark.slow

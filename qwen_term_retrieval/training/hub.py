@@ -90,7 +90,7 @@ class HubTrainer(Trainer):
             return True
         return False
 
-    def _run_epoch(self, **settings: Any) -> None:
+    def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]
         """Leave a run that was resumed at its end where it is: the Trainer would take another step, or many."""
         stopped_early = any(
             callback.early_stopping_patience_counter >= callback.early_stopping_patience

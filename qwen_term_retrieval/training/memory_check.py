@@ -26,6 +26,8 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_tower import pretrained_text_encoder
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.clips import TrainingClips
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, Visit
 from qwen_term_retrieval.training.step_memory import (
@@ -151,7 +153,7 @@ def _clips_of(trainer: TermRetrievalTrainer) -> TrainingClips:
 def measure_step(trainer: TermRetrievalTrainer, clips: Sequence[int]) -> StepMemory:
     """Measure the parts of a step over these training clips, the longest first, with few of them."""
     model, training_clips, args = trainer.retrieval_model, _clips_of(trainer), trainer.args
-    longest = float(training_clips.durations[clips[0]]) / _slowest(training_clips)
+    longest = _at_most(float(training_clips.durations[clips[0]]), training_clips.augmentation)
     samples = max(model.audio_tower.min_samples, round(min(longest, model.audio_tower.max_seconds) * SAMPLING_RATE))
     batch = _counted_batch(trainer, clips[:_CLIPS_COUNTED])
     counted = min(len(clips), _CLIPS_COUNTED)
@@ -169,14 +171,18 @@ def measure_step(trainer: TermRetrievalTrainer, clips: Sequence[int]) -> StepMem
         embedding_dim=model.config.embedding_dim,
         optimizer=str(getattr(args.optim, "value", args.optim)),
         num_ranks=world_size(),
-        # accelerate builds the next batch before it gives out this one.
-        batches_ready=2 if args.device.type == "cpu" else 1,
+        # In the machine's memory lie the batches of a whole step, and those that workers have built ahead.
+        batches_ready=args.gradient_accumulation_steps + args.steps_built_ahead if args.device.type == "cpu" else 1,
     )
 
 
-def _slowest(clips: TrainingClips) -> float:
-    """The least speed that augmentation plays a clip at."""
-    return 1.0 if clips.augmentation is None else min(1.0, clips.augmentation.planner.config.speed[0])
+def _at_most(seconds: float, augmentation: Augmentation | None) -> float:
+    """How long augmentation can make a clip: played slowly, silent before and behind."""
+    if augmentation is None:
+        return seconds
+    config = augmentation.planner.config
+    slowest = min(1.0, config.speed[0]) if config.speed_prob else 1.0
+    return seconds / slowest + (2 * config.silence_seconds[1] if config.silence_prob else 0.0)
 
 
 def _counted_batch(trainer: TermRetrievalTrainer, clips: Sequence[int]) -> dict[str, Any]:
@@ -343,13 +349,22 @@ def _remedies(trainer: TermRetrievalTrainer, memory: StepMemory, clips: int, fre
             checkpointed = measure_step(trainer, _largest_batches(trainer)[0])
         need = checkpointed.estimate(clips, chunk).to_come
         yield f"activation_checkpointing would need {need / GB:.2f} GB" + ("" if need <= free else ", too much still")
-    for name, estimate_of in (
-        ("gradcache_chunk", lambda size: memory.estimate(clips, size)),
-        ("per_device_train_batch_size", lambda size: memory.estimate(size, chunk)),
+    for setting_of, estimate_of in (
+        (lambda size: f"gradcache_chunk {size}", lambda size: memory.estimate(clips, size)),
+        (lambda size: _batch_setting(trainer.args, size, size / clips), lambda size: memory.estimate(size, chunk)),
     ):
         fitting = next((size for size in smaller if estimate_of(size).to_come <= free), None)
         if fitting is not None:
-            yield f"{name} {fitting} would need {estimate_of(fitting).to_come / GB:.2f} GB"
+            yield f"{setting_of(fitting)} would need {estimate_of(fitting).to_come / GB:.2f} GB"
+
+
+def _batch_setting(args: TermRetrievalArguments, num_clips: int, share: float) -> str:
+    """What to set for so many clips a rank, a share of those there are, where the run sets its batches."""
+    if args.max_batch_seconds is not None:
+        return f"max_batch_seconds {args.max_batch_seconds * share:.4g}"
+    if args.contrastive_batch_size is not None:
+        return f"contrastive_batch_size {num_clips * args.world_size}"
+    return f"per_device_train_batch_size {num_clips}"
 
 
 @contextlib.contextmanager
