@@ -7,6 +7,8 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from qwen_term_retrieval.cli import app
+from qwen_term_retrieval.models import TermRetrievalConfig
+from qwen_term_retrieval.models.model_card import model_card, read_card
 
 TERMS = ["pneumonia", "kubernetes", "saxophone", "penicillin"]
 
@@ -111,9 +113,11 @@ def test_evaluate_names_the_splits_there_are(model_folder, dataset):
 
 
 def test_a_calibrated_threshold_is_stored_and_used(model_folder, dataset, recordings):
+    (model_folder / "README.md").write_text(model_card(TermRetrievalConfig.from_pretrained(model_folder)))
     result = qtr("calibrate", model_folder, dataset, recordings / "terms.txt", "--split", "test")
     assert result.exit_code == 0, result.output
     threshold = json.loads((model_folder / "config.json").read_text())["threshold"]
     assert f"threshold {threshold:.4f}" in result.stdout
+    assert read_card((model_folder / "README.md").read_text()).threshold == threshold
     found = qtr("search", model_folder, recordings / "terms.txt", recordings / "kubernetes.wav", "--json")
     assert [json.loads(line)["term"] for line in found.stdout.splitlines() if line[0] == "{"] == ["kubernetes"]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from qwen_term_retrieval.models import TermRetrievalConfig
-from qwen_term_retrieval.models.model_card import CardNumbers, model_card, read_card
+from qwen_term_retrieval.models.model_card import CardNumbers, model_card, read_card, with_threshold
 
 RECALL = [
     {"split": "validation", "terms": "all", "pairs": 32, "recall@1": 0.71, "recall@10": 0.93, "mrr": 0.8},
@@ -18,6 +18,22 @@ def test_the_numbers_of_a_card_are_found_again():
     assert read_card(card) == CardNumbers(600, 3.5, 0.4123, {"recall@1": 0.71, "recall@10": 0.93})
     assert read_card(model_card(TermRetrievalConfig())) == CardNumbers()
     assert read_card("# Somebody's own card\n") == CardNumbers()
+
+
+def test_a_threshold_that_is_chosen_anew_takes_the_place_of_the_old_one():
+    config = TermRetrievalConfig(threshold=0.4123)
+    card = model_card(config, recall=RECALL, thresholds=THRESHOLDS, step=600, epoch=3.5) + "\n## Thanks\nTo all.\n"
+    config.threshold = 0.6
+    changed = with_threshold(card, config, [{"split": "dev", "precision": 0.9, "recall": 0.5, "f1": 0.64}])
+    assert read_card(changed) == CardNumbers(600, 3.5, 0.6, {"recall@1": 0.71, "recall@10": 0.93})
+    assert "from a score of 0.6000 on" in changed
+    assert "| dev | 0.900 | 0.500 | 0.640 |" in changed
+    assert "0.4123" not in changed
+    assert "| 0.810 |" not in changed
+    before, after = (text.split("---\n", 2)[2].split("## Threshold")[0] for text in (card, changed))
+    assert before == after
+    assert changed.endswith("\n## Thanks\nTo all.\n")
+    assert with_threshold("# Somebody's own card\n", config) == "# Somebody's own card\n"
 
 
 def test_a_card_tells_people_what_the_model_was_trained_on_how_well_it_finds_terms_and_how_to_call_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -123,13 +124,14 @@ def calibrate(
     target_precision: Annotated[float | None, typer.Option(help="Precision to reach; default: the best F1.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Choose the score from which a term counts as heard, and store it in the model.
+    """Choose the score from which a term counts as heard, and store it in the model and its card.
 
     For example:
 
         qtr calibrate outputs/demo builders/term_audio glossary.txt --target-precision 0.9
     """
     from qwen_term_retrieval.evaluation.evaluator import load_split
+    from qwen_term_retrieval.models.model_card import with_threshold
     from qwen_term_retrieval.retrieval import calibration
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
@@ -140,6 +142,12 @@ def calibrate(
     retriever.index(glossary)
     chosen = calibration.calibrate(retriever, load_split(dataset, split), target_precision=target_precision)
     retriever.model.config.save_pretrained(model)
+    card = Path(model, "README.md")
+    if card.is_file():
+        row = {"dataset": dataset, "split": split, **asdict(chosen)}
+        del row["threshold"]
+        text = with_threshold(card.read_text(encoding="utf-8"), retriever.model.config, [row])
+        card.write_text(text, encoding="utf-8")
     typer.echo(
         f"threshold {chosen.threshold:.4f}: precision {chosen.precision:.3f}, recall {chosen.recall:.3f}, "
         f"F1 {chosen.f1:.3f} on {split!r}"

@@ -19,6 +19,7 @@ from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 TAGS = ["term-retrieval", "speech", "contrastive-learning", "qwen_term_retrieval"]
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_THRESHOLD_SECTION = re.compile(r"(?<=\n## Threshold\n).*?(?=\n## |\Z)", re.DOTALL)
 
 _CARD = """\
 ---
@@ -118,6 +119,25 @@ def model_card(
         recall=_table(recall) if recall else "Not measured.",
         thresholds=_threshold(config, thresholds),
     )
+
+
+def with_threshold(
+    card: str, config: TermRetrievalConfig, thresholds: Sequence[Mapping[str, Any]] | None = None
+) -> str:
+    """The card of a model whose threshold was chosen anew: what it says of it, and all else as it was.
+
+    A card without a section on the threshold is somebody's own, and comes back unchanged.
+
+    Raises:
+        ValueError: its metadata is no YAML.
+    """
+    if not _THRESHOLD_SECTION.search(card):
+        return card
+    read_card(card)
+    changed = ModelCard(_THRESHOLD_SECTION.sub(lambda _: _threshold(config, thresholds) + "\n", card))
+    about = changed.data.to_dict().get("term_retrieval") or {}
+    changed.data["term_retrieval"] = about | {"threshold": config.threshold}
+    return str(changed)
 
 
 def read_card(text: str) -> CardNumbers:
