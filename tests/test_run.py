@@ -12,10 +12,13 @@ from hub_server import LocalHub
 from transformers import PrinterCallback, ProgressCallback
 
 from qwen_term_retrieval import TermRetriever, resolve_checkpoint
+from qwen_term_retrieval.models import TermRetrievalModel
+from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.packages import cache_root
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.run import (
+    build_model,
     check_durations,
     last_whole_checkpoint,
     load_rows,
@@ -112,6 +115,24 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(tmp_path):
     from_the_hub.mkdir()
     (from_the_hub / "trainer_state.json").write_text('{"global_step": 11}')
     assert last_whole_checkpoint(tmp_path) == str(from_the_hub)
+
+
+@pytest.mark.slow
+def test_a_run_on_top_of_a_frozen_one_adapts_its_tower_and_its_model_says_so(tmp_path):
+    make_tiny_trainer(tmp_path / "before").save_model()
+    args = TermRetrievalArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    model = build_model(ModelArguments(model=str(tmp_path / "before"), lora_r=2, attn_implementation="eager"), args)
+    in_the_tower = dict(model.audio_tower.named_parameters())
+    assert {name for name, values in in_the_tower.items() if values.requires_grad} == {
+        name for name in in_the_tower if "lora_" in name
+    }
+    assert model.audio_tower.encoder.config._attn_implementation == "eager"
+    model.save_pretrained(tmp_path / "after")
+    reloaded = TermRetrievalModel.from_pretrained(tmp_path / "after")
+    assert "LoRA of rank 2" in model_card(reloaded.config)
+    assert reloaded.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match=r"lora_r is 4, but .*after has LoRA of rank 2: give that, or 0"):
+        build_model(ModelArguments(model=str(tmp_path / "after"), lora_r=4), args)
 
 
 def test_evaluations_need_a_split_to_evaluate_on(tmp_path):

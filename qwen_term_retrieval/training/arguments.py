@@ -35,7 +35,7 @@ class ModelArguments:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to start from (folder or Hub id); the settings below are then its own, but LoRA is "
+            "help": "Checkpoint to start from (folder or Hub id); towers and heads are then its own, but LoRA is "
             "added to a tower that has none."
         },
     )

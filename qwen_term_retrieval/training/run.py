@@ -210,17 +210,26 @@ def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> N
 
 
 def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalModel:
-    """A new model on pretrained towers, or the checkpoint to go on from; with LoRA where a rank is given."""
+    """A new model on pretrained towers, or the checkpoint to go on from; with LoRA where a rank is given.
+
+    Raises:
+        ValueError: the checkpoint has LoRA of another rank than is given.
+    """
     torch.manual_seed(args.seed)
     if model_args.model:
-        model = TermRetrievalModel.from_pretrained(model_args.model)
+        model = TermRetrievalModel.from_pretrained(model_args.model, attn_implementation=model_args.attn_implementation)
         model.config.threshold = None  # of the weights as they were
     else:
         model = TermRetrievalModel(model_config(model_args, args))
-    if model_args.lora_r and model.config.lora is None:
-        model.add_lora(model_args.lora_r, model_args.lora_alpha, model_args.lora_dropout)
-    if model_args.text_lora_r and model.config.text_lora is None:
-        model.add_lora(model_args.text_lora_r, model_args.lora_alpha, model_args.lora_dropout, tower="text")
+    for setting, tower, found in (
+        ("lora_r", "audio", model.config.lora),
+        ("text_lora_r", "text", model.config.text_lora),
+    ):
+        r = getattr(model_args, setting)
+        if r and found is None:
+            model.add_lora(r, model_args.lora_alpha, model_args.lora_dropout, tower=tower)
+        elif r and found["r"] != r:
+            raise ValueError(f"{setting} is {r}, but {model_args.model} has LoRA of rank {found['r']}: give that, or 0")
     return model
 
 
