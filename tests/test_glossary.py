@@ -125,6 +125,12 @@ def test_every_kind_of_file_is_read(tmp_path, name):
     assert Glossary.from_file(path).texts == ["sepsis", "shock"]
 
 
+def test_a_table_of_numbers_holds_them_as_they_are_written(tmp_path):
+    path = tmp_path / "agents.csv"
+    path.write_text("term,aliases\n007,\n0,1.10\n", encoding="utf-8")
+    assert [term.spellings for term in Glossary.from_file(path)] == [("007",), ("0", "1.10")]
+
+
 def test_parquet_is_read(tmp_path):
     parquet.write_table(pa.table({"term": ["sepsis", "choc"], "language": [None, "fr"]}), tmp_path / "terms.parquet")
     glossary = Glossary.from_file(tmp_path / "terms.parquet", language="la")

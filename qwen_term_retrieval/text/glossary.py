@@ -27,6 +27,7 @@ from qwen_term_retrieval.text.languages import ENGLISH, language_code, primary_l
 
 MAX_TERM_WORDS = 50
 LONGEST_SPOKEN_WORDS = 8
+_COLUMNS = ("term", "aliases", "language")
 _NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
 _APOSTROPHES = re.compile("[’ʼ]")
 _NOT_WORD = re.compile(r"(?:[^\w+#']|_|(?<!\w)'|'(?!\w))+")
@@ -356,12 +357,15 @@ def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
         if suffix == ".parquet":
             table = parquet.read_table(path)
         else:
-            table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ","))
+            # As they are written: a column of numbers would lose "0", and "007" its zeros.
+            as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
+            layout = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
+            table = csv.read_csv(path, parse_options=layout, convert_options=as_text)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from error
     if "term" not in table.column_names:
         raise ValueError(
             f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'."
         )
-    columns = [name for name in ("term", "aliases", "language") if name in table.column_names]
+    columns = [name for name in _COLUMNS if name in table.column_names]
     return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]
