@@ -20,6 +20,7 @@ from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments
 from qwen_term_retrieval.training.run import (
     build_model,
     check_durations,
+    check_same_model,
     last_whole_checkpoint,
     load_rows,
     run_training,
@@ -133,6 +134,17 @@ def test_a_run_on_top_of_a_frozen_one_adapts_its_tower_and_its_model_says_so(tmp
     assert reloaded.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(ValueError, match=r"lora_r is 4, but .*after has LoRA of rank 2: give that, or 0"):
         build_model(ModelArguments(model=str(tmp_path / "after"), lora_r=4), args)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_from_the_checkpoint_of_another_model(tmp_path):
+    trainer = make_tiny_trainer(tmp_path)
+    trainer.save_model()
+    config = trainer.retrieval_model.config
+    check_same_model(config, str(tmp_path))
+    config.embedding_dim = 8
+    with pytest.raises(ValueError, match="was trained with embedding_dim 16, not 8: resume with its own settings"):
+        check_same_model(config, str(tmp_path))
 
 
 def test_evaluations_need_a_split_to_evaluate_on(tmp_path):

@@ -305,4 +305,4 @@ def threshold_rows(metrics: dict[str, float], prefix: str, split: str) -> list[d
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -41,7 +41,8 @@ def run_training(
 
     Raises:
         FileExistsError: `output_dir` holds an earlier run and neither `resume` nor `overwrite` was given.
-        ValueError: a split or a column that the dataset does not have; a clip the tower cannot take.
+        ValueError: a split or a column that the dataset does not have; a clip the tower cannot take; a checkpoint of
+            another model.
         HubPushError: the Hub takes no repository, before anything else; or the model, once it is on disk.
     """
     configure_logging(args)
@@ -51,13 +52,17 @@ def run_training(
         checkpoint = prepare_output_dir(args)
     step("rows", f"{data_args.dataset}")
     rows = load_rows(data_args)
+    glossary = Glossary.from_file(data_args.glossary) if data_args.glossary else None
     step("model", f"{model_args.model or f'{model_args.audio_tower} + {model_args.text_tower}'}")
+    model = build_model(model_args, args)
+    if checkpoint is not None:
+        check_same_model(model.config, checkpoint)
     trainer = TermRetrievalTrainer(
-        build_model(model_args, args),
+        model,
         args,
         train_dataset=rows[data_args.train_split],
         eval_dataset=rows[data_args.eval_split] if data_args.eval_split else None,
-        glossary=Glossary.from_file(data_args.glossary) if data_args.glossary else None,
+        glossary=glossary,
         callbacks=[RecallReporterCallback(), ThroughputCallback()],
     )
     show_loss_behind_the_bar(trainer)
@@ -177,6 +182,20 @@ def last_whole_checkpoint(folder: Path) -> str | None:
         except (FileNotFoundError, json.JSONDecodeError):
             logger.warning("%s was not written to its end and is left aside", path)
     return str(max(steps, key=lambda path: steps[path])) if steps else None
+
+
+def check_same_model(config: TermRetrievalConfig, checkpoint: str) -> None:
+    """Refuse to go on from a checkpoint whose weights are of another model than the settings make."""
+    saved = TermRetrievalConfig.from_pretrained(checkpoint)
+    shapes = ("audio_layers", "embedding_dim", "pooling", "segments", "lora", "text_lora")
+    # By its digest: the tower's folder may have another name on another machine.
+    for name in ("audio_tower_sha256", "text_tower", *shapes):
+        before, now = getattr(saved, name), getattr(config, name)
+        if before != now:
+            raise ValueError(
+                f"{checkpoint} was trained with {name} {before!r}, not {now!r}: resume with its own settings, or "
+                "start anew with --overwrite or another --output_dir"
+            )
 
 
 def load_rows(data_args: DataArguments) -> datasets.DatasetDict:
