@@ -22,7 +22,7 @@ from transformers import PrinterCallback
 from benchmarks.training_measure import PROFILED_OPERATORS, device_name, verdict
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
-from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.run import build_model, load_rows
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 

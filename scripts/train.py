@@ -7,7 +7,7 @@ python scripts/train.py --help                        # every setting
 
 from pathlib import Path
 
-from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.run import run_training
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.tuning import tune
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments, parse_recipe
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.refusals import is_refusal
 
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes"

@@ -14,8 +14,9 @@ import yaml
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback, RecallReporterCallback
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments, parse_recipe
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.hyperparameter_search import default_hp_space, recall_then_mrr
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from qwen_term_retrieval.training.tuning import open_study, tune
 

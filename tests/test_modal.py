@@ -101,7 +101,7 @@ def test_training_is_launched_on_as_many_gpus_as_asked_for(script, num_gpus, con
 
 
 def test_the_flags_are_those_of_the_training_script(script):
-    from qwen_term_retrieval.training.arguments import parse_recipe
+    from qwen_term_retrieval.training.recipes import parse_recipe
 
     flags = script.hub_flags(True, "me/model")
     command = script.training_command(ROOT, Path("out"), num_gpus=0, recipe="demo", dataset="packs/mine", flags=flags)

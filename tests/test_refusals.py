@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments
 
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback, NonFiniteStepsError
-from qwen_term_retrieval.training.arguments import parse_recipe
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.refusals import is_refusal, one_line_errors
 from qwen_term_retrieval.training.sampling import LengthBucketedSampler
 from qwen_term_retrieval.training.step_memory import measure_part

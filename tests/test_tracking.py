@@ -10,7 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments, parse_recipe
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.recipes import parse_recipe
 from tests.tiny_trainer import make_tiny_trainer
 
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes"
