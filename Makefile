@@ -1,6 +1,6 @@
 # make demo         install, train on the demo corpus, evaluate, search a recording     (minutes, CPU)
 # make test         install, lint, type-check, test
-# make real-speech  train the laptop recipes, evaluate on recordings of speakers never trained on  (an hour, CPU)
+# make real-speech  train the laptop recipes, evaluate on recordings of speakers never trained on  (CPU, over an hour)
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(if $(shell command -v python$(version)),python$(version))) python3)
 BIN := .venv/bin

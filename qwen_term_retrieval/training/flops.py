@@ -31,7 +31,8 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 
 # Dense, in 1e12 a second: bf16, fp16 (both accumulate in fp32), TF32, fp32 without tensor cores; None: not in hardware.
-# From NVIDIA's data sheets, their figures "with sparsity" halved. The longer of two names that fit comes first.
+# NVIDIA's figures, those "with sparsity" halved; not checked here against its data sheets. The longer of two names
+# that fit comes first.
 _PEAK_TFLOPS: dict[str, tuple[float | None, float, float | None, float]] = {
     "H200 NVL": (835.5, 835.5, 417.5, 60.0),
     "H200": (989.5, 989.5, 494.5, 67.0),
