@@ -64,7 +64,7 @@ BAD_RANK = 1
 
 
 def run(name, output_dir, settings):
-    settings = {"mixed": True, "max_steps": 3, **settings}
+    settings = {"mixed": True, "max_steps": 3, "dtype": torch.float64, **settings}
     bad, bad_step = settings.pop("bad", None), settings.pop("bad_step", None)
     trainer = make_trainer(output_dir / name, GLOBAL_BATCH // RANKS, **settings)
     trainer.add_callback(ThroughputCallback())

@@ -48,10 +48,15 @@ def values_of(found, key):
     return [line[key] for line in found["history"] if key in line]
 
 
+# Weights are float64 here, embeddings float32: a difference of the method stands far above one of rounding.
+WEIGHTS_ATOL = 1e-7
+LOSS_RTOL = 2e-6
+
+
 def assert_same_weights(weights, others):
     assert weights.keys() == others.keys()
     for name in weights:
-        torch.testing.assert_close(weights[name], others[name], atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(weights[name], others[name], atol=WEIGHTS_ATOL, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +68,7 @@ def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
     assert_same_weights(load_file(two_ranks / f"{name}.safetensors"), trained_weights(trainer))
     for part in ("audio_text_loss", "audio_term_loss", "no_term_loss", "hard_negative_loss"):
         together = values_of(of_rank(two_ranks, name, 0), part)
-        assert together == pytest.approx(values_of(alone, part), rel=1e-5, abs=1e-6)
+        assert together == pytest.approx(values_of(alone, part), rel=LOSS_RTOL, abs=1e-6)
     assert any(values_of(alone, "no_term_loss"))
 
 

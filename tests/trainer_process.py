@@ -19,7 +19,9 @@ from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 
-def make_trainer(output_dir, batch_size, *, lora_r=0, mixed=False, hard_negatives_of=None, **settings):
+def make_trainer(
+    output_dir, batch_size, *, lora_r=0, mixed=False, hard_negatives_of=None, dtype=torch.float32, **settings
+):
     """A trainer on a hundred clips of the demo corpus.
 
     mixed: every third clip's term spans are unknown, and one clip in six holds no term.
@@ -38,6 +40,7 @@ def make_trainer(output_dir, batch_size, *, lora_r=0, mixed=False, hard_negative
     )
     if lora_r:
         model.add_lora(r=lora_r, alpha=2 * lora_r, dropout=0.0)
+    model.to(dtype)
     args = TermRetrievalArguments(
         output_dir=str(output_dir),
         per_device_train_batch_size=batch_size,
