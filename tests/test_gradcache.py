@@ -213,7 +213,9 @@ def test_an_input_that_cannot_be_cut_and_a_batch_without_text_are_refused():
 
 def train(folder, **settings):
     """A short run; how many clips were in one forward pass at most, the weights, and the losses."""
-    trainer = make_trainer(folder, None, mixed=True, **{"max_steps": 2, "learning_rate": 1e-3, **settings})
+    trainer = make_trainer(
+        folder, None, mixed=True, dtype=torch.float64, **{"max_steps": 2, "learning_rate": 1e-3, **settings}
+    )
     clips = []
     trainer.model.register_forward_pre_hook(
         lambda model, args, inputs: clips.append(len(inputs["num_frames_B"])), with_kwargs=True
@@ -268,6 +270,7 @@ def test_accumulated_gradients_are_the_mean_of_those_of_the_micro_batches(tmp_pa
     for steps, accumulated in ((2, 1), (1, 2)):
         trainer = make_trainer(
             tmp_path, 16, max_steps=steps, gradient_accumulation_steps=accumulated, learning_rate=0.0, mixed=True,
+            dtype=torch.float64,
             **settings,
         )  # fmt: skip
         gradients = Gradients()
