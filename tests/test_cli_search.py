@@ -98,7 +98,7 @@ def test_evaluate_prints_a_table_and_writes_every_metric(model_folder, dataset, 
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "4 clips, a bank of 5 terms" in result.stdout
-    assert "| unseen |     2 | 1.000 |" in result.stdout
+    assert "| unseen  |       2 | 1.000 |" in result.stdout
     assert "at threshold 0.700: precision 1.000, recall 1.000" in result.stdout
     metrics = json.loads((tmp_path / "eval.json").read_text())
     assert metrics["recall@1"] == 1.0

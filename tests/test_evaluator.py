@@ -163,10 +163,10 @@ def test_the_table_and_the_picture_show_every_group(tmp_path):
         }.items()
     }  # fmt: skip
     assert recall_table(metrics, "test").splitlines() == [
-        "| terms  | pairs |   R@1 |  R@10 |   MRR |",
-        "|--------|-------|-------|-------|-------|",
-        "| all    |     8 | 0.500 | 0.750 | 0.600 |",
-        "| unseen |     4 | 0.250 | 0.500 | 0.300 |",
+        "| terms   |   pairs |   R@1 |   R@10 |   MRR |",
+        "|---------|---------|-------|--------|-------|",
+        "| all     |       8 | 0.500 |  0.750 | 0.600 |",
+        "| unseen  |       4 | 0.250 |  0.500 | 0.300 |",
     ]
     assert threshold_line(metrics, "test") == "at threshold 0.500: precision 0.900, recall 0.800, F1 0.850"
     picture = plot_recall(metrics, tmp_path / "plots" / "recall.png", prefix="test", title="test")

@@ -207,6 +207,8 @@ def test_counting_leaves_no_trace_in_the_model_or_the_random_state():
         ("NVIDIA L40S", torch.float16, False, 362.0),
         ("NVIDIA GeForce RTX 4090", torch.float32, False, 82.6),
         ("Tesla T4", torch.float16, False, 65.0),
+        ("Tesla V100-SXM2-16GB", torch.float16, False, 125.0),
+        ("Tesla V100-PCIE-16GB", torch.float16, False, 112.0),
     ],
 )
 def test_the_peak_of_a_known_gpu_is_its_vendors(name, dtype, tf32, tera):

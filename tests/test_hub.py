@@ -126,8 +126,8 @@ def test_qtr_models_lists_revisions_checkpoints_and_authors_and_each_can_be_load
         from qwen_term_retrieval import TermRetriever
         from qwen_term_retrieval.cli import app
 
-        def qtr(*arguments):
-            result = CliRunner().invoke(app, ["models", *arguments])
+        def qtr(*arguments, command="models"):
+            result = CliRunner().invoke(app, [command, *arguments])
             return result.output if result.exit_code == 0 else f"{result.exit_code} {result.output}"
 
         embeddings = {
@@ -148,12 +148,18 @@ def test_qtr_models_lists_revisions_checkpoints_and_authors_and_each_can_be_load
             "nobody": qtr("nobody/"),
             "typo": qtr("me/tarms"),
             "missing": missing,
+            "index": [
+                qtr("me/terms", sys.argv[2], sys.argv[2] + tag, "--revision", tag, command="index")
+                for tag in ("step-2", "step-7")
+            ],
             "best is final": torch.equal(embeddings["best"], embeddings["final"]),
             "best is step-2": torch.equal(embeddings["best"], embeddings["step-2"]),
         }))
     """
     hub.repositories["you/other"] = {"README.md": b"---\nlibrary_name: transformers\n---\n"}
-    said = run_python(hub, tmp_path, script, home)
+    glossary = tmp_path / "glossary.txt"
+    glossary.write_text("sepsis\ngout\nasthma\n")
+    said = run_python(hub, tmp_path, script, home, glossary)
     assert said["best is final"]
 
     names = {name: row for row in said["terms"] for name in row["revision"]}
@@ -181,12 +187,16 @@ def test_qtr_models_lists_revisions_checkpoints_and_authors_and_each_can_be_load
     assert "no model 'me/tarms'" in said["typo"]
     assert "at revision 'step-7'" in said["missing"]
     assert "`qtr models me/terms` lists the revisions" in said["missing"]
+    assert "3 terms" in said["index"][0]
+    assert said["index"][1].startswith("1 ")
+    assert "at revision 'step-7'" in said["index"][1]
 
 
 @pytest.mark.slow
 def test_a_hub_that_fails_costs_the_push_and_not_the_run(tmp_path):
     script = """
         import json, logging, sys
+        from pathlib import Path
         from tiny_trainer import make_tiny_trainer
         from qwen_term_retrieval.training.hub import HubPushError
 
@@ -202,7 +212,20 @@ def test_a_hub_that_fails_costs_the_push_and_not_the_run(tmp_path):
         try:
             trainer.push_to_hub()
         except HubPushError as error:
-            print(json.dumps({"refused": refused, "steps": steps, "failed": str(error)}))
+            failed = str(error)
+        # Where nothing can be copied aside, as on a full disk.
+        full = Path(sys.argv[1], "full")
+        full.mkdir()
+        (full / ".push").touch()
+        trainer = make_tiny_trainer(full, hub_token="hf_test", hub_strategy="every_save", **settings)
+        full_steps = trainer.train().global_step
+        try:
+            trainer.push_to_hub()
+        except HubPushError as error:
+            full_failed = str(error)
+        print(json.dumps({
+            "refused": refused, "steps": steps, "failed": failed, "full_steps": full_steps, "full_failed": full_failed
+        }))
     """
     with LocalHub() as hub:
         hub.broken = r"POST .*/commit/.*"
@@ -211,7 +234,8 @@ def test_a_hub_that_fails_costs_the_push_and_not_the_run(tmp_path):
         assert hub.files("me/terms") == {}
     assert "does not take the repository 'me/terms'" in said["refused"]
     assert "`hf auth login` or set HF_TOKEN" in said["refused"]
-    assert said["steps"] == 6
+    assert said["steps"] == said["full_steps"] == 6
+    assert f"the model is whole in {tmp_path / 'full'}" in said["full_failed"]
     output = tmp_path / "run"
     assert f"the model is whole in {output}" in said["failed"]
     assert f"hf upload me/terms {output}" in said["failed"]

@@ -85,17 +85,13 @@ def _iso(date: datetime | None) -> str | None:
 
 
 def _table(records: Sequence[dict[str, Any]]) -> str:
-    """Columns as wide as what is in them; numbers to the right."""
-    lines = [list(records[0]), *([_cell(name, value) for name, value in record.items()] for record in records)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numeric = [any(isinstance(record[name], int | float) for record in records) for name in records[0]]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    from tabulate import tabulate
+
+    cells = [[_cell(name, value) for name, value in record.items()] for record in records]
+    sides = [
+        "right" if any(isinstance(record[name], int | float) for record in records) else "left" for name in records[0]
+    ]
+    return tabulate(cells, list(records[0]), tablefmt="plain", disable_numparse=True, colalign=sides)
 
 
 def _cell(name: str, value: Any) -> str:

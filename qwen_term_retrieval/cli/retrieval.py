@@ -11,6 +11,10 @@ import typer
 
 from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 
+Revision = Annotated[
+    str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
+]
+
 
 @app.command()
 def search(
@@ -21,6 +25,7 @@ def search(
     clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
     top_k: Annotated[int, typer.Option(min=1, help="Most terms to show for a file.")] = 10,
     threshold: Annotated[float | None, typer.Option(help="Lowest score; default the model's calibrated one.")] = None,
+    revision: Revision = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a match.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,7 +41,7 @@ def search(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_to_terminal(quiet)
-    retriever = TermRetriever.from_pretrained(model)
+    retriever = TermRetriever.from_pretrained(model, revision=revision)
     retriever.index(glossary)
     answers = retriever.search_batch(clips, top_k=top_k, threshold=threshold)
     for clip, matches in zip(clips, answers, strict=True):
@@ -55,6 +60,7 @@ def index(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.")],
     glossary: Annotated[Path, typer.Argument(help="Glossary file.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    revision: Revision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is at OUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -68,7 +74,7 @@ def index(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_to_terminal(quiet)
-    retriever = TermRetriever.from_pretrained(model)
+    retriever = TermRetriever.from_pretrained(model, revision=revision)
     retriever.index(glossary)
     retriever.save_index(out, overwrite=overwrite)
     typer.echo(f"{out}: {len(retriever.term_index)} terms")
@@ -83,6 +89,7 @@ def evaluate(
     distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
     train_split: Annotated[str, typer.Option(help="Its terms are the seen ones; '' reports no such groups.")] = "train",
     threshold: Annotated[float | None, typer.Option(help="Lowest score; default the model's calibrated one.")] = None,
+    revision: Revision = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for all metrics.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG for recall over k.")] = None,
     quiet: Quiet = False,
@@ -101,6 +108,7 @@ def evaluate(
     metrics = evaluate_dataset(
         model,
         dataset,
+        revision=revision,
         split=split,
         glossary=glossary,
         distractors=distractors,

@@ -284,13 +284,17 @@ def evaluate_dataset(
     model: str | Path,
     dataset: str,
     *,
+    revision: str | None = None,
     split: str = "test",
     glossary: str | Path | None = None,
     distractors: str | Path | None = None,
     train_split: str | None = None,
     threshold: float | None = None,
 ) -> dict[str, float]:
-    """`RetrievalEvaluator` on a split of a dataset, everything given by name; what `qtr evaluate` calls."""
+    """`RetrievalEvaluator` on a split of a dataset, everything given by name; what `qtr evaluate` calls.
+
+    `revision`: of a model on the Hub, see `TermRetriever.from_pretrained`.
+    """
     seen = None if train_split is None else load_split(dataset, train_split)
     evaluator = RetrievalEvaluator(
         load_split(dataset, split),
@@ -299,7 +303,7 @@ def evaluate_dataset(
         seen_terms=None if seen is None else _said_in(seen),
         threshold=threshold,
     )
-    return evaluator(TermRetriever.from_pretrained(model))
+    return evaluator(TermRetriever.from_pretrained(model, revision=revision))
 
 
 def load_split(dataset: str, split: str) -> datasets.Dataset:

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tabulate import tabulate
 
 GROUPS = {"": "all", "_seen": "seen", "_unseen": "unseen"}
 _RECALL = re.compile(r"recall@(\d+)$")
 
 
 def recall_table(metrics: Mapping[str, float], prefix: str = "") -> str:
-    """Recall@k and MRR of all, seen and unseen terms as a Markdown table that also reads well on a terminal.
+    """Recall@k and MRR of all, seen and unseen terms, in Markdown.
 
     Args:
         metrics: of `evaluate_vectors`, `RetrievalEvaluator` or the trainer.
         prefix: what stands before the names there: "eval" for `eval_recall@10`.
 
     >>> print(recall_table({"eval_recall@1": 0.5, "eval_mrr": 0.625, "eval_pairs": 8}, "eval"))
-    | terms  | pairs |   R@1 |   MRR |
-    |--------|-------|-------|-------|
-    | all    |     8 | 0.500 | 0.625 |
+    | terms   |   pairs |   R@1 |   MRR |
+    |---------|---------|-------|-------|
+    | all     |       8 | 0.500 | 0.625 |
     """
     values = _without_prefix(metrics, prefix)
     ks = sorted(int(found[1]) for name in values if (found := _RECALL.match(name)))
-    header = ["terms ", "pairs", *(f"R@{k}".rjust(5) for k in ks), "  MRR"]
-    rows = [header, ["-" * len(cell) for cell in header]]
+    rows = []
     for suffix, group in GROUPS.items():
         if any(f"recall@{k}{suffix}" in values for k in ks):
-            recalls = [_number(values.get(f"recall@{k}{suffix}")) for k in ks]
-            pairs = f"{int(values.get(f'pairs{suffix}', 0))}".rjust(5)
-            rows.append([group.ljust(6), pairs, *recalls, _number(values.get(f"mrr{suffix}"))])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines[1] = lines[1].replace(" ", "-")
-    return "\n".join(lines)
+            recalls = [values.get(f"recall@{k}{suffix}") for k in ks]
+            rows.append([group, int(values.get(f"pairs{suffix}", 0)), *recalls, values.get(f"mrr{suffix}")])
+    return markdown_table(["terms", "pairs", *(f"R@{k}" for k in ks), "MRR"], rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, decimals: str = ".3f") -> str:
+    """A table in Markdown that also reads well on a terminal: numbers to the right, None as a dash."""
+    return tabulate(rows, header, tablefmt="github", floatfmt=decimals, missingval="–")
 
 
 def threshold_line(metrics: Mapping[str, float], prefix: str = "") -> str:
@@ -89,7 +92,3 @@ def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str =
 def _without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     start = f"{prefix}_" if prefix else ""
     return {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
-
-
-def _number(value: float | None) -> str:
-    return "    –" if value is None else f"{value:.3f}"

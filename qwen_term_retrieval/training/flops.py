@@ -31,8 +31,9 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 
 # Dense, in 1e12 a second: bf16, fp16 (both accumulate in fp32), TF32, fp32 without tensor cores; None: not in hardware.
-# NVIDIA's figures, those "with sparsity" halved; not checked here against its data sheets. The longer of two names
-# that fit comes first.
+# NVIDIA's figures, those "with sparsity" halved. H100, A100, T4 and V100 agree with the table of Lightning Fabric
+# (`utilities/throughput.py`), which cites the data sheets; the others were not checked. The longer of two names that
+# fit comes first.
 _PEAK_TFLOPS: dict[str, tuple[float | None, float, float | None, float]] = {
     "H200 NVL": (835.5, 835.5, 417.5, 60.0),
     "H200": (989.5, 989.5, 494.5, 67.0),
@@ -47,6 +48,7 @@ _PEAK_TFLOPS: dict[str, tuple[float | None, float, float | None, float]] = {
     "RTX 4090": (165.2, 165.2, 82.6, 82.6),
     "RTX 3090": (71.0, 71.0, 35.6, 35.6),
     "T4": (None, 65.0, None, 8.1),
+    "V100 PCIE": (None, 112.0, None, 14.0),
     "V100": (None, 125.0, None, 15.7),
 }
 # A slice of a GPU, and two that share only their name with it.

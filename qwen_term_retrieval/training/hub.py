@@ -176,10 +176,12 @@ class HubTrainer(Trainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         checkpoint = Path(checkpoint_folder)
-        staged = self._stage(checkpoint, f"step-{step}")
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            shutil.copytree(checkpoint, staged / name, ignore=shutil.ignore_patterns(NOT_IN_CHECKPOINTS))
+        resumable = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        try:
+            staged = self._stage(checkpoint, f"step-{step}", resumable.get(HubStrategy(strategy)))
+        except OSError as error:
+            logger.warning("step %d is not pushed, it could not be copied aside: %s", step, _first_line(error))
+            return
         tags = [f"step-{step}", *(["best"] if is_best else [])]
         title = f"Step {step}, epoch {self.state.epoch or 0:.2f}"
         self._pushes = [*under_way, self._start_push(staged, title, tags)]
@@ -205,19 +207,25 @@ class HubTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self._finish_current_push()
-        staged = self._stage(Path(str(self.args.output_dir)), "final")
+        try:
+            staged = self._stage(Path(str(self.args.output_dir)), "final")
+        except OSError as error:
+            raise self._not_pushed(error) from error
         tags = ["final", *(["best"] if self.weights_step == self.state.best_global_step else [])]
         push = self._start_push(staged, commit_message or "End of training", tags, token=token, revision=revision)
         if not blocking:
             return push
-        if error := push.exception():
-            raise HubPushError(
-                f"the model is whole in {self.args.output_dir}, but the push to {self.hub_model_id} failed: "
-                f"{_first_line(error)}. Run the same command again with --resume, or push it with `hf upload "
-                f"{self.hub_model_id} {self.args.output_dir} . --include config.json --include README.md --include "
-                "'*.safetensors*' --exclude 'checkpoint-*'`."
-            ) from error
+        if failed := push.exception():
+            raise self._not_pushed(failed) from failed
         return push.result()
+
+    def _not_pushed(self, error: BaseException) -> HubPushError:
+        return HubPushError(
+            f"the model is whole in {self.args.output_dir}, but the push to {self.hub_model_id} failed: "
+            f"{_first_line(error)}. Run the same command again with --resume, or push it with `hf upload "
+            f"{self.hub_model_id} {self.args.output_dir} . --include config.json --include README.md --include "
+            "'*.safetensors*' --exclude 'checkpoint-*'`."
+        )
 
     def _finish_current_push(self) -> None:
         """Wait for what is under way."""
@@ -236,14 +244,23 @@ class HubTrainer(Trainer):
     def _staging(self) -> Path:
         return Path(str(self.args.output_dir), _STAGING)
 
-    def _stage(self, folder: Path, name: str) -> Path:
-        """Copy the files of a model aside: what is pushed must not change, nor be deleted, meanwhile."""
+    def _stage(self, folder: Path, name: str, whole: str | None = None) -> Path:
+        """Copy the files of a model aside: what is pushed must not change, nor be deleted, meanwhile.
+
+        whole: a folder for the checkpoint as well, to resume from.
+        """
         staged = self._staging / name
         shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        for pattern in MODEL_FILES:
-            for file in folder.glob(pattern):
-                shutil.copy2(file, staged)
+        try:
+            staged.mkdir(parents=True)
+            for pattern in MODEL_FILES:
+                for file in folder.glob(pattern):
+                    shutil.copy2(file, staged)
+            if whole is not None:
+                shutil.copytree(folder, staged / whole, ignore=shutil.ignore_patterns(NOT_IN_CHECKPOINTS))
+        except OSError:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
         return staged
 
     def _start_push(

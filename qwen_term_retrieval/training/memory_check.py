@@ -348,7 +348,9 @@ def _remedies(trainer: TermRetrievalTrainer, memory: StepMemory, clips: int, fre
         with _checkpointed(trainer.retrieval_model):
             checkpointed = measure_step(trainer, _largest_batches(trainer)[0])
         need = checkpointed.estimate(clips, chunk).to_come
-        yield f"activation_checkpointing would need {need / GB:.2f} GB" + ("" if need <= free else ", too much still")
+        if need < memory.estimate(clips, chunk).to_come:  # frozen or cached towers keep nothing to compute again
+            too_much = "" if need <= free else ", too much still"
+            yield f"activation_checkpointing would need {need / GB:.2f} GB{too_much}"
     for setting_of, estimate_of in (
         (lambda size: f"gradcache_chunk {size}", lambda size: memory.estimate(clips, size)),
         (lambda size: _batch_setting(trainer.args, size, size / clips), lambda size: memory.estimate(size, chunk)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from qwen_term_retrieval.evaluation.report import markdown_table
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
@@ -148,18 +149,12 @@ def settings_of(*arguments: Any) -> dict[str, Any]:
 
 
 def trials_table(trials: Sequence[optuna.trial.FrozenTrial]) -> str:
-    """Markdown: a row a trial, the best first; those that did not come to their end last."""
+    """A row a trial, the best first; those that did not come to their end last."""
     ended = [trial for trial in trials if trial.state.is_finished()]
     names = list(dict.fromkeys(name for trial in ended for name in trial.params))
-    header = ["trial", "state", *(name.removeprefix("eval_") for name in SHOWN_METRICS), *names]
-    lines = [header, ["---"] * len(header)]
+    rows = []
     for trial in sorted(ended, key=lambda trial: (trial.state.name != "COMPLETE", -(trial.value or 0.0))):
         values = [trial.user_attrs.get(name) for name in SHOWN_METRICS] + [trial.params.get(name) for name in names]
-        lines.append([str(trial.number), trial.state.name.lower(), *map(_shown, values)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        rows.append([trial.number, trial.state.name.lower(), *values])
+    header = ["trial", "state", *(name.removeprefix("eval_") for name in SHOWN_METRICS), *names]
+    return markdown_table(header, rows, decimals=".4g")
