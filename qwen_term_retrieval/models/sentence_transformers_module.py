@@ -1,7 +1,8 @@
 """A retriever as a module of sentence-transformers (6.0 and later), for those who search with that library.
 
 A string is a term, and audio (a path, an array at 16 kHz, or a dict of `array` and `sampling_rate`) is a clip; a clip
-has one vector, pooled over all of it. Windows, thresholds and spans stay with `TermRetriever`.
+has one vector, pooled over all of it. Windows, thresholds and spans stay with `TermRetriever`, and so do languages: a
+model of several says every string here as it says a term without one.
 """
 
 from __future__ import annotations
