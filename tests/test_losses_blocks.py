@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
 from qwen_term_retrieval.losses.pairs import matching_pairs, positions_of
+from qwen_term_retrieval.losses.sigmoid import sigmoid_loss
+from qwen_term_retrieval.training.live_memory import LiveMemory
 
 
 def contains(ids_QM, ids_N):
@@ -122,6 +124,46 @@ def test_no_tensor_is_ever_larger_than_a_block_or_the_embeddings(num_windows, wi
     with LargestTensor() as largest:
         contrastive_loss(*batch, block_elements=10**9).backward()
     assert largest.elements >= 300 * 300
+
+
+def peak_of_loss(loss, block_elements, *, num_windows=1, window_temperature=None, num=2048, dim=384):
+    """Bytes alive at the fullest moment of forward and backward, embeddings included, and those of the embeddings.
+
+    Blocks and embeddings have the proportions of 16,384 queries and terms in blocks of 4 M scores.
+    """
+    scale, bias = torch.tensor(14.3, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    ids_Q1 = torch.arange(num)[:, None]
+    with LiveMemory() as live:
+        vectors_VD, bank_ND = (
+            F.normalize(torch.randn(rows, dim), dim=-1).requires_grad_() for rows in (num * num_windows, num)
+        )
+        embeddings = live.now
+        queries = Queries(vectors_VD, torch.arange(num * num_windows).view(num, num_windows), ids_Q1, ids_Q1)
+        candidates = Candidates(bank_ND, ids_Q1[:, 0])
+        live.peak = live.now
+        settings = {"window_temperature": window_temperature, "block_elements": block_elements}
+        if loss == "infonce":
+            contrastive_loss(queries, candidates, scale, **settings).backward()
+        else:
+            sigmoid_loss(queries, candidates, scale, bias, **settings).backward()
+    return live.peak, embeddings
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_the_loss_holds_the_embeddings_their_gradients_and_little_more_than_a_block(loss):
+    block = 2**19
+    peak, embeddings = peak_of_loss(loss, block)
+    assert 2 * embeddings < peak <= 1.3 * (2 * embeddings + 4 * block)
+    peak, _ = peak_of_loss(loss, 10**9)
+    assert peak > 1.3 * (2 * embeddings + 4 * block)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+@pytest.mark.parametrize(("window_temperature", "blocks"), [(None, 6), (0.1, 8)])
+def test_windows_of_a_query_cost_a_bounded_number_of_blocks(loss, window_temperature, blocks):
+    block = 2**19
+    peak, embeddings = peak_of_loss(loss, block, num_windows=3, window_temperature=window_temperature)
+    assert 2 * embeddings < peak <= 2 * embeddings + blocks * 4 * block
 
 
 def test_padding_ids_match_nothing_and_a_repeated_id_is_one_pair():
