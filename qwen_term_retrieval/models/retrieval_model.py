@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from qwen_term_retrieval.audio.collate import length_buckets, pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
+from qwen_term_retrieval.models.attention_backend import attention_refused_by_name
 from qwen_term_retrieval.models.attention_pooling import AttentionPooling
 from qwen_term_retrieval.models.base_weights import build_audio_tower
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
@@ -60,7 +61,8 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         # "sdpa" is what every tower takes by itself; asking for it would refuse those that lack it.
         requested = config._attn_implementation
         requested = None if requested == "sdpa" else requested
-        super().__init__(config)
+        with attention_refused_by_name(requested, "the model"):
+            super().__init__(config)
         self.audio_tower = build_audio_tower(config, requested)
         self.text_tower = build_text_tower(
             config.text_tower, config.text_tower_config, pooling=config.text_pooling, attn_implementation=requested

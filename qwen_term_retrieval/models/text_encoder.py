@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+from qwen_term_retrieval.models.attention_backend import attention_refused_by_name
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.configuration import TEXT_POOLINGS
 from qwen_term_retrieval.models.lora import base_state
@@ -64,7 +65,8 @@ class HFTextEncoder(nn.Module):
         if self.pooling == "auto":
             self.pooling = _pooling_of(self._small_files(), config)
         config.use_cache = False
-        self.encoder: Any = AutoModel.from_config(config, attn_implementation=attn_implementation)
+        with attention_refused_by_name(attn_implementation, checkpoint):
+            self.encoder: Any = AutoModel.from_config(config, attn_implementation=attn_implementation)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
         self.cache: TextCache | None = None

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.models.attention_backend import attention_refused_by_name
 
 AUDIO_TOWERS: dict[str, type[AudioTower]] = {}
 
@@ -64,12 +65,13 @@ class AudioTower(nn.Module, abc.ABC):
         config = self.config_class.from_dict(dict(encoder_config))
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
-        self.encoder = self.encoder_class(config)
+        with attention_refused_by_name(attn_implementation, self.encoder_class.__name__):
+            self.encoder = self.encoder_class(config)
 
     @classmethod
     def encoder_config_of(cls, checkpoint_config: dict[str, Any]) -> dict[str, Any]:
-        """The encoder's part of a checkpoint's `config.json`."""
-        return checkpoint_config
+        """The encoder's part of a checkpoint's `config.json`: its `audio_config`, or the whole."""
+        return checkpoint_config.get("audio_config", checkpoint_config)
 
     @property
     def layers(self) -> nn.ModuleList:

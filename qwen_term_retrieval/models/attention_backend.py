@@ -1,0 +1,24 @@
+"""The attention that encoders are asked to run with, and the refusal of what they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def attention_refused_by_name(attn_implementation: str | None, name: str) -> Iterator[None]:
+    """Around the making of a stock encoder: say which setting asked for attention that it, or the machine, lacks.
+
+    Raises:
+        ValueError: the encoder was not made and an attention had been asked for.
+    """
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if attn_implementation is None:
+            raise
+        raise ValueError(
+            f"attn_implementation {attn_implementation!r}: {name} does not run with it here. Leave it out for the best "
+            f"that each tower has, or take sdpa or eager. ({' '.join(str(error).split())})"
+        ) from error
