@@ -37,9 +37,37 @@ def test_aliases_share_one_identity():
     assert rows[0]["term_ids"] == rows[1]["term_ids"] == [term_id("atrial fibrillation")]
 
 
+def test_aliases_are_spellings_of_their_own_and_each_is_said_where_the_other_is():
+    rows = annotate_terms(make_rows(), training_glossary(make_rows(), GLOSSARY))
+    spellings = [term_id("AFib"), term_id("atrial fibrillation")]
+    assert [rows[0]["spelling_ids"], rows[1]["spelling_ids"]] == [spellings[1:], spellings[:1]]
+    assert rows[1]["spoken_ids"] == sorted(spellings)
+    assert sorted(rows[1]["same_text_ids"]) == sorted(spellings)
+
+
+def test_labels_of_one_spelling_are_written_as_the_glossary_writes_it():
+    rows = make_rows().map(lambda row: {"terms": [term.upper() for term in row["terms"]]})
+    assert rows["terms"][:] == [["ATRIAL FIBRILLATION"], ["AFIB"], []]
+    annotated = annotate_terms(rows, training_glossary(rows, GLOSSARY))
+    assert annotated["terms"][:] == [["atrial fibrillation"], ["AFib"], []]
+    assert annotated["spelling_ids"][:] == annotate_terms(make_rows(), GLOSSARY)["spelling_ids"][:]
+
+
+def test_labels_of_one_spelling_that_no_glossary_writes_are_one_string():
+    rows = datasets.concatenate_datasets([make_rows(), make_rows().map(lambda row: {"terms": ["AFIB"]})])
+    annotated = annotate_terms(rows, training_glossary(rows))
+    assert {term for terms in annotated["terms"][1:] for term in terms} == {"AFIB"}
+
+
 def test_terms_inside_the_text_are_known_as_spoken_though_not_labelled():
     rows = annotate_terms(make_rows(), training_glossary(make_rows(), GLOSSARY))
-    assert set(rows[0]["spoken_ids"]) == {term_id("atrial fibrillation"), term_id("fibrillation")}
+    assert set(rows[0]["spoken_ids"]) == {term_id("AFib"), term_id("atrial fibrillation"), term_id("fibrillation")}
+
+
+def test_a_term_of_many_words_is_found_in_a_text():
+    long = "acute on chronic respiratory failure with hypoxia and mild hypercapnia"
+    rows = make_rows().map(lambda row: {"text": f"Seen for {long} today."})
+    assert term_id(long) in annotate_terms(rows, Glossary([long, "aspirin"]))[0]["spoken_ids"]
 
 
 def test_an_unknown_text_has_no_identity():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.training.collator import TermCollator, pad_lists
 
 FRAME_RATE = 50.0
@@ -36,11 +36,13 @@ def row(
     text_id=100,
     same_text_ids=(),
     term_ids=None,
+    spelling_ids=None,
     spoken_ids=(),
     draw=0,
     language=None,
 ):
     spans = [(None, None)] * len(terms) if spans is None else spans
+    term_ids = list(range(1, len(terms) + 1)) if term_ids is None else term_ids
     return {
         "text": text,
         "terms": list(terms),
@@ -50,7 +52,8 @@ def row(
         "text_id": text_id,
         "same_text_ids": list(same_text_ids),
         "language": language,
-        "term_ids": list(range(1, len(terms) + 1)) if term_ids is None else term_ids,
+        "term_ids": term_ids,
+        "spelling_ids": term_ids if spelling_ids is None else spelling_ids,
         "spoken_ids": list(spoken_ids),
         "draw": draw,
     }
@@ -68,6 +71,25 @@ def test_unknown_spans_share_one_query_over_all_windows():
     batch = collate(row("two terms here", ["two", "terms"]))
     assert batch["term_queries"]["windows_QW"].shape == (1, len(window_spans(torch.tensor([100]))[1]))
     assert batch["term_queries"]["positive_ids_QP"].tolist() == [[1, 2]]
+
+
+def test_a_clip_learns_the_spelling_that_was_said_and_no_other_of_its_term_is_wrong():
+    said = {"term_ids": [5], "spoken_ids": [5, 6]}
+    batch = collate(
+        row("atrial fibrillation", ["atrial fibrillation"], [(0, 2.0)], spelling_ids=[5], text_id=5, **said),
+        row("AF", ["AF"], [(0, 2.0)], spelling_ids=[6], text_id=6, **said),
+    )
+    assert batch["term_queries"]["positive_ids_QP"].tolist() == [[5], [6]]
+    assert batch["term_queries"]["neutral_ids_QM"].tolist() == [[5, 6], [5, 6]]
+    assert batch["term_candidates"]["ids_N"].tolist() == [5, 6]
+    assert batch["term_candidates"]["rows_N"].tolist() == batch["text_candidates"]["rows_N"].tolist() == [0, 1]
+
+
+def test_a_batch_in_which_nobody_speaks_embeds_one_text_that_nothing_is_compared_with():
+    bank = [Term("sepsis", 8)]
+    batch = TermCollator(load_audio, window_spans, tokenize, FRAME_RATE, bank=bank)([row("", text_id=-1)])
+    assert batch["model_inputs"]["text_inputs"]["input_ids"].shape == (1, len("sepsis"))
+    assert len(batch["text_candidates"]["ids_N"]) == len(batch["term_candidates"]["ids_N"]) == 0
 
 
 def test_every_term_of_the_clip_and_every_spoken_term_is_no_negative():

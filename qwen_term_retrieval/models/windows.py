@@ -5,6 +5,7 @@ Shapes: B clips, P windows of all clips; positions in encoder frames.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,18 +28,20 @@ def window_grid(
     >>> start.tolist(), end.tolist()
     ([0.0, 1.0], [4.0, 5.0])
     """
-    rows = [_clip_windows(int(num_frames), sizes, stride) for num_frames in num_frames_B]
+    distinct = tuple(sorted(set(sizes or ())))
+    rows = [_clip_windows(int(num_frames), distinct, stride) for num_frames in num_frames_B]
     counts = torch.tensor([len(windows) for windows in rows], dtype=torch.int64)
     clip_index_P = torch.repeat_interleave(torch.arange(len(rows)), counts)
     windows_P2 = np.concatenate(rows) if rows else np.zeros((0, 2), np.float32)
     return clip_index_P, torch.from_numpy(windows_P2[:, 0].copy()), torch.from_numpy(windows_P2[:, 1].copy())
 
 
-def _clip_windows(num_frames: int, sizes: Sequence[int] | None, stride: int | None) -> np.ndarray:
+@functools.lru_cache(maxsize=4096)
+def _clip_windows(num_frames: int, sizes: tuple[int, ...], stride: int | None) -> np.ndarray:
     if not sizes or not stride:
         return np.array([[0, num_frames]], np.float32)
     windows = []
-    for size in sorted(set(sizes)):
+    for size in sizes:
         if size <= num_frames:
             starts = np.union1d(np.arange(0, num_frames - size + 1, stride), [num_frames - size])
             windows.append(np.stack([starts, starts + size], axis=1))

@@ -26,7 +26,6 @@ from num2words import num2words
 from qwen_term_retrieval.text.languages import ENGLISH, language_code, primary_language
 
 MAX_TERM_WORDS = 50
-LONGEST_SPOKEN_WORDS = 8
 _COLUMNS = ("term", "aliases", "language")
 _NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
 _APOSTROPHES = re.compile("[’ʼ]")
@@ -86,8 +85,8 @@ def _key(spelling: str, language: str | None) -> str:
     return normalized if language is None else f"{normalized}@{language}"
 
 
-def spoken_spellings(text: str, language: str | None = None) -> Iterator[str]:
-    """Every run of up to `LONGEST_SPOKEN_WORDS` words of a text: the terms that are said in it, labelled or not.
+def spoken_spellings(text: str, language: str | None = None, *, max_words: int = MAX_TERM_WORDS) -> Iterator[str]:
+    """Every run of up to `max_words` words of a text: the terms that are said in it, labelled or not.
 
     Where a text of another language holds digits, its runs with the digits spelled in English come as well, for
     glossaries that name no language.
@@ -98,7 +97,7 @@ def spoken_spellings(text: str, language: str | None = None) -> Iterator[str]:
     for normalized in {normalize_term(text, language): None, normalize_term(text): None}:
         words = normalized.split()
         for first in range(len(words)):
-            for end in range(first + 1, min(first + LONGEST_SPOKEN_WORDS, len(words)) + 1):
+            for end in range(first + 1, min(first + max_words, len(words)) + 1):
                 yield " ".join(words[first:end])
 
 
@@ -117,6 +116,8 @@ class SpellingTable:
     """
 
     def __init__(self) -> None:
+        self.max_words = 0
+        """Words of the longest spelling."""
         self._numbers: dict[str, int] = {}
         self._languages: dict[str, None] = {}
 
@@ -137,7 +138,9 @@ class SpellingTable:
         language = primary_language(language)
         if language is not None:
             self._languages[language] = None
-        self._numbers[_key(spelling, language)] = number
+        key = _key(spelling, language)
+        self._numbers[key] = number
+        self.max_words = max(self.max_words, key.count(" ") + 1)
         return number
 
     def get(self, spelling: str, language: str | None = None) -> int | None:
@@ -170,6 +173,11 @@ class Term:
     @property
     def spellings(self) -> tuple[str, ...]:
         return (self.text, *self.aliases)
+
+    @property
+    def spelling_ids(self) -> tuple[int, ...]:
+        """The id that each of `spellings` would have as a term of its own: what tells one sound from another."""
+        return (self.term_id, *(term_id(alias, self.language) for alias in self.aliases))
 
 
 def distinct_terms(said: Iterable[tuple[str, str | None]]) -> list[Term]:

@@ -6,14 +6,20 @@
 - `text_id`: identity of the chunk text (-1 where unknown);
 - `same_text_ids`: the training terms that are the whole of the text, in any language;
 - `term_ids`: identity of each term of the clip, aliases sharing one;
+- `spelling_ids`: of each term as it was spelled, aliases apart: "AF" sounds unlike "atrial fibrillation", and a clip
+  learns the one that was said;
 - `spoken_ids`: every training term that stands in the chunk text as whole words, labelled or not, and in any language.
-  None of them is ever a negative for the clip: "fibrillation" was said where "atrial fibrillation" was.
+
+The last and `same_text_ids` name a term by all of its spellings. None of them is ever a negative for the clip:
+"fibrillation" was said where "atrial fibrillation" was. In `terms` labels of one spelling become one string, that of
+the glossary, so that a candidate is the same text on every rank.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -91,7 +97,7 @@ def check_languages(rows: datasets.Dataset, glossary: Glossary, pronouncer: Pron
 
 
 def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Dataset:
-    """Add `text_id`, `same_text_ids`, `term_ids` and `spoken_ids` to rows that follow the row schema."""
+    """Add `text_id`, `same_text_ids`, `term_ids`, `spelling_ids` and `spoken_ids` to rows of the row schema."""
     missing = {"audio", "key", "text", "terms", "duration"} - set(rows.column_names)
     if missing:
         raise ValueError(
@@ -104,6 +110,7 @@ def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Datas
             "text_id": datasets.Value("int64"),
             "same_text_ids": datasets.List(datasets.Value("int64")),
             "term_ids": datasets.List(datasets.Value("int64")),
+            "spelling_ids": datasets.List(datasets.Value("int64")),
             "spoken_ids": datasets.List(datasets.Value("int64")),
         }
     )
@@ -111,34 +118,69 @@ def annotate_terms(rows: datasets.Dataset, glossary: Glossary) -> datasets.Datas
         _annotate_batch,
         batched=True,
         input_columns=["text", "terms", *(["language"] if "language" in rows.column_names else [])],
-        fn_kwargs={"spellings": glossary.spellings},
+        fn_kwargs={"labels": _Labels.of(rows, glossary)},
         features=features,
         desc="matching terms",
     )
 
 
+@dataclass
+class _Labels:
+    """What the labels and words of some rows stand for.
+
+    Attributes:
+        spellings: spelling -> term id.
+        written: spelling id of a label -> how it is written: as the glossary has it, or as it comes first in the
+            alphabet.
+        twins: term id -> ids of all spellings, of terms that have several.
+    """
+
+    spellings: SpellingTable
+    written: dict[int, str]
+    twins: dict[int, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, rows: datasets.Dataset, glossary: Glossary) -> _Labels:
+        written: dict[int, str] = {}
+        for label in spoken_terms(rows):
+            written.setdefault(label.term_id, label.text)
+        for term in glossary:
+            for identity, spelling in zip(term.spelling_ids, term.spellings, strict=True):
+                if identity in written:
+                    written[identity] = spelling
+        twins = {term.term_id: term.spelling_ids for term in glossary if term.aliases}
+        return cls(glossary.spellings, written, twins)
+
+    def ids_of(self, normalized: str) -> list[int]:
+        """Ids of every spelling of what a spelling stands for, in any language."""
+        terms = self.spellings.every(normalized)
+        return [identity for term in terms for identity in self.twins.get(term, (term,))]
+
+
 def _annotate_batch(
-    texts: list[str],
-    terms: list[list[str]],
-    languages: list[str | None] | None = None,
-    *,
-    spellings: SpellingTable,
+    texts: list[str], terms: list[list[str]], languages: list[str | None] | None = None, *, labels: _Labels
 ) -> dict[str, list[Any]]:
-    rows = list(zip(texts, terms, languages or [None] * len(texts), strict=True))
+    rows = [
+        _annotate_row(text, spelled, language, labels)
+        for text, spelled, language in zip(texts, terms, languages or [None] * len(texts), strict=True)
+    ]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _annotate_row(text: str, terms: list[str], language: str | None, labels: _Labels) -> dict[str, Any]:
+    spelling_ids = [term_id(term, language) for term in terms]
+    said = {*spoken_spellings(text, language, max_words=labels.spellings.max_words)}
+    said |= {normalize_term(term, language) for term in terms}
     return {
-        "text_id": [term_id(text, language) if text else NO_ID for text, _, language in rows],
-        "same_text_ids": [spellings.every(normalize_term(text, language)) for text, _, language in rows],
+        "terms": [labels.written[identity] for identity in spelling_ids],
+        "text_id": term_id(text, language) if text else NO_ID,
+        "same_text_ids": labels.ids_of(normalize_term(text, language)),
         "term_ids": [
-            [spellings.get(term, language) or term_id(term, language) for term in clip_terms]
-            for _, clip_terms, language in rows
+            labels.spellings.get(term, language) or identity for term, identity in zip(terms, spelling_ids, strict=True)
         ],
-        "spoken_ids": [_spoken_ids(text, clip_terms, language, spellings) for text, clip_terms, language in rows],
+        "spelling_ids": spelling_ids,
+        "spoken_ids": sorted({*spelling_ids, *(identity for spelling in said for identity in labels.ids_of(spelling))}),
     }
-
-
-def _spoken_ids(text: str, terms: list[str], language: str | None, spellings: SpellingTable) -> list[int]:
-    said = {*spoken_spellings(text, language), *(normalize_term(term, language) for term in terms)}
-    return sorted({identity for spelling in said for identity in spellings.every(spelling)})
 
 
 class TrainingClips(torch.utils.data.Dataset):

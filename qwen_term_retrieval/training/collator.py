@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qwen_term_retrieval.losses.contrastive import NO_ID
 from qwen_term_retrieval.text.glossary import Term
@@ -64,7 +65,7 @@ class TermCollator:
             if row["text_id"] != NO_ID:
                 texts.add([whole_clip], positive=[row["text_id"]], neutral=row["same_text_ids"])
                 strings.add(row["text_id"], row["text"], language, "text")
-            for term, identity in zip(row["terms"], row["term_ids"], strict=True):
+            for term, identity in zip(row["terms"], row["spelling_ids"], strict=True):
                 strings.add(identity, term, language, "term")
             negatives = self._hard_negatives(row)
             for term in negatives:
@@ -75,6 +76,8 @@ class TermCollator:
                 no_terms.add(windows, positive=[], neutral=sorted(row["spoken_ids"]))
         for term in self._draw_negatives(rows):
             strings.add(term.term_id, term.text, term.language, "term")
+        if not strings.texts:  # the text tower takes part in every step, on every rank
+            strings.add_unasked(self.bank[0])
         text_inputs = self.tokenize(strings.texts, strings.languages)
         batch: dict[str, Any] = {
             "model_inputs": {**audio_inputs, **spans.tensors(), "text_inputs": text_inputs},
@@ -109,7 +112,7 @@ class TermCollator:
         generator = np.random.default_rng(row["draw"])
         neutral = sorted({*row["term_ids"], *row["spoken_ids"]})
         unplaced = []
-        for identity, start, end in zip(row["term_ids"], row["term_starts"], row["term_ends"], strict=True):
+        for identity, start, end in zip(row["spelling_ids"], row["term_starts"], row["term_ends"], strict=True):
             if start is None or end is None:
                 unplaced.append(identity)
                 continue
@@ -119,10 +122,10 @@ class TermCollator:
             windows = self._add_windows(clip, num_frames_B, spans)
             queries.add(windows, positive=unplaced, neutral=neutral, negative=negative)
 
-    def _add_windows(self, clip, num_frames_B, spans) -> list[int]:
+    def _add_windows(self, clip, num_frames_B, spans) -> Sequence[int]:
         """The clip's whole grid."""
         _, start_P, end_P = self.window_spans(num_frames_B[clip : clip + 1])
-        return [spans.add(clip, start, end) for start, end in zip(start_P.tolist(), end_P.tolist(), strict=True)]
+        return spans.add_grid(clip, start_P.numpy(), end_P.numpy())
 
     def _jitter(self, start, end, frames, generator) -> tuple[float, float]:
         reach = self.span_jitter * (end - start)
@@ -132,20 +135,32 @@ class TermCollator:
 
 @dataclass
 class _Spans:
-    """Pooled spans of the batch; the same span of the same clip is pooled once."""
+    """Pooled spans of the batch, each a row of clip, start and end; one that is asked for again is pooled once."""
 
+    blocks: list[NDArray[np.float64]] = field(default_factory=list)
     rows: dict[tuple[int, float, float], int] = field(default_factory=dict)
+    count: int = 0
 
     def add(self, clip: int, start: float, end: float) -> int:
-        return self.rows.setdefault((clip, start, end), len(self.rows))
+        span = (clip, start, end)
+        if span not in self.rows:
+            self.rows[span] = self._append(np.array([span]))[0]
+        return self.rows[span]
+
+    def add_grid(self, clip: int, start_W: NDArray[np.float32], end_W: NDArray[np.float32]) -> Sequence[int]:
+        """All windows of a clip; a grid of one window may be the span of the whole clip."""
+        if len(start_W) == 1:
+            return [self.add(clip, float(start_W[0]), float(end_W[0]))]
+        return self._append(np.stack([np.full(len(start_W), clip), start_W, end_W], axis=1))
+
+    def _append(self, block: NDArray[np.float64]) -> range:
+        first, self.count = self.count, self.count + len(block)
+        self.blocks.append(block)
+        return range(first, self.count)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        clips, starts, ends = zip(*self.rows, strict=True)
-        return {
-            "clip_index_P": torch.tensor(clips),
-            "start_P": torch.tensor(starts, dtype=torch.float32),
-            "end_P": torch.tensor(ends, dtype=torch.float32),
-        }
+        clip_P, start_P, end_P = torch.from_numpy(np.concatenate(self.blocks)).T
+        return {"clip_index_P": clip_P.long(), "start_P": start_P.float(), "end_P": end_P.float()}
 
 
 @dataclass
@@ -161,13 +176,19 @@ class _Strings:
     candidates: dict[str, dict[int, int]] = field(default_factory=lambda: {"text": {}, "term": {}, "hard": {}})
 
     def add(self, identity: int, text: str, language: str | None, kind: str) -> None:
-        if identity in self.candidates[kind]:
-            return
+        if identity not in self.candidates[kind]:
+            self.candidates[kind][identity] = self._row_of(text, language)
+
+    def add_unasked(self, term: Term) -> None:
+        """A text that is embedded and compared with nothing."""
+        self._row_of(term.text, term.language)
+
+    def _row_of(self, text: str, language: str | None) -> int:
         if (text, language) not in self.rows:
             self.rows[text, language] = len(self.texts)
             self.texts.append(text)
             self.languages.append(language)
-        self.candidates[kind][identity] = self.rows[text, language]
+        return self.rows[text, language]
 
     def tensors(self, kind: str) -> dict[str, torch.Tensor]:
         ids = self.candidates[kind]
@@ -179,12 +200,14 @@ class _Strings:
 
 @dataclass
 class _QueryList:
-    windows: list[list[int]] = field(default_factory=list)
+    windows: list[Sequence[int]] = field(default_factory=list)
     positive: list[list[int]] = field(default_factory=list)
     neutral: list[list[int]] = field(default_factory=list)
     negative: list[list[int]] = field(default_factory=list)
 
-    def add(self, windows: list[int], positive: list[int], neutral: list[int], negative: Sequence[int] = ()) -> None:
+    def add(
+        self, windows: Sequence[int], positive: list[int], neutral: list[int], negative: Sequence[int] = ()
+    ) -> None:
         self.windows.append(windows)
         self.positive.append(positive)
         self.neutral.append(neutral)
@@ -198,7 +221,7 @@ class _QueryList:
         }
 
 
-def pad_lists(lists: list[list[int]]) -> torch.Tensor:
+def pad_lists(lists: Sequence[Sequence[int]]) -> torch.Tensor:
     """Ragged lists to int64 (len, longest), padded with -1; at least one column."""
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     padded = np.full((len(lists), lengths.max(initial=1)), NO_ID)

@@ -1,7 +1,7 @@
 """Recall during training: every rank ranks the terms of its share of the clips, and all report the same numbers.
 
-The bank is every term of the training glossary and every term said in the evaluated clips; see `evaluation/evaluator`
-for what a pair and its rank are.
+The bank is every term of the training glossary, by all of its spellings, and every term said in the evaluated clips;
+see `evaluation/evaluator` for what a pair and its rank are.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def evaluate_recall(
     bank = search_bank(glossary, clips)
     was_training = model.training
     model.eval()
-    texts, languages = [term.text for term in bank], [term.language for term in bank]
+    spelled = [(spelling, term.language, term.term_id) for term in bank for spelling in term.spellings]
+    texts, languages, bank_ids = (list(column) for column in zip(*spelled, strict=True))
     bank_ND = model.encode_terms(texts, languages=languages).to(model.device)
     found = []
     share = np.arange(rank(), len(clips), world_size())
@@ -52,7 +53,7 @@ def evaluate_recall(
                 vectors_BWD,
                 [row["term_ids"] for row in rows],
                 bank_ND,
-                [term.term_id for term in bank],
+                bank_ids,
                 neutral=[row["spoken_ids"] for row in rows],
                 window_mask=mask_BW,
             )
