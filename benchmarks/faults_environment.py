@@ -36,15 +36,6 @@ def qtr(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(QTR), *map(str, arguments)], capture_output=True, text=True, timeout=RUN_LIMIT_S)
 
 
-def check_one_line(result: subprocess.CompletedProcess[str], word: str) -> str:
-    """The error of a command that must fail with exit code 1 and one line that holds `word`."""
-    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("WARNING")]
-    check(result.returncode == 1, f"exit code {result.returncode}, not 1: {result.stderr[-500:]}")
-    check(len(lines) == 1 and "Traceback" not in result.stderr, f"not one line: {result.stderr[-500:]}")
-    check(word.lower() in lines[0].lower(), f"does not say {word!r}: {lines[0]}")
-    return lines[0]
-
-
 def in_namespace(script: str, *arguments: object) -> str:
     """Run a shell script as root of a mount namespace of its own; the script's standard output."""
     command = ["unshare", "-Urm", "sh", "-euc", script, "sh", *map(str, arguments)]

@@ -215,6 +215,8 @@ def test_the_encoder_part_of_a_whole_checkpoints_config_is_found():
     whole = {"model_type": "qwen3_omni_moe", "thinker_config": {"audio_config": QWEN3}}
     assert AUDIO_TOWERS["qwen3_omni_moe"].encoder_config_of(whole) == QWEN3
     assert Qwen3ASRTower.encoder_config_of({"audio_config": QWEN3}) == QWEN3
+    assert AUDIO_TOWERS["qwen2_audio"].encoder_config_of({"audio_config": WHISPER}) == WHISPER
+    assert AUDIO_TOWERS["whisper"].encoder_config_of(WHISPER) == WHISPER
     assert AUDIO_TOWERS["parakeet_ctc"].encoder_config_of({"encoder_config": CONFORMER}) == CONFORMER
 
 

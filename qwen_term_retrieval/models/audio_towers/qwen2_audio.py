@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import Qwen2AudioEncoderConfig
 from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
@@ -21,10 +19,6 @@ class Qwen2AudioTower(WhisperTower):
     config_class = Qwen2AudioEncoderConfig
     weight_prefixes = ("audio_tower.", "model.audio_tower.", "")
     frame_rate = 25.0
-
-    @classmethod
-    def encoder_config_of(cls, checkpoint_config: dict[str, Any]) -> dict[str, Any]:
-        return checkpoint_config.get("audio_config", checkpoint_config)
 
     def num_frames(self, num_samples_B: torch.Tensor) -> torch.Tensor:
         return (super().num_frames(num_samples_B) - 2) // 2 + 1

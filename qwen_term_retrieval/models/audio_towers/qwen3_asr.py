@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
@@ -24,10 +22,6 @@ class Qwen3ASRTower(Qwen3Tower):
     config_class = Qwen3ASREncoderConfig
     weight_prefixes = ("model.audio_tower.", "audio_tower.", "")
     min_samples = HOP_SAMPLES
-
-    @classmethod
-    def encoder_config_of(cls, checkpoint_config: dict[str, Any]) -> dict[str, Any]:
-        return checkpoint_config.get("audio_config", checkpoint_config)
 
     def mel(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.encoder.config

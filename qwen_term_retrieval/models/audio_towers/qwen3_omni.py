@@ -29,8 +29,7 @@ class Qwen3OmniTower(Qwen3Tower):
 
     @classmethod
     def encoder_config_of(cls, checkpoint_config: dict[str, Any]) -> dict[str, Any]:
-        thinker_config = checkpoint_config.get("thinker_config", checkpoint_config)
-        return thinker_config.get("audio_config", thinker_config)
+        return super().encoder_config_of(checkpoint_config.get("thinker_config", checkpoint_config))
 
     @property
     def hidden_size(self) -> int:
