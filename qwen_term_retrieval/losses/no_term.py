@@ -5,8 +5,9 @@ With s the scaled cosine of the clip with each term of the global batch and m th
     softplus( log sum over terms of e^s  -  m )  =  -log( e^m / (e^m + sum over terms of e^s) )
 
 the cross-entropy of choosing "nothing", whose score is always the margin, among all terms. The best windows of the
-nearest terms get almost all of the gradient, and a clip whose scores are well below the margin gets none. Terms that
-are said in the clip after all (part of its text, though not labelled) are left out.
+nearest terms get most of the gradient. A softmax over more answers asks for a wider gap: with N terms that all score
+alike, "nothing" is as likely as one of them at a cosine of margin - temperature · ln N, and the gradient fades below
+that. Terms that are said in the clip after all (part of its text, though not labelled) are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def no_term_loss(
         queries: all windows of this rank's clips without a term; what stands in their text is neutral.
         candidates: terms of all ranks (`Candidates.gather`).
         logit_scale: inverse temperature, a scalar.
-        margin: cosine above which a term counts as heard.
+        margin: cosine that "nothing" always scores.
         window_temperature, block_elements: as in `contrastive_loss`.
 
     Returns:
