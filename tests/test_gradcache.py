@@ -3,6 +3,7 @@
 import dataclasses
 import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,11 @@ from transformers import TrainerCallback
 from transformers.utils import ModelOutput
 
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.gradcache import RandomState, gradcache_step, split_inputs
+from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
+from tests.tiny_trainer import TINY_TOWER
 from tests.trainer_process import make_trainer
 
 NUM_CLIPS, NUM_TEXTS = 11, 5
@@ -250,6 +255,47 @@ def test_accumulation_is_the_mean_over_micro_batches_and_adds_no_negatives(whole
     assert losses[0] == pytest.approx(once[0][2][0], abs=1e-5)
     assert accumulated == pytest.approx(sum(losses) / 2, abs=1e-5)
     assert accumulated < whole_batches[2][0]
+
+
+def step_of_8192_clips(folder, **settings):
+    """One step of a tiny tower that is trained, on the demo's clips over and over.
+
+    Returns:
+        Clips of each forward pass, and the weights after and before.
+    """
+    torch.manual_seed(0)
+    rows = datasets.load_dataset("builders/term_audio", split="train")
+    rows = rows.filter(lambda duration: duration < 1.2, input_columns="duration")
+    model = TermRetrievalModel(
+        TermRetrievalConfig(
+            audio_tower=TINY_TOWER,
+            text_tower="phonemes:characters",
+            text_tower_config={"hidden_size": 16, "dropout": 0.0},
+            embedding_dim=16,
+            segments=(1,),
+        )
+    )
+    args = TermRetrievalArguments(
+        output_dir=str(folder), contrastive_batch_size=8192, max_steps=1, learning_rate=1e-2, optim="sgd",
+        max_grad_norm=0.0, use_cpu=True, eval_strategy="no", save_strategy="no", disable_tqdm=True, **settings,
+    )  # fmt: skip
+    trainer = TermRetrievalTrainer(model, args, rows.select([number % len(rows) for number in range(8192)]))
+    sizes = []
+    model.register_forward_pre_hook(lambda *call: sizes.append(len(call[2]["num_samples_B"])), with_kwargs=True)
+    untrained = {name: values.detach().clone() for name, values in model.named_parameters()}
+    trainer.train()
+    return sizes, dict(model.named_parameters()), untrained
+
+
+@pytest.mark.slow
+def test_one_device_takes_a_step_of_8192_clips_in_chunks_of_64_as_it_would_at_once(tmp_path):
+    at_once, expected, _ = step_of_8192_clips(tmp_path / "whole", check_memory=False)
+    sizes, weights, before = step_of_8192_clips(tmp_path / "chunks", gradcache_chunk=64, check_memory=False)
+    assert at_once == [8192]
+    assert sizes == [64] * (2 * 8192 // 64)
+    assert_close(weights, expected, atol=1e-6)
+    assert weights["audio_head.weight"].sub(before["audio_head.weight"]).abs().max() > 1e-2
+    assert weights["audio_tower.encoder.conv2.bias"].sub(before["audio_tower.encoder.conv2.bias"]).abs().max() > 1e-3
 
 
 class Gradients(TrainerCallback):
