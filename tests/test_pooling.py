@@ -3,10 +3,12 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.windows import window_grid
 
@@ -133,3 +135,16 @@ def test_windows_come_clip_by_clip():
     clip, start, _ = window_grid(torch.tensor([4, 1, 3]), sizes=(2,), stride=2)
     assert clip.tolist() == [0, 0, 1, 2, 2]
     assert start.tolist() == [0, 2, 0, 0, 1]
+
+
+def test_a_model_that_takes_the_mean_is_one_of_a_single_level():
+    tower = {"model_type": "whisper", "num_mel_bins": 16, "d_model": 8, "encoder_layers": 1}
+    tower |= {"encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    fields = {"audio_tower": tower, "text_tower": "phonemes:characters", "embedding_dim": 16}
+    mean = TermRetrievalModel(TermRetrievalConfig(**fields, pooling="mean"))
+    one_level = TermRetrievalModel(TermRetrievalConfig(**fields, segments=(1,)))
+    one_level.load_state_dict(mean.state_dict())
+    clip = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    torch.testing.assert_close(mean.encode_audio([clip]).vectors, one_level.encode_audio([clip]).vectors)
+    with pytest.raises(ValueError, match="pooling must be one of pyramid, mean, attention, not 'max'"):
+        TermRetrievalConfig(pooling="max")

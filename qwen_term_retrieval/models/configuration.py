@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+POOLINGS = ("pyramid", "mean", "attention")
 TEXT_POOLINGS = ("auto", "cls", "mean", "last")
 
 
@@ -25,7 +26,8 @@ class TermRetrievalConfig(PreTrainedConfig):
         text_pooling: how a text encoder's tokens become one vector, where `text_tower_config` does not say: "cls",
             "mean", "last", or "auto" for what the checkpoint was trained with.
         embedding_dim: size of the shared space.
-        pooling: "pyramid" for means over a span's segments, "attention" for means weighted by learned scores.
+        pooling: "pyramid" for means over a span's segments, "mean" for the one over all of it (a pyramid of the
+            segments (1,)), "attention" for means weighted by learned scores.
         segments: levels of the pyramid that a span of audio is pooled with.
         windows: None for one vector a clip, or `{"sizes": (…), "stride": …}` in encoder frames.
         temperature: where `logit_scale` starts: 1 / temperature.
@@ -75,8 +77,10 @@ class TermRetrievalConfig(PreTrainedConfig):
             _positive_ints(name, (getattr(self, name),))
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling must be one of {', '.join(TEXT_POOLINGS)}, not {self.text_pooling!r}")
-        if self.pooling not in ("pyramid", "attention"):
-            raise ValueError(f"pooling must be 'pyramid' or 'attention', not {self.pooling!r}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if self.pooling == "mean":
+            self.segments = (1,)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
         super().__post_init__(**kwargs)

@@ -187,11 +187,11 @@ def _threshold(config: TermRetrievalConfig, rows: Sequence[Mapping[str, Any]] | 
 def _parts(config: TermRetrievalConfig) -> list[tuple[str, str]]:
     audio_tower = config.audio_tower if isinstance(config.audio_tower, str) else "its own"
     windows = config.windows
-    weights = "attention over" if config.pooling == "attention" else "pyramid of"
+    pooling = f"{config.pooling} of {', '.join(map(str, config.segments))} segments"
     return [
         ("audio tower", audio_tower + _training(config.lora, config.audio_tower_saved)),
         ("text tower", config.text_tower + _training(config.text_lora, config.text_tower_saved)),
-        ("embedding", f"{config.embedding_dim} dimensions, {weights} {', '.join(map(str, config.segments))} segments"),
+        ("embedding", f"{config.embedding_dim} dimensions, {pooling}"),
         ("windows", f"{windows['sizes']} frames, every {windows['stride']}" if windows else "one over the whole clip"),
     ]
 

@@ -49,7 +49,10 @@ class ModelArguments:
     )
     pooling: str = field(
         default="pyramid",
-        metadata={"help": "Frames of a span to one vector: means in order (`pyramid`), or weighted (`attention`)."},
+        metadata={
+            "help": "Frames of a span to one vector: their means in order (`pyramid`), one mean (`mean`), or means "
+            "weighted by what the model learns (`attention`)."
+        },
     )
     embedding_dim: int = field(default=384, metadata={"help": "Size of the shared embedding space."})
     window_sizes: list[int] | None = field(
@@ -226,6 +229,10 @@ class TermRetrievalArguments(TrainingArguments):
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir and start anew."})
     dataloader_persistent_workers: bool = field(
         default=True, metadata={"help": "Workers that build batches outlive an epoch and run on into the next."}
+    )
+    ddp_timeout: int = field(
+        default=3 * 3600,
+        metadata={"help": "Seconds a process waits for another, which may be computing the frames of a frozen tower."},
     )
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})
