@@ -4,9 +4,10 @@
     python -m benchmarks.training --part forward mel     # the others keep their numbers in results/training.json
     python -m benchmarks.training --quick                # does it run? Small sizes; the numbers mean nothing.
 
-Ourselves and the peer take turns in one process, on the same clips and the same weights, and the median counts; that
-both compute the same is checked before. Each row has its operations counted and its floor: the time that these would
-take at the device's peak (of a CPU the best matrix product measured). Where a target is missed, a profile is kept.
+Ourselves and the peer take turns in one process, on the same clips and the same weights, and the median counts (of
+`mining`, which takes minutes, one run each); that both compute the same is checked before. Each row has its operations
+counted and its floor: the time that these would take at the device's peak (of a CPU the best matrix product measured).
+Where a target is missed, a profile is kept.
 Parts that need a GPU are marked as not run on a machine without one. Wants a quiet machine.
 """
 
@@ -23,7 +24,7 @@ import datasets
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import training_data, training_forward, training_gpu, training_mel, training_step
+from benchmarks import training_data, training_forward, training_gpu, training_mel, training_mining, training_step
 from benchmarks.results_json import write_results
 from benchmarks.training_report import PARTS, report
 from benchmarks.training_step import Steps
@@ -45,6 +46,7 @@ MEASURES: dict[str, Measure] = {
     "step": training_step.run,
     "mel": lambda device, _: training_mel.run(device),
     "data": lambda device, _: training_data.run(device),
+    "mining": lambda device, _: training_mining.run(device),
     "gpu": training_gpu.run,
 }
 QUICK: dict[str, Measure] = {
@@ -52,6 +54,7 @@ QUICK: dict[str, Measure] = {
     "step": lambda device, work: training_step.run(device, work, SMALL_STEPS),
     "mel": lambda device, _: training_mel.run(device, num_clips=8, repetitions=2),
     "data": lambda device, _: training_data.run(device, num_steps=2),
+    "mining": lambda device, _: training_mining.run(device, num_clips=600, num_terms=3_000, dim=128),
     "gpu": lambda device, work: training_gpu.run(device, work, encoder_config=SMALL_ENCODER, batch_size=8, num_steps=2),
 }
 

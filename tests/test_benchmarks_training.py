@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import training, training_data, training_forward, training_mel, training_step
+from benchmarks import training, training_data, training_forward, training_mel, training_mining, training_step
 from benchmarks.training_clips import three_second_clips
 from benchmarks.training_measure import OutputsDifferError, Row, comparison, largest_difference, take_turns, verdict
 from benchmarks.training_report import report
@@ -102,6 +102,26 @@ def test_the_demo_recipe_is_measured_as_it_stands(tmp_path):
     assert trainer.args.max_steps == trainer.args.logging_steps == 5
     assert trainer.args.train_batch_size == 256
     assert trainer.args.enable_hard_neg
+
+
+def test_the_mining_part_times_one_search_and_counts_its_products(work):
+    found = training.QUICK["mining"](CPU, work)
+    ours, peer = (found["rows"][name] for name in (training_mining.OURS, training_mining.PEER))
+    assert ours["flops"] == peer["flops"] == 2 * 600 * 3_000 * 128
+    assert found["value"] == ours["median_seconds"] == ours["seconds"][0]
+    assert found["met"]
+    assert found["device"] == f"{training_mining.CPU_THREADS} CPU threads"
+    assert "s | < 300 s | met |" in report({"quick": True, "mining": {"cpu": found}})
+
+
+def test_a_mining_that_finds_other_terms_is_not_timed(monkeypatch):
+    bank = training_mining.Bank.draw(50, 200, 128, CPU)
+    assert training_mining.scores_difference(bank, 5) <= training_mining.TOLERANCE
+    plain = training_mining.nearest_wrong_terms
+    for spoil in (lambda table_CK: table_CK * 0, lambda table_CK: table_CK * 0 + training_mining.NO_TERM):
+        monkeypatch.setattr(training_mining, "nearest_wrong_terms", lambda *args, spoil=spoil: spoil(plain(*args)))
+        with pytest.raises(OutputsDifferError, match="scores of mined terms"):
+            training_mining.scores_difference(bank, 5)
 
 
 def test_the_gpu_part_reads_utilisation_off_whole_steps(work):
