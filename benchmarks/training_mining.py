@@ -1,9 +1,9 @@
 """Part `mining`: the nearest wrong terms of 100,000 clips among 100,000, beside a plain `torch.topk` loop.
 
 Unit vectors: random terms, and one query a clip, midway between its term and a random direction; two threads of a CPU.
-Both search exactly, a block of queries at a time. Ours also leaves out what was said in the clip and what scores too near
-to it; the plain loop is given no rules, and would hand out the clip's own term. That ours finds what the loop finds
-without it is checked on the first clips.
+Both search exactly, a block of queries at a time. Ours also leaves out what was said in the clip and what scores too
+near to it; the plain loop is given no rules, and would hand out the clip's own term. That ours finds what the loop
+finds without it is checked on the first clips.
 """
 
 from __future__ import annotations
