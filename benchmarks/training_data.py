@@ -23,7 +23,7 @@ from benchmarks.training_measure import PROFILED_OPERATORS, device_name, verdict
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.recipes import parse_recipe
-from qwen_term_retrieval.training.run import build_model, load_rows
+from qwen_term_retrieval.training.run import build_model, checked_rows
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 BELOW = 0.03
@@ -42,7 +42,7 @@ def demo_trainer(folder: Path, device: torch.device, num_steps: int) -> TermRetr
     # One log line for all steps.
     flags += ["--logging_steps", str(num_steps), "--use_cpu", str(device.type == "cpu")]
     model_args, data_args, args = parse_recipe(RECIPES, flags)
-    rows = load_rows(data_args)
+    rows = checked_rows(data_args)
     glossary = Glossary.from_file(data_args.glossary) if data_args.glossary else None
     return TermRetrievalTrainer(build_model(model_args, args), args, rows[data_args.train_split], glossary=glossary)
 

@@ -1,9 +1,15 @@
+import io
 import json
+import re
+import shutil
+import sys
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
 from datasets import Dataset
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 from qwen_term_retrieval.cli import app
@@ -55,6 +61,74 @@ def test_search_writes_json_lines_for_many_files(model_folder, recordings):
     assert set(found[0]) == {"clip", "term", "score", "start", "end"}
 
 
+def test_what_stays_below_the_threshold_is_told_by_how_much(model_folder, recordings):
+    search = ("search", model_folder, recordings / "terms.txt", recordings / "saxophone.wav")
+    result = qtr(*search, "--threshold", 0.999)
+    assert re.search(r"saxophone\.wav: 0 terms \(best: saxophone 0\.\d{3}, threshold 0\.999\)$", result.stdout.strip())
+    assert qtr(*search, "--threshold", 0.999, "--json").stdout == ""
+
+
+def test_silence_has_no_best_term(model_folder, recordings, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000, np.int16), 16_000)
+    result = qtr("search", model_folder, recordings / "terms.txt", tmp_path / "silence.wav", "--threshold", 0.5)
+    assert result.stdout.strip() == f"{tmp_path / 'silence.wav'}: 0 terms"
+
+
+@pytest.mark.parametrize("command", ["search", "index", "evaluate"])
+def test_a_revision_of_a_folder_is_refused(model_folder, dataset, recordings, tmp_path, command):
+    arguments = {
+        "search": (recordings / "terms.txt", recordings / "saxophone.wav"),
+        "index": (recordings / "terms.txt", tmp_path / "index"),
+        "evaluate": (dataset,),
+    }[command]
+    result = qtr(command, model_folder, *arguments, "--revision", "nosuch")
+    assert result.exit_code == 1
+    assert f"--revision nosuch is of a model on the Hub, but the folder {model_folder} was given" in result.output
+    assert not (tmp_path / "index").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def in_terminal(monkeypatch):
+    """Runs a command as in a terminal, where it draws bars at once; gives what it draws."""
+
+    def run(*arguments):
+        terminal = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            patch.setattr("qwen_term_retrieval.retrieval.retriever._BAR_AFTER_SECONDS", 0.0)
+            app([str(argument) for argument in arguments], standalone_mode=False)
+        return terminal.getvalue()
+
+    datasets.enable_progress_bars()
+    transformers_logging.enable_progress_bar()
+    yield run
+    datasets.enable_progress_bars()
+    transformers_logging.enable_progress_bar()
+
+
+def test_a_terminal_shows_how_far_each_part_of_a_search_is(in_terminal, model_folder, recordings):
+    drawn = in_terminal("search", model_folder, recordings / "terms.txt", recordings / "saxophone.wav")
+    assert all(f"{part}: 100%" in drawn for part in ("Loading weights", "encoding terms", "searching"))
+
+
+@pytest.mark.parametrize("command", ["search", "index", "evaluate", "calibrate"])
+def test_quiet_draws_no_bar(in_terminal, model_folder, dataset, recordings, tmp_path, command):
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    terms = recordings / "terms.txt"
+    arguments = {
+        "search": (terms, recordings / "saxophone.wav"),
+        "index": (terms, tmp_path / "index"),
+        "evaluate": (dataset,),
+        "calibrate": (dataset, terms, "--split", "test"),
+    }[command]
+    assert in_terminal(command, model, *arguments, "--quiet") == ""
+
+
 def test_an_index_made_once_is_searched_instead_of_a_glossary(model_folder, recordings, tmp_path):
     assert "4 terms" in qtr("index", model_folder, recordings / "terms.txt", tmp_path / "index").stdout
     result = qtr("search", model_folder, tmp_path / "index", recordings / "pneumonia.wav", "--json", "--top-k", 1)
@@ -85,7 +159,7 @@ def dataset(recordings, tmp_path_factory):
     ]
     no_term = {"audio": str(recordings / f"{TERMS[3]}.wav"), "text": "", "terms": [], "duration": 2.0}
     folder = tmp_path_factory.mktemp("dataset")
-    Dataset.from_list(rows[:1]).to_parquet(folder / "train.parquet")
+    Dataset.from_list([{**rows[0], "key": "train"}]).to_parquet(folder / "train.parquet")
     Dataset.from_list([*rows, no_term]).to_parquet(folder / "test.parquet")
     return folder
 

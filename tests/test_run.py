@@ -21,8 +21,8 @@ from qwen_term_retrieval.training.run import (
     build_model,
     check_durations,
     check_same_model,
+    checked_rows,
     last_whole_checkpoint,
-    load_rows,
     run_training,
     show_loss_behind_the_bar,
 )
@@ -164,12 +164,12 @@ def test_a_run_shows_a_bar_or_lines_and_not_both(tmp_path, disable_tqdm, shown):
 
 def test_a_split_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"no split 'dev'; it has \['test', 'train', 'validation'\]"):
-        load_rows(DataArguments(eval_split="dev"))
+        checked_rows(DataArguments(eval_split="dev"))
 
 
 def test_a_dataset_that_is_not_there_is_named():
-    with pytest.raises(FileNotFoundError, match="no dataset 'nowhere': it is no folder here"):
-        load_rows(DataArguments(dataset="nowhere"))
+    with pytest.raises(FileNotFoundError, match="no dataset 'nowhere': no folder here"):
+        checked_rows(DataArguments(dataset="nowhere"))
 
 
 def test_a_clip_too_long_for_the_tower_is_named(demo_rows):

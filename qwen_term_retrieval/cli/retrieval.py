@@ -138,7 +138,7 @@ def calibrate(
 
         qtr calibrate outputs/demo builders/term_audio glossary.txt --target-precision 0.9
     """
-    from qwen_term_retrieval.evaluation.evaluator import load_split
+    from qwen_term_retrieval.audio.loading import load_split
     from qwen_term_retrieval.models.model_card import with_threshold
     from qwen_term_retrieval.retrieval import calibration
     from qwen_term_retrieval.retrieval.retriever import TermRetriever

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from qwen_term_retrieval.audio.loading import load_rows, split_of
 from qwen_term_retrieval.evaluation.ranking import (
     bootstrap_interval,
     mean_reciprocal_rank,
@@ -295,29 +296,16 @@ def evaluate_dataset(
 
     `revision`: of a model on the Hub, see `TermRetriever.from_pretrained`.
     """
-    seen = None if train_split is None else load_split(dataset, train_split)
+    splits = load_rows(dataset)
+    seen = None if train_split is None else split_of(splits, train_split, dataset, "--train-split")
     evaluator = RetrievalEvaluator(
-        load_split(dataset, split),
+        split_of(splits, split, dataset),
         None if glossary is None else Glossary.from_file(glossary),
         distractors=() if distractors is None else Glossary.from_file(distractors),
         seen_terms=None if seen is None else _said_in(seen),
         threshold=threshold,
     )
     return evaluator(TermRetriever.from_pretrained(model, revision=revision))
-
-
-def load_split(dataset: str, split: str) -> datasets.Dataset:
-    """A split of a pack, a corpus folder, a builder folder or a Hub dataset.
-
-    Raises:
-        ValueError: there is no such split; says which there are.
-    """
-    import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
-
-    splits = datasets.load_dataset(dataset)
-    if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}; it has {sorted(splits)}")
-    return splits[split]
 
 
 def _said_in(rows: Sequence[Mapping[str, Any]]) -> list[Term]:

@@ -19,6 +19,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as hf_logging
 
+from qwen_term_retrieval.audio.loading import load_rows, split_of
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
@@ -50,10 +51,10 @@ def run_training(
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
     with args.main_process_first(desc="preparing the output folder"):
         checkpoint = prepare_output_dir(args)
-    step("rows", f"{data_args.dataset}")
-    rows = load_rows(data_args)
+    heading("rows", f"{data_args.dataset}")
+    rows = checked_rows(data_args)
     glossary = Glossary.from_file(data_args.glossary) if data_args.glossary else None
-    step("model", f"{model_args.model or f'{model_args.audio_tower} + {model_args.text_tower}'}")
+    heading("model", f"{model_args.model or f'{model_args.audio_tower} + {model_args.text_tower}'}")
     model = build_model(model_args, args)
     if checkpoint is not None:
         check_same_model(model.config, checkpoint)
@@ -70,14 +71,14 @@ def run_training(
     if model_args.model:
         trainer.card_data += f" The training went on from the model `{model_args.model}`."
 
-    step("train", f"{len(rows[data_args.train_split])} clips, {len(trainer.glossary)} terms; into {args.output_dir}")
+    heading("train", f"{len(rows[data_args.train_split])} clips, {len(trainer.glossary)} terms; into {args.output_dir}")
     # A callback of transformers 5.23 takes `total_flos` out of the metrics.
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics | {"total_flos": trainer.state.total_flos}
     if metrics["train_steps_per_second"]:  # else the run was resumed at its end, and told its metrics before
         trainer.save_metrics("train", metrics)
     trainer.save_state()
     if data_args.eval_split:
-        step("evaluate", f"the best checkpoint on {data_args.eval_split!r}")
+        heading("evaluate", f"the best checkpoint on {data_args.eval_split!r}")
         eval_metrics = trainer.evaluate()
         if trainer.is_world_process_zero():
             eval_metrics |= choose_threshold(trainer, rows[data_args.eval_split], data_args.eval_split)
@@ -89,7 +90,7 @@ def run_training(
     if data_args.test_split and trainer.is_world_process_zero():
         show_search(trainer, rows[data_args.test_split])
     if args.push_to_hub:
-        step("push", f"to {trainer.hub_model_id}")
+        heading("push", f"to {trainer.hub_model_id}")
         trainer.push_to_hub()
     return metrics
 
@@ -103,13 +104,13 @@ def choose_threshold(trainer: TermRetrievalTrainer, rows: datasets.Dataset, spli
     except CalibrationError as error:  # a model that has learnt nothing is saved all the same
         logger.warning("the model gets no threshold: %s", error)
         return {}
-    step("threshold", f"{chosen.threshold:.3f}, chosen on {split!r} (F1 {chosen.f1:.3f})")
+    heading("threshold", f"{chosen.threshold:.3f}, chosen on {split!r} (F1 {chosen.f1:.3f})")
     return {f"eval_{name}": value for name, value in asdict(chosen).items()}
 
 
 def judge(trainer: TermRetrievalTrainer, rows: datasets.DatasetDict, data_args: DataArguments) -> dict[str, float]:
     """What a user of the model will see: search the test split as a user would."""
-    step("test", f"{data_args.test_split!r}, never looked at until now")
+    heading("test", f"{data_args.test_split!r}, never looked at until now")
     test_rows = rows[data_args.test_split]
     evaluator = RetrievalEvaluator(
         test_rows,
@@ -149,7 +150,7 @@ def show_loss_behind_the_bar(trainer: TermRetrievalTrainer) -> None:
         trainer.add_callback(ProgressLineCallback())
 
 
-def step(name: str, what: str) -> None:
+def heading(name: str, what: str) -> None:
     logger.info("== %s: %s", name, what)
 
 
@@ -198,22 +199,15 @@ def check_same_model(config: TermRetrievalConfig, checkpoint: str) -> None:
             )
 
 
-def load_rows(data_args: DataArguments) -> datasets.DatasetDict:
+def checked_rows(data_args: DataArguments) -> datasets.DatasetDict:
     """The splits of the dataset, checked before anything costly starts."""
-    import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
-
-    try:
-        rows = datasets.load_dataset(data_args.dataset)
-    except (ConnectionError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"no dataset {data_args.dataset!r}: it is no folder here, and the Hub did not give it: {error}"
-        ) from error
-    for split in (data_args.train_split, data_args.eval_split, data_args.test_split):
-        if split and split not in rows:
-            raise ValueError(f"{data_args.dataset} has no split {split!r}; it has {sorted(rows)}")
+    splits = load_rows(data_args.dataset)
+    for name in ("train_split", "eval_split", "test_split"):
+        split = getattr(data_args, name)
         if split:
-            check_durations(rows[split], f"{data_args.dataset}, split {split!r}", data_args.max_clip_seconds)
-    return rows
+            rows = split_of(splits, split, data_args.dataset, f"--{name}")
+            check_durations(rows, f"{data_args.dataset}, split {split!r}", data_args.max_clip_seconds)
+    return splits
 
 
 def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> None:
@@ -277,7 +271,7 @@ def show_search(trainer: TermRetrievalTrainer, rows: datasets.Dataset) -> None:
     row = (sentences if len(sentences) else rows)[0]
     retriever = TermRetriever(trainer.retrieval_model)
     retriever.index(spoken_terms(rows))
-    step("search", f"{row['key']}, which says {row['text']!r}")
+    heading("search", f"{row['key']}, which says {row['text']!r}")
     for match in retriever.search(row["audio"], top_k=3, threshold=-1.0):
         heard = retriever.threshold is not None and match.score >= retriever.threshold
         print(

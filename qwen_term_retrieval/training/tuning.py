@@ -22,11 +22,11 @@ from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments
 from qwen_term_retrieval.training.hyperparameter_search import SHOWN_METRICS
 from qwen_term_retrieval.training.run import (
     build_model,
+    checked_rows,
     configure_logging,
-    load_rows,
+    heading,
     prepare_output_dir,
     show_loss_behind_the_bar,
-    step,
 )
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
@@ -81,7 +81,7 @@ def tune(
     recipe = Path(args.output_dir, BEST_RECIPE)
     comment = f"# Trial {study.best_trial.number} of {len(study.trials)}: the best by Recall@10 and MRR.\n"
     recipe.write_text(comment + yaml.safe_dump(settings | study.best_params, sort_keys=False), encoding="utf-8")
-    step("best", f"trial {study.best_trial.number}; train with it by  python scripts/train.py --recipe {recipe}")
+    heading("best", f"trial {study.best_trial.number}; train with it by  python scripts/train.py --recipe {recipe}")
     return recipe
 
 
@@ -115,8 +115,8 @@ def run_trials(
     args: TermRetrievalArguments,
     num_trials: int,
 ) -> None:
-    rows = load_rows(data_args)
-    step("tune", f"{num_trials} trials over {len(rows[data_args.train_split])} clips; into {args.output_dir}")
+    rows = checked_rows(data_args)
+    heading("tune", f"{num_trials} trials over {len(rows[data_args.train_split])} clips; into {args.output_dir}")
     trainer = TermRetrievalTrainer(
         None,
         args,
