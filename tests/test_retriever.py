@@ -1,4 +1,6 @@
+import io
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from qwen_term_retrieval.audio.decoding import BadAudioError
 from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.retrieval import encoding
+from qwen_term_retrieval.retrieval import retriever as retriever_module
 from qwen_term_retrieval.retrieval.calibration import calibrate
 from qwen_term_retrieval.retrieval.index import TermIndexError
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -119,6 +122,32 @@ def test_a_batch_gives_what_single_searches_give(retriever, say, recording):
     for matches, expected in zip(together, alone, strict=True):
         assert [match.term for match in matches] == [match.term for match in expected]
         assert [match.score for match in matches] == pytest.approx([match.score for match in expected], abs=1e-4)
+
+
+def test_the_bar_counts_the_chunks_of_long_recordings_and_comes_to_its_end(retriever, recording, say, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def drawn(**settings):
+        terminal = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            patch.setattr(retriever_module, "_BAR_AFTER_SECONDS", 0.0)
+            patch.setattr(retriever_module, "_CLIPS_AT_ONCE", 2)
+            retriever.search_batch(clips, **settings)
+        return terminal.getvalue()
+
+    clips = [(recording[0], 16_000), *[(say(term), 16_000) for term in TERMS[:4]]]
+    num_chunks = len(retriever.encoder.cut(clips))
+    assert num_chunks > len(clips)
+    assert f"searching: 100%|##########| {num_chunks}/{num_chunks} " in drawn()
+    assert drawn(show_progress=False) == ""
+
+
+def test_a_loaded_model_has_no_revision(listening_model):
+    with pytest.raises(ValueError, match="revision='best' is of a model on the Hub, but a loaded model was given"):
+        TermRetriever.from_pretrained(listening_model, revision="best")
 
 
 def test_a_long_recording_is_scored_window_by_window_exactly_once(listening_model, recording):

@@ -230,6 +230,8 @@ def export(
 def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")]) -> None:
     """Show what is inside a pack.
 
+    Splits with their clips and hours, shards, columns, what packing left out, and the first clips.
+
     For example:
 
         qtr inspect packs/mine
@@ -242,6 +244,8 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")], quiet: Quiet = False
 ) -> None:
     """Read every byte of a pack and compare checksums; exit code 1 where a bit differs.
+
+    Each damage is one line that names the file, and the clips in it.
 
     For example:
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
+
+if TYPE_CHECKING:
+    from qwen_term_retrieval.retrieval.matches import TermMatch
 
 Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
@@ -40,19 +45,28 @@ def search(
     """
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-    log_to_terminal(quiet)
+    _log_to_terminal(quiet)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
-    retriever.index(glossary)
-    answers = retriever.search_batch(clips, top_k=top_k, threshold=threshold)
+    retriever.index(glossary, show_progress=not quiet)
+    # All of them, to show by how much the best one misses the threshold.
+    answers = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=not quiet)
+    lowest = retriever.threshold if threshold is None else threshold
     for clip, matches in zip(clips, answers, strict=True):
+        heard = [match for match in matches if lowest is None or match.score >= lowest]
         if not json_lines:
-            typer.echo(f"{clip}: {len(matches)} terms")
-        for match in matches:
+            typer.echo(f"{clip}: {len(heard)} terms{_near_miss(matches, lowest)}")
+        for match in heard:
             found = {"term": match.term, "score": round(match.score, 4), "start": match.start, "end": match.end}
             found |= {"language": match.language} if match.language else {}
             shown = f"{match.term} ({match.language})" if match.language else match.term
             line = f"  {shown:<40} {match.score:6.3f} {match.start:9.2f} – {match.end:.2f} s"
             typer.echo(json.dumps({"clip": str(clip), **found}, ensure_ascii=False) if json_lines else line)
+
+
+def _near_miss(matches: Sequence[TermMatch], threshold: float | None) -> str:
+    if threshold is None or not matches or matches[0].score >= threshold:
+        return ""
+    return f" (best: {matches[0].term} {matches[0].score:.3f}, threshold {threshold:.3f})"
 
 
 @app.command()
@@ -66,6 +80,8 @@ def index(
 ) -> None:
     """Embed a large glossary once, for searches with the same model.
 
+    `qtr search` and `qtr calibrate` take the folder in place of a glossary; another model refuses it.
+
     For example:
 
         qtr index outputs/demo icd10.csv indexes/icd10
@@ -73,9 +89,9 @@ def index(
     """
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-    log_to_terminal(quiet)
+    _log_to_terminal(quiet)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
-    retriever.index(glossary)
+    retriever.index(glossary, show_progress=not quiet)
     retriever.save_index(out, overwrite=overwrite)
     typer.echo(f"{out}: {len(retriever.term_index)} terms")
 
@@ -96,6 +112,8 @@ def evaluate(
 ) -> None:
     """Recall of a model on a split, searched as `qtr search` does; with a threshold also precision and false alarms.
 
+    Among all terms that are said in the split, and those of `--distractors`; seen and unseen in training apart.
+
     For example:
 
         qtr evaluate outputs/demo builders/term_audio
@@ -104,7 +122,7 @@ def evaluate(
     from qwen_term_retrieval.evaluation.evaluator import evaluate_dataset
     from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 
-    log_to_terminal(quiet)
+    _log_to_terminal(quiet)
     metrics = evaluate_dataset(
         model,
         dataset,
@@ -114,6 +132,7 @@ def evaluate(
         distractors=distractors,
         train_split=train_split or None,
         threshold=threshold,
+        show_progress=not quiet,
     )
     typer.echo(f"{int(metrics['clips'])} clips, a bank of {int(metrics['bank'])} terms\n\n{recall_table(metrics)}\n")
     typer.echo(threshold_line(metrics))
@@ -134,6 +153,8 @@ def calibrate(
 ) -> None:
     """Choose the score from which a term counts as heard, and store it in the model and its card.
 
+    From then on `qtr search` answers with the terms that reach it, and with none where nothing was said.
+
     For example:
 
         qtr calibrate outputs/demo builders/term_audio glossary.txt --target-precision 0.9
@@ -143,12 +164,13 @@ def calibrate(
     from qwen_term_retrieval.retrieval import calibration
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-    log_to_terminal(quiet)
+    _log_to_terminal(quiet)
     if not Path(model).is_dir():
         raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
     retriever = TermRetriever.from_pretrained(model)
-    retriever.index(glossary)
-    chosen = calibration.calibrate(retriever, load_split(dataset, split), target_precision=target_precision)
+    retriever.index(glossary, show_progress=not quiet)
+    rows = load_split(dataset, split)
+    chosen = calibration.calibrate(retriever, rows, target_precision=target_precision, show_progress=not quiet)
     retriever.model.config.save_pretrained(model)
     card = Path(model, "README.md")
     if card.is_file():
@@ -160,3 +182,14 @@ def calibrate(
         f"threshold {chosen.threshold:.4f}: precision {chosen.precision:.3f}, recall {chosen.recall:.3f}, "
         f"F1 {chosen.f1:.3f} on {split!r}"
     )
+
+
+def _log_to_terminal(quiet: bool) -> None:
+    """The libraries' own bars too, of weights and datasets that are read, are drawn in a terminal, unless `quiet`."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    log_to_terminal(quiet)
+    if quiet or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()

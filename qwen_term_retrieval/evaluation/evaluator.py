@@ -214,14 +214,17 @@ class RetrievalEvaluator:
         self.threshold = threshold
         self.top_k = top_k
 
-    def __call__(self, model: TermRetrievalModel | TermRetriever, *, batch_size: int = 8) -> dict[str, float]:
+    def __call__(
+        self, model: TermRetrievalModel | TermRetriever, *, batch_size: int = 8, show_progress: bool = True
+    ) -> dict[str, float]:
         retriever = model if isinstance(model, TermRetriever) else TermRetriever(model)
-        index = TermRetriever(retriever.model).index(self.bank)
+        index = TermRetriever(retriever.model).index(self.bank, show_progress=show_progress)
         threshold = retriever.threshold if self.threshold is None else self.threshold
         ranks: list[RankedPairs] = []
         matches: list[list[TermMatch]] = []
         span_errors: list[tuple[float, float]] = []
-        with tqdm(total=len(self.rows), desc="evaluating", unit="clip", disable=None) as bar:
+        hidden = None if show_progress else True
+        with tqdm(total=len(self.rows), desc="evaluating", unit="clip", disable=hidden) as bar:
             for first in range(0, len(self.rows), _CLIPS_AT_ONCE):
                 rows = [self.rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(self.rows)))]
                 batch = _pad(retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size))
@@ -291,6 +294,7 @@ def evaluate_dataset(
     distractors: str | Path | None = None,
     train_split: str | None = None,
     threshold: float | None = None,
+    show_progress: bool = True,
 ) -> dict[str, float]:
     """`RetrievalEvaluator` on a split of a dataset, everything given by name; what `qtr evaluate` calls.
 
@@ -305,7 +309,7 @@ def evaluate_dataset(
         seen_terms=None if seen is None else _said_in(seen),
         threshold=threshold,
     )
-    return evaluator(TermRetriever.from_pretrained(model, revision=revision))
+    return evaluator(TermRetriever.from_pretrained(model, revision=revision), show_progress=show_progress)
 
 
 def _said_in(rows: Sequence[Mapping[str, Any]]) -> list[Term]:

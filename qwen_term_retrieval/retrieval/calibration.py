@@ -164,6 +164,7 @@ def calibrate(
     *,
     target_precision: float | None = None,
     top_k: int = 10,
+    show_progress: bool = True,
 ) -> Calibration:
     """Choose a threshold on dev rows and give it to the model, whose `save_pretrained` then stores it.
 
@@ -172,8 +173,10 @@ def calibrate(
         rows: of the row schema; no-term clips belong in it, they show what wrong matches score.
         target_precision: None for the best F1.
         top_k: matches judged in each clip.
+        show_progress: see `TermRetriever.search_batch`.
     """
-    matches = retriever.search_batch([row["audio"] for row in rows], top_k=top_k, threshold=-1.0)
+    clips = [row["audio"] for row in rows]
+    matches = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=show_progress)
     judged = judge_matches(matches, rows, retriever.term_index)
     calibration = choose_threshold(judged.scores, judged.right, judged.num_gold, target_precision=target_precision)
     retriever.threshold = calibration.threshold

@@ -32,6 +32,8 @@ from qwen_term_retrieval.text.pronouncing import check_glossary
 logger = logging.getLogger(__name__)
 
 _CLIPS_AT_ONCE = 256
+# Nobody needs a bar for less.
+_BAR_AFTER_SECONDS = 2.0
 
 
 class TermRetriever:
@@ -65,7 +67,16 @@ class TermRetriever:
         """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
 
         `revision`: a tag, branch or commit on the Hub, such as `best` or `step-600`; `qtr models ID` lists them.
+
+        Raises:
+            ValueError: a revision of a folder, or of a loaded model.
         """
+        if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
+            given = "a loaded model" if isinstance(model, TermRetrievalModel) else f"the folder {model}"
+            raise ValueError(
+                f"revision={revision!r} is of a model on the Hub, but {given} was given. Each checkpoint of a run is "
+                "a folder of its own: `qtr models FOLDER` lists them"
+            )
         if isinstance(model, TermRetrievalModel):
             loaded = model
         else:
@@ -93,7 +104,11 @@ class TermRetriever:
         return self._index
 
     def index(
-        self, terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path, *, batch_size: int = 1024
+        self,
+        terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path,
+        *,
+        batch_size: int = 1024,
+        show_progress: bool = True,
     ) -> TermIndex:
         """Embed a glossary and make it the one that is searched; an earlier one is put aside.
 
@@ -102,6 +117,7 @@ class TermRetriever:
                 glossary file, or the folder of an index that this model made. A model with phonemizers of several
                 languages says each term in its own; others ignore it.
             batch_size: spellings embedded at once.
+            show_progress: draw a progress bar where there is a terminal.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the entry and the remedy; also where the model has no
@@ -117,7 +133,8 @@ class TermRetriever:
         index = TermIndex(
             self.model.config.embedding_dim, fingerprint=model_fingerprint(self.model), language=glossary.language
         )
-        self._index = self._embed_into(index, glossary, batch_size).to(self.model.device)
+        show_progress = show_progress and sys.stderr.isatty()
+        self._index = self._embed_into(index, glossary, batch_size, show_progress).to(self.model.device)
         return self._index
 
     def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
@@ -142,7 +159,9 @@ class TermRetriever:
         self._index = TermIndex.load(folder, fingerprint=model_fingerprint(self.model)).to(self.model.device)
         return self._index
 
-    def _embed_into(self, index: TermIndex, glossary: Glossary, batch_size: int) -> TermIndex:
+    def _embed_into(
+        self, index: TermIndex, glossary: Glossary, batch_size: int, show_progress: bool = False
+    ) -> TermIndex:
         pronouncer = pronouncer_of(self.model.text_tower)
         if pronouncer is not None:
             check_glossary(glossary, pronouncer)
@@ -150,7 +169,7 @@ class TermRetriever:
         spellings = [spelling for term in terms for spelling in term.spellings]
         languages = [term.language for term in terms for _ in term.spellings]
         vectors_ND = self.model.encode_terms(
-            spellings, batch_size=batch_size, show_progress=sys.stderr.isatty(), languages=languages
+            spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
         )
         index.add(terms, vectors_ND)
         return index
@@ -184,24 +203,31 @@ class TermRetriever:
         threshold: float | None = None,
         sampling_rate: int | None = None,
         batch_size: int = 8,
+        show_progress: bool = True,
     ) -> list[list[TermMatch]]:
-        """`search` for many clips, `batch_size` chunks of like length at once, with a progress bar."""
+        """`search` for many clips, `batch_size` chunks of like length at once.
+
+        With `show_progress`, a bar counts chunks where there is a terminal and it takes a while; how many there are is
+        an estimate until the last clips are read.
+        """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         index, threshold = self.term_index, self._threshold_or_default(threshold)
         answers: list[list[TermMatch]] = []
-        with tqdm(total=len(clips), desc="searching", unit="clip", disable=None if len(clips) > 1 else True) as bar:
+        hidden = None if show_progress else True
+        with tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS) as bar:
             for group in _batches(clips, _CLIPS_AT_ONCE):
                 best: list[dict[int, TermMatch]] = [{} for _ in group]
                 chunks = self.encoder.cut(group, sampling_rate, first=len(answers))
+                bar.total = bar.n + math.ceil(len(chunks) * (len(clips) - len(answers)) / len(group))
                 for batch in self.encoder.encode_chunks(chunks, batch_size):
                     for position, matches in zip(batch.clips, best_matches(batch, index, top_k), strict=True):
                         for match in matches:
                             known = best[position].setdefault(match.term_id, match)
                             if match.score > known.score:
                                 best[position][match.term_id] = match
+                    bar.update(len(batch.clips))
                 answers += [_best_first(found.values(), top_k, threshold) for found in best]
-                bar.update(len(group))
         return answers
 
     def stream(
