@@ -1,0 +1,18 @@
+import re
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from qwen_term_retrieval.cli import app
+
+COMMANDS = get_command(app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_example_in_the_help_of_a_command_is_a_line_of_its_own(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    examples = re.findall(r"^ +(qtr .*)$", COMMANDS[name].callback.__doc__.partition("For example:")[2], re.MULTILINE)
+    shown = CliRunner().invoke(app, [name, "--help"]).output.partition("For example:")[2].splitlines()
+    assert examples
+    assert [line.strip() for line in shown if line.strip().startswith("qtr ")] == examples
