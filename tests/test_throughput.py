@@ -174,9 +174,13 @@ def test_evaluation_and_what_follows_training_are_not_counted():
     assert callback._clips == 1
 
 
-def test_a_run_in_bf16_is_measured_against_bf16(clock, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by", ["its settings", "accelerate launch"])
+def test_a_run_in_bf16_is_measured_against_bf16(clock, tmp_path, monkeypatch, by):
     asked = []
     monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype: asked.append(dtype) or PEAK)
-    trainer, _ = make_timed(clock, tmp_path, max_steps=1, bf16=True)
+    if by == "accelerate launch":  # --config_file configs/accelerate/one_gpu.yaml
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer, _ = make_timed(clock, tmp_path, max_steps=1, bf16=by == "its settings")
     trainer.train()
+    assert trainer.accelerator.mixed_precision == "bf16"
     assert asked == [torch.bfloat16]

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
+
 logger = logging.getLogger(__name__)
 
 
@@ -103,12 +105,8 @@ class NonFiniteGuardCallback(TrainerCallback, ExportableState):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        logs["nonfinite_steps"] = self.nonfinite_steps
-        # The Trainer has put a copy of the line into its history before it calls back (transformers 5.23).
-        if state.log_history and state.log_history[-1].get("step") == state.global_step:
-            state.log_history[-1]["nonfinite_steps"] = self.nonfinite_steps
+        if logs is not None and "loss" in logs:
+            add_to_log(logs, state, {"nonfinite_steps": self.nonfinite_steps})
 
 
 def _has_nonfinite_gradient(model: nn.Module) -> torch.Tensor | int:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
 from qwen_term_retrieval.training.flops import peak_flops
 
 
@@ -103,10 +104,7 @@ class ThroughputCallback(TrainerCallback):
             ranks, sums = dist.get_world_size(), sums.to(args.device)
             dist.all_reduce(sums)
         rates = _rates(*sums.tolist(), flops=state.total_flos - self._flos_before, ranks=ranks)
-        logs.update(rates)
-        # The Trainer has put a copy of the line into its history before it calls back (transformers 5.23).
-        if state.log_history and state.log_history[-1].get("step") == state.global_step:
-            state.log_history[-1].update(rates)
+        add_to_log(logs, state, rates)
         self._flos_before = state.total_flos
         self._reset()
 
@@ -158,7 +156,6 @@ def _rates(
 
 
 def _number_type(args: TrainingArguments, model: nn.Module | None) -> torch.dtype:
-    """What the matrix products of the run are computed in."""
-    if args.bf16 or args.fp16:
-        return torch.bfloat16 if args.bf16 else torch.float16
-    return getattr(model, "dtype", torch.float32)
+    """What the matrix products of the run are computed in, whether its settings or `accelerate launch` say so."""
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return autocast.get(args.mixed_precision, getattr(model, "dtype", torch.float32))
