@@ -21,7 +21,8 @@ class HardNegativeRefreshCallback(TrainerCallback):
     """Fill a table of hard negatives: before the first step, then every `table.refresh_steps` steps.
 
     Every log line tells how old the negatives in use are, as `hard_neg_age` in steps. A resumed run finds the minings
-    it needs on disk; one that is missing (the folder was cleared) is made by the resumed model, and said.
+    it needs on disk; those that are missing (the folder was cleared) are made by the resumed model, and said. Minings
+    of other clips or another glossary are refused.
 
     Args:
         table: what the collator reads.
@@ -35,29 +36,32 @@ class HardNegativeRefreshCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        due = state.global_step // self.table.refresh_steps * self.table.refresh_steps
-        missing = [step for step in {self.table.mined_at(state.global_step), due} if not self.table.is_mined(step)]
-        _wait_for_all()
         if state.global_step == 0:
-            self._refresh(state, 0)
+            self._refresh(state, [0])
             return
-        for step in missing:
-            logger.warning("the hard negatives mined at step %d are gone: they are mined now instead", step)
-            self._refresh(state, step)
+        self.table.check_meaning()
+        missing = [step for step in self.table.needed_from(state.global_step) if not self.table.is_mined(step)]
+        _wait_for_all()
+        if missing:
+            steps = ", ".join(map(str, missing))
+            logger.warning("the hard negatives mined at step %s are gone: they are mined now instead", steps)
+            self._refresh(state, missing)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.table.refresh_steps == 0 and state.global_step < state.max_steps:
-            self._refresh(state, state.global_step)
+            self._refresh(state, [state.global_step])
 
-    def _refresh(self, state: TrainerState, step: int) -> None:
+    def _refresh(self, state: TrainerState, steps: list[int]) -> None:
+        """Mine once, for all of `steps`."""
         started = time.perf_counter()
         table_CK = self.mine()
         if state.is_world_process_zero:
-            self.table.write(step, table_CK)
+            for step in steps:
+                self.table.write(step, table_CK)
             mined = table_CK[(table_CK >= 0).any(axis=1)]
             logger.info(
                 "hard negatives mined at step %d: %.1f terms a clip for %d clips, %.1f s",
-                *(step, (mined >= 0).sum(axis=1).mean() if len(mined) else 0.0, len(mined)),
+                *(state.global_step, (mined >= 0).sum(axis=1).mean() if len(mined) else 0.0, len(mined)),
                 time.perf_counter() - started,
             )
         _wait_for_all()

@@ -1,32 +1,39 @@
 """The hard negatives of a run: mined by the model as it is, kept on disk, read by the collator.
 
 A mining embeds the training clips and the training glossary, every rank its share, and writes one file. `mining` finds
-the nearest wrong terms; a share of the columns may come from terms that sound alike instead (`phonetic_negatives`).
+the nearest wrong terms of each batch of clips as soon as it is embedded, so that no more than a batch of queries is in
+memory; a share of the columns may come from terms that sound alike instead (`phonetic_negatives`).
 
-Shapes: C clips, K negatives, N terms, Q queries, D embedding.
+Shapes: B clips of a batch, C clips of all, G groups of queries, K negatives, M spellings, N terms, P queries (spans to
+pool), D embedding.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import xxhash
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.collate import length_buckets
-from qwen_term_retrieval.losses.distributed import rank, world_size
+from qwen_term_retrieval.losses.distributed import rank, sum_over_ranks, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.training.clips import TrainingClips
+from qwen_term_retrieval.text.glossary import Glossary, Term
+from qwen_term_retrieval.training.clips import TrainingClips, languages_of
 from qwen_term_retrieval.training.mining import NO_TERM, nearest_wrong_terms
 from qwen_term_retrieval.training.sampling import Visit
+
+_TERMS_AT_ONCE = 256
 
 
 class HardNegativeTable:
@@ -40,12 +47,14 @@ class HardNegativeTable:
         folder: of the files, `step_00000500.npy`: int32 (C, K), -1 where a clip has fewer.
         refresh_steps: optimizer steps from one mining to the next.
         lag: steps by which batches are built ahead, at most.
+        meaning: what the numbers in the files stand for, see `meaning_of`; kept beside them.
     """
 
-    def __init__(self, folder: Path, refresh_steps: int, lag: int):
+    def __init__(self, folder: Path, refresh_steps: int, lag: int, meaning: Mapping[str, str]):
         self.folder = folder
         self.refresh_steps = refresh_steps
         self.lag = lag
+        self.meaning = dict(meaning)
 
     def mined_at(self, step: int) -> int:
         """The step before which the negatives of `step` were mined."""
@@ -59,19 +68,61 @@ class HardNegativeTable:
         """
         return _open_table(self.folder, self.mined_at(step))[clip].tolist()
 
+    def needed_from(self, step: int) -> list[int]:
+        """The minings that `step` and those after it ask for, as far as they are over before `step`."""
+        return list(range(self.mined_at(step), step + 1, self.refresh_steps))
+
     def is_mined(self, step: int) -> bool:
-        """Whether the mining just before `step` is there."""
-        return self._path(step).is_file()
+        """Whether the mining just before `step` is there, and what its numbers stand for."""
+        return self._path(step).is_file() and self._meaning_path.is_file()
+
+    def check_meaning(self) -> None:
+        """See that what was mined earlier, if anything, is of this run's clips and terms.
+
+        Raises:
+            ValueError: it is not; says what changed, and the remedy.
+        """
+        if not self._meaning_path.is_file():
+            return
+        kept = json.loads(self._meaning_path.read_text(encoding="utf-8"))
+        changed = [
+            f"{name}: {kept.get(name)} then, {self.meaning.get(name)} now"
+            for name in sorted({*kept, *self.meaning})
+            if kept.get(name) != self.meaning.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder}: its hard negatives were mined for other data ({'; '.join(changed)}). Resume with the "
+                "rows and the glossary of the run that was stopped, or start anew with --overwrite."
+            )
 
     def write(self, step: int, table_CK: NDArray[np.int32]) -> None:
         """Keep what was mined before `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._meaning_path) as file:
+            file.write(json.dumps(self.meaning, indent=2).encode())
         with atomic_file(self._path(step)) as file:
             np.save(file, table_CK)
         _open_table.cache_clear()
 
     def _path(self, step: int) -> Path:
         return _table_path(self.folder, step)
+
+    @property
+    def _meaning_path(self) -> Path:
+        return self.folder / "meaning.json"
+
+
+def meaning_of(clips: TrainingClips, glossary: Glossary) -> dict[str, str]:
+    """What the numbers in a table stand for: the clips in their order with their terms, and the glossary in its."""
+    of_clips = xxhash.xxh3_64()
+    for batch in clips.rows.select_columns(["key", "spelling_ids"]).with_format("arrow").iter(10_000):
+        of_clips.update(repr((batch["key"].to_pylist(), batch["spelling_ids"].to_pylist())).encode())
+    of_terms = xxhash.xxh3_64_hexdigest(repr(list(glossary)).encode())
+    return {
+        "clips": f"{len(clips)} with digest {of_clips.hexdigest()}",
+        "terms": f"{len(glossary)} with digest {of_terms}",
+    }
 
 
 def _table_path(folder: Path, step: int) -> Path:
@@ -116,25 +167,21 @@ def mine_hard_negatives(
     """
     was_training = model.training
     model.eval()
-    bank_ND = model.encode_terms(glossary.texts, languages=glossary.languages).to(model.device)
-    row_of_id = {term.term_id: row for row, term in enumerate(glossary)}
-    share = np.arange(rank(), len(clips), world_size())
-    queries = _Queries(row_of_id, bank_ND)
-    batches = list(length_buckets(clips.durations[share], batch_size))
-    for batch in tqdm(batches, desc="embedding clips", unit="batch", disable=not show_progress or rank() > 0):
-        queries.add(model, clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]]), load_audio)
-    model.train(was_training)
+    quiet = not show_progress or rank() > 0
+    spelled = [*glossary, *other_spellings(clips, glossary)]
+    spelling_ND = encode_by_all_ranks(model, spelled, show_progress=not quiet)
+    row_of_spelling = {term.term_id: row for row, term in enumerate(spelled)}
+    bank_ND = spelling_ND[: len(glossary)]
     table_CK = np.full((len(clips), k), NO_TERM, np.int32)
-    table_CK[queries.clips] = nearest_wrong_terms(
-        torch.cat(queries.vectors),
-        queries.owners,
-        torch.cat(queries.positive_scores),
-        bank_ND,
-        queries.excluded,
-        k,
-        max_positive_ratio=max_positive_ratio,
-        show_progress=show_progress and rank() == 0,
-    )
+    with_terms = np.flatnonzero([bool(ids) for ids in clips.rows.with_format("arrow")["term_ids"].to_pylist()])
+    share = with_terms[rank() :: world_size()]
+    batches = list(length_buckets(clips.durations[share], batch_size))
+    for batch in tqdm(batches, desc="mining negatives", unit="batch", disable=quiet):
+        rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
+        said = [[row_of_spelling[identity] for identity in said_in(row) if identity in row_of_spelling] for row in rows]
+        queries = _embed_queries(model, rows, load_audio, row_of_spelling, spelling_ND)
+        table_CK[share[batch]] = nearest_wrong_terms(*queries, bank_ND, said, k, max_positive_ratio=max_positive_ratio)
+    model.train(was_training)
     if world_size() > 1:
         # Rows of other ranks' clips are -1, the least there is.
         shared = torch.from_numpy(table_CK).to(model.device)
@@ -143,83 +190,94 @@ def mine_hard_negatives(
     return table_CK
 
 
-class _Queries:
-    """What a rank asks for: the spans of its clips' terms, or all windows where a span is not known."""
+def other_spellings(clips: TrainingClips, glossary: Glossary) -> list[Term]:
+    """How labels of the clips are spelled where it is not the spelling that the glossary shows, each once.
 
-    def __init__(self, row_of_id: dict[int, int], bank_ND: torch.Tensor):
-        self.row_of_id = row_of_id
-        self.bank_ND = bank_ND
-        self.clips: list[int] = []
-        self.excluded: list[list[int]] = []
-        self.owners: list[int] = []
-        self.vectors: list[torch.Tensor] = []
-        self.positive_scores: list[torch.Tensor] = []
+    An alias sounds otherwise than its term: what is said is near to how it was spelled.
+    """
+    shown = {term.term_id for term in glossary}
+    others: dict[int, Term] = {}
+    columns = [clips.rows.with_format("arrow")[name].to_pylist() for name in ("terms", "spelling_ids")]
+    for texts, identities, language in zip(*columns, languages_of(clips.rows), strict=True):
+        for text, identity in zip(texts, identities, strict=True):
+            if identity not in shown:
+                others.setdefault(identity, Term(text, identity, language=language))
+    return list(others.values())
 
-    def add(self, model: TermRetrievalModel, rows: Sequence[dict[str, Any]], load_audio) -> None:
-        audio_inputs, num_frames_B = load_audio(rows)
-        spans: list[tuple[int, float, float]] = []
-        # A query's positive score is the best of its group's: one window of a clip holds the term, the others need not.
-        groups: list[int] = []
-        terms: list[list[int]] = []
-        for clip, row in enumerate(rows):
-            unplaced = []
-            for identity, start, end in zip(row["term_ids"], row["term_starts"], row["term_ends"], strict=True):
-                if start is None or end is None:
-                    unplaced.append(self.row_of_id[identity])
-                    continue
-                spans.append((clip, start * model.frame_rate, end * model.frame_rate))
-                groups.append(len(spans))
-                terms.append([self.row_of_id[identity]])
-            if unplaced:
-                _, start_P, end_P = model.window_spans(num_frames_B[clip : clip + 1])
-                groups += [len(spans) + 1] * len(start_P)
-                terms += [unplaced] * len(start_P)
-                spans += [(clip, start, end) for start, end in zip(start_P.tolist(), end_P.tolist(), strict=True)]
-        if not spans:
-            return
-        inputs = {name: values.to(model.device) for name, values in audio_inputs.items()}
-        clip_P, start_P, end_P = (torch.tensor(column, device=model.device) for column in zip(*spans, strict=True))
-        vectors_PD = model(**inputs, clip_index_P=clip_P, start_P=start_P.float(), end_P=end_P.float()).audio_PD
-        self.vectors.append(vectors_PD)
-        self.positive_scores.append(self._best_positives(vectors_PD, groups, terms))
-        first = len(self.clips)
-        self.owners += [first + clip for clip in clip_P.tolist()]
-        self.clips += [row["clip"] for row in rows]
-        self.excluded += [
-            [self.row_of_id[identity] for identity in said_in(row) if identity in self.row_of_id] for row in rows
-        ]
 
-    def _best_positives(self, vectors_PD: torch.Tensor, groups: list[int], terms: list[list[int]]) -> torch.Tensor:
-        """The best score (P,) of each query's group with a term of its own."""
-        query_Q = torch.tensor([query for query, rows in enumerate(terms) for _ in rows], device=vectors_PD.device)
-        term_Q = torch.tensor([row for rows in terms for row in rows], device=vectors_PD.device)
-        score_Q = (vectors_PD[query_Q] * self.bank_ND[term_Q]).sum(dim=1).float()
-        group_P = torch.tensor(groups, device=vectors_PD.device)
-        best_G = score_Q.new_full((int(group_P.max()) + 1,), -torch.inf)
-        return best_G.scatter_reduce(0, group_P[query_Q], score_Q, "amax")[group_P]
+def encode_by_all_ranks(
+    model: TermRetrievalModel, terms: Sequence[Term], *, show_progress: bool = False
+) -> torch.Tensor:
+    """Unit vectors (N, D) of terms, each rank embedding its share: to the bit those of `encode_terms`, on every rank.
+
+    The shares are of whole batches: how far a batch is padded shows in the last bit.
+    """
+    batches = list(length_buckets([len(term.text) for term in terms], _TERMS_AT_ONCE))
+    own = [row for batch in batches[rank() :: world_size()] for row in batch]
+    vectors_ND = torch.zeros(len(terms), model.config.embedding_dim)
+    vectors_ND[own] = model.encode_terms(
+        [terms[row].text for row in own],
+        _TERMS_AT_ONCE,
+        show_progress,
+        [terms[row].language for row in own],
+    )
+    return sum_over_ranks(vectors_ND.to(model.device))
+
+
+def _embed_queries(
+    model: TermRetrievalModel,
+    rows: Sequence[dict[str, Any]],
+    load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]],
+    row_of_spelling: Mapping[int, int],
+    spelling_ND: torch.Tensor,
+) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor]:
+    """What clips with terms ask for: vectors (P, D), the clip of each, and its score with what is said there.
+
+    The queries are the spans of the terms, each a group of its own, and all windows of a clip for the terms whose
+    span is not known. A query's positive score is the best of its group's: one window holds the term, the others
+    need not.
+    """
+    audio_inputs, num_frames_B = load_audio(rows)
+    placed: list[tuple[int, float, float]] = []
+    right: list[list[int]] = []
+    unplaced: dict[int, list[int]] = {}
+    for clip, row in enumerate(rows):
+        for identity, start, end in zip(row["spelling_ids"], row["term_starts"], row["term_ends"], strict=True):
+            if start is None or end is None:
+                unplaced.setdefault(clip, []).append(row_of_spelling[identity])
+                continue
+            placed.append((clip, start * model.frame_rate, end * model.frame_rate))
+            right.append([row_of_spelling[identity]])
+    right += unplaced.values()
+    of_clip_P, start_P, end_P = model.window_spans(num_frames_B[list(unplaced)])
+    windows_P3 = torch.stack([torch.tensor(list(unplaced), dtype=torch.int64)[of_clip_P], start_P, end_P], dim=1)
+    span_P3 = torch.cat([torch.tensor(placed, dtype=torch.float64).reshape(-1, 3), windows_P3])
+    group_P = torch.cat([torch.arange(len(placed)), of_clip_P + len(placed)])
+    order_P = span_P3[:, 0].argsort(stable=True)
+    clip_P, start_P, end_P = span_P3[order_P].to(model.device).T
+    inputs = {name: values.to(model.device) for name, values in audio_inputs.items()}
+    vectors_PD = model(**inputs, clip_index_P=clip_P.long(), start_P=start_P.float(), end_P=end_P.float()).audio_PD
+    positive_P = _best_positives(vectors_PD, group_P[order_P].to(model.device), right, spelling_ND)
+    return vectors_PD, span_P3[order_P, 0].long().numpy(), positive_P
+
+
+def _best_positives(
+    vectors_PD: torch.Tensor, group_P: torch.Tensor, right: Sequence[Sequence[int]], spelling_ND: torch.Tensor
+) -> torch.Tensor:
+    """The best score (P,) of each query's group with a term of its own; `right` names those of each group."""
+    column_of = {row: column for column, row in enumerate(dict.fromkeys(itertools.chain(*right)))}
+    right_GM = torch.zeros(len(right), len(column_of), dtype=torch.bool)
+    for group, rows in enumerate(right):
+        right_GM[group, [column_of[row] for row in rows]] = True
+    score_PM = (vectors_PD @ spelling_ND[list(column_of)].T).float()
+    best_P = score_PM.masked_fill(~right_GM.to(group_P.device)[group_P], -torch.inf).amax(dim=1)
+    best_G = best_P.new_full((len(right),), -torch.inf).scatter_reduce(0, group_P, best_P, "amax")
+    return best_G[group_P]
 
 
 def said_in(row: dict[str, Any]) -> list[int]:
     """Ids of all that is said in a clip, labelled or not, and of the whole of its text: none is a wrong term for it."""
     return sorted({*row["term_ids"], *row["spoken_ids"], row["text_id"]})
-
-
-def sounding_alike(
-    clips: TrainingClips, glossary: Glossary, neighbours_NK: NDArray[np.int32], k: int
-) -> NDArray[np.int32]:
-    """For each clip, terms that sound like those said in it, its terms taking turns: int32 (C, k), -1 where fewer.
-
-    Args:
-        neighbours_NK: of each term of `glossary`, as `phonetic_neighbours` gives them.
-    """
-    row_of_id = {term.term_id: row for row, term in enumerate(glossary)}
-    table_CK = np.full((len(clips), k), NO_TERM, np.int32)
-    for clip, row in enumerate(clips.rows.select_columns(["term_ids", "spoken_ids", "text_id"])):
-        said = {row_of_id.get(identity, NO_TERM) for identity in said_in(row)} | {NO_TERM}
-        nearest = neighbours_NK[[row_of_id[identity] for identity in row["term_ids"]]].T.ravel().tolist()
-        chosen = [term for term in dict.fromkeys(nearest) if term not in said][:k]
-        table_CK[clip, : len(chosen)] = chosen
-    return table_CK
 
 
 def mix_negatives(mined_CK: NDArray[np.int32], alike_CK: NDArray[np.int32], alike_ratio: float) -> NDArray[np.int32]:

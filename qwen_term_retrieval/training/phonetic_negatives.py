@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import Pronouncer
+from qwen_term_retrieval.training.clips import TrainingClips
+from qwen_term_retrieval.training.hard_negatives import other_spellings, said_in
 from qwen_term_retrieval.training.mining import NO_TERM, nearest_wrong_terms
 
 _HASHED_DIM = 256
@@ -23,34 +25,54 @@ _CANDIDATES_A_NEIGHBOUR = 4
 _LONGEST_RUN = 3
 
 
-def phonetic_neighbours(
-    terms: Sequence[Term], pronouncer: Pronouncer, k: int, *, show_progress: bool = False
-) -> NDArray[np.int32]:
+def sounding_alike(clips: TrainingClips, glossary: Glossary, pronouncer: Pronouncer, k: int) -> NDArray[np.int32]:
+    """For each clip, terms that sound like those labelled in it, these taking turns: int32 (C, k), -1 where fewer.
+
+    None of them sounds the same as anything that is said in the clip, labelled or not.
+    """
+    spelled = [*glossary, *other_spellings(clips, glossary)]
+    sounds = sounds_of(spelled, pronouncer)
+    neighbours_NK = phonetic_neighbours(sounds[: len(glossary)], k)
+    row_of_id = {term.term_id: row for row, term in enumerate(spelled)}
+    table_CK = np.full((len(clips), k), NO_TERM, np.int32)
+    for clip, row in enumerate(clips.rows.select_columns(["term_ids", "spoken_ids", "text_id"])):
+        heard = {sounds[row_of_id[identity]] for identity in said_in(row) if identity in row_of_id}
+        nearest = neighbours_NK[[row_of_id[identity] for identity in row["term_ids"]]].T.ravel().tolist()
+        others = [term for term in dict.fromkeys(nearest) if term != NO_TERM and sounds[term] not in heard][:k]
+        table_CK[clip, : len(others)] = others
+    return table_CK
+
+
+def sounds_of(terms: Sequence[Term], pronouncer: Pronouncer) -> list[tuple[str, ...]]:
+    """The phonemes of each term in its language, by its first pronunciation."""
+    spoken = pronouncer.pronunciations([term.text for term in terms], [term.language for term in terms])
+    return [tuple(ways[0]) for ways in spoken]
+
+
+def phonetic_neighbours(sounds: Sequence[tuple[str, ...]], k: int, *, show_progress: bool = False) -> NDArray[np.int32]:
     """For each term, the `k` others that sound most like it, in whatever language, the nearest first.
 
     Terms that sound the same are not given: no audio could tell which of them is wrong.
 
     Args:
-        pronouncer: says each term in its language; its first pronunciation counts.
+        sounds: the phonemes of each of N terms.
 
     Returns:
-        int32 (N, k), rows of `terms`, -1 where there are fewer.
+        int32 (N, k), rows of `sounds`, -1 where there are fewer.
     """
     from rapidfuzz.distance import Levenshtein
 
-    spoken = pronouncer.pronunciations([term.text for term in terms], [term.language for term in terms])
-    sounds = [tuple(ways[0]) for ways in spoken]
     vectors_ND = _hashed_runs(sounds)
     neighbours_NC = nearest_wrong_terms(
         vectors_ND,
-        np.arange(len(terms)),
-        torch.full((len(terms),), -torch.inf),
+        np.arange(len(sounds)),
+        torch.full((len(sounds),), -torch.inf),
         vectors_ND,
-        [[row] for row in range(len(terms))],
+        [[row] for row in range(len(sounds))],
         _CANDIDATES_A_NEIGHBOUR * k,
         show_progress=show_progress,
     )
-    table_NK = np.full((len(terms), k), NO_TERM, np.int32)
+    table_NK = np.full((len(sounds), k), NO_TERM, np.int32)
     for row, candidates in enumerate(neighbours_NC.tolist()):
         distances = {
             other: Levenshtein.normalized_distance(sounds[row], sounds[other])

@@ -60,15 +60,15 @@ from qwen_term_retrieval.training.frozen_texts import cache_frozen_texts
 from qwen_term_retrieval.training.gradcache import gradcache_step
 from qwen_term_retrieval.training.hard_negatives import (
     HardNegativeTable,
+    meaning_of,
     mine_hard_negatives,
     mix_negatives,
-    sounding_alike,
 )
 from qwen_term_retrieval.training.hub import HubTrainer
 from qwen_term_retrieval.training.hyperparameter_search import SearchableTrainer
 from qwen_term_retrieval.training.loader import EpochLoader
 from qwen_term_retrieval.training.memory_check import check_memory
-from qwen_term_retrieval.training.phonetic_negatives import phonetic_neighbours
+from qwen_term_retrieval.training.phonetic_negatives import sounding_alike
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
 
@@ -127,11 +127,6 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         callbacks = list(kwargs.pop("callbacks", []))
         if args.check_memory:
             callbacks.insert(0, MemoryCheckCallback(lambda: check_memory(self)))
-        if args.enable_hard_neg and hard_negatives_of is None and train_dataset is not None:
-            folder = Path(args.output_dir, "hard_negatives")
-            hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead)
-            callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
-        self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
         self._sounding_alike: NDArray[np.int32] | None = None
         self._loss_sums: dict[str, torch.Tensor | float] = {}
         self._losses_summed: torch.Tensor | float = 0.0
@@ -140,6 +135,11 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
                 None if train_dataset is None else self._prepare_clips(train_dataset, args, training=True)
             )
             eval_clips = None if eval_dataset is None else self._prepare_clips(eval_dataset, args)
+        if args.enable_hard_neg and hard_negatives_of is None and self.train_clips is not None:
+            folder, meaning = Path(args.output_dir, "hard_negatives"), meaning_of(self.train_clips, glossary)
+            hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead, meaning)
+            callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
+        self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
         if args.patience and args.load_best_model_at_end:
             callbacks.append(EarlyStoppingCallback(args.patience))
         if args.save_every_epochs != 1:
@@ -279,8 +279,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         if self._sounding_alike is None:
             own = pronouncer_of(self.retrieval_model.text_tower)
             pronouncer = own or Pronouncer(self.args.hard_neg_phonemizer)
-            neighbours_NK = phonetic_neighbours(self.glossary, pronouncer, self.args.hard_neg_k)
-            self._sounding_alike = sounding_alike(clips, self.glossary, neighbours_NK, self.args.hard_neg_k)
+            self._sounding_alike = sounding_alike(clips, self.glossary, pronouncer, self.args.hard_neg_k)
         return mix_negatives(mined_CK, self._sounding_alike, self.args.hard_neg_phonetic_ratio)
 
     # ---- loss -------------------------------------------------------------------------------------------------
