@@ -10,7 +10,7 @@ EXTRAS := phonemes,report,modal,tune,sentence-transformers,synthesis,benchmark,d
 .DEFAULT_GOAL := demo
 
 demo: install
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py --resume
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile

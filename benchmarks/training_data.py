@@ -37,7 +37,7 @@ def run(device: torch.device, *, num_steps: int = 180) -> dict[str, Any]:
 
 
 def demo_trainer(folder: Path, device: torch.device, num_steps: int) -> TermRetrievalTrainer:
-    flags = ["--recipe", "demo", "--output_dir", str(folder), "--max_steps", str(num_steps), "--resume", "false"]
+    flags = ["--recipe", "demo", "--output_dir", str(folder), "--max_steps", str(num_steps)]
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
     # One log line for all steps.
     flags += ["--logging_steps", str(num_steps), "--use_cpu", str(device.type == "cpu")]

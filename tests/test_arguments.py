@@ -75,6 +75,8 @@ def test_a_flag_cut_short_is_not_taken_for_a_setting():
         (["--augmentation", "{bad"], r"augmentation: not JSON.*'\{bad'"),
         (["--augmentation", "none"], "augmentation: not JSON"),
         (["--lora_r", "-1"], "lora_r must not be negative"),
+        (["--lora_dropout", "2"], r"lora_dropout must lie in \[0, 1\), not 2.0"),
+        (["--train_split", ""], "train_split must name a split"),
         (["--eval_strategy", "weekly"], "weekly is not a valid"),
     ],
 )
@@ -97,6 +99,12 @@ def test_an_unknown_recipe_names_those_there_are():
         ({"audio_text_loss_ratio": -1.0}, "not be negative"),
         ({"remove_unused_columns": True}, "drop the audio"),
         ({"dataloader_drop_last": False}, "repeat clips"),
+        ({"resume": True, "overwrite": True}, "give one of the two"),
+        ({"resume_from_checkpoint": "outputs/x/checkpoint-7"}, "would change nothing: --resume goes on from the last"),
+        ({"do_train": True}, "do_train would change nothing: a run always trains"),
+        ({"do_predict": True}, "do_predict would change nothing: a run ends with the test_split"),
+        ({"train_sampling_strategy": "group_by_length"}, "would change nothing: .*max_batch_seconds"),
+        ({"label_smoothing_factor": 0.1}, "would change nothing: the losses"),
     ],
 )
 def test_settings_that_would_break_the_objective_are_refused(tmp_path, setting, message):

@@ -17,18 +17,21 @@ from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.packages import cache_root
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.run import (
     build_model,
     check_durations,
     check_same_model,
     checked_rows,
     last_whole_checkpoint,
+    prepare_output_dir,
     run_training,
     show_loss_behind_the_bar,
 )
 from tests.tiny_trainer import make_tiny_trainer
 
 ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "configs" / "recipes"
 QUICK = ["--num_train_epochs", "2", "--per_device_train_batch_size", "128", "--use_cpu"]
 
 
@@ -98,10 +101,26 @@ def test_the_trained_model_searches_a_recording(pushed):
 def test_an_earlier_run_is_never_written_over(pushed):
     output, _, _ = pushed
     before = (output / "model.safetensors").read_bytes()
-    done = train("--output_dir", str(output), "--resume", "False")
+    done = train("--output_dir", str(output))
     assert done.returncode == 1
     assert "holds an earlier run: --resume goes on with it, --overwrite deletes it" in done.stderr
     assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_overwrite_deletes_the_earlier_run_of_the_default_recipe_and_resume_goes_on_with_it(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 5}')
+
+    def prepare(*flags):
+        _, _, args = parse_recipe(RECIPES, ["--output_dir", str(tmp_path / "run"), "--use_cpu", *flags])
+        return prepare_output_dir(args)
+
+    with pytest.raises(FileExistsError, match="--resume goes on with it, --overwrite deletes it"):
+        prepare("--learning_rate", "1e-4")
+    assert prepare("--resume") == str(checkpoint)
+    assert prepare("--overwrite") is None
+    assert not checkpoint.exists()
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(tmp_path):
@@ -134,6 +153,24 @@ def test_a_run_on_top_of_a_frozen_one_adapts_its_tower_and_its_model_says_so(tmp
     assert reloaded.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(ValueError, match=r"lora_r is 4, but .*after has LoRA of rank 2: give that, or 0"):
         build_model(ModelArguments(model=str(tmp_path / "after"), lora_r=4), args)
+
+
+@pytest.mark.slow
+def test_a_model_to_go_on_from_starts_at_the_temperature_asked_for_and_keeps_its_towers_and_heads(tmp_path, caplog):
+    make_tiny_trainer(tmp_path / "before").save_model()
+
+    def build(temperature=None, **settings):
+        args = TermRetrievalArguments(output_dir=str(tmp_path / "run"), use_cpu=True, temperature=temperature)
+        caplog.clear()
+        model = build_model(ModelArguments(model=str(tmp_path / "before"), **settings), args)
+        return 1 / model.logit_scale.exp().item(), caplog.text
+
+    assert build(temperature=0.2) == (pytest.approx(0.2), "")
+    temperature, warned = build(embedding_dim=64, pooling="attention", window_sizes=[50])
+    assert temperature == pytest.approx(0.07)
+    for kept in ("pooling 'pyramid' (not 'attention')", "embedding_dim 16 (not 64)", "window_sizes None (not [50])"):
+        assert kept in warned
+    assert "audio_tower" not in warned
 
 
 @pytest.mark.slow

@@ -94,6 +94,12 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
             self.config.logit_bias = start
             self.logit_bias = nn.Parameter(torch.tensor(start, device=self.logit_scale.device))
 
+    def set_temperature(self, temperature: float) -> None:
+        """Let the learned temperature start over from this one."""
+        self.config.temperature = temperature
+        with torch.no_grad():
+            self.logit_scale.fill_(math.log(1 / temperature))
+
     # Tensors to embeddings ------------------------------------------------------------------------------------------
 
     @property

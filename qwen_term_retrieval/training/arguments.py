@@ -17,6 +17,15 @@ from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
 from qwen_term_retrieval.training.trackers import check_trackers
 
+# What `TrainingArguments` has, and a run does not read; what to do instead.
+_NOT_READ = {
+    "resume_from_checkpoint": "--resume goes on from the last checkpoint in output_dir",
+    "do_train": "a run always trains",
+    "do_predict": "a run ends with the test_split, if there is one",
+    "train_sampling_strategy": "clips come in random order, or with --max_batch_seconds those of like length together",
+    "label_smoothing_factor": "the losses compare clips with terms and have no labels to smooth",
+}
+
 
 @dataclass
 class ModelArguments:
@@ -75,6 +84,8 @@ class ModelArguments:
         for name in ("lora_r", "text_lora_r"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
 
 
 @dataclass
@@ -93,6 +104,10 @@ class DataArguments:
     )
     max_clip_seconds: float = field(default=30.0, metadata={"help": "Longer clips are refused, naming the first."})
 
+    def __post_init__(self) -> None:
+        if not self.train_split:
+            raise ValueError("train_split must name a split: there is nothing to train on without it")
+
 
 @dataclass
 class TermRetrievalArguments(TrainingArguments):
@@ -105,7 +120,10 @@ class TermRetrievalArguments(TrainingArguments):
     )
     audio_text_loss_ratio: float = field(default=0.3, metadata={"help": "Weight of audio against chunk text."})
     audio_term_loss_ratio: float = field(default=0.7, metadata={"help": "Weight of audio against terms."})
-    temperature: float = field(default=0.07, metadata={"help": "Initial softmax temperature; learned from there."})
+    temperature: float | None = field(
+        default=None,
+        metadata={"help": "Initial softmax temperature, learned from there; none: 0.07, or what `model` has learned."},
+    )
     sigmoid_bias: float = field(default=-10.0, metadata={"help": "Where the bias of the sigmoid loss starts."})
     window_reduction: str = field(
         default="argmax",
@@ -244,6 +262,11 @@ class TermRetrievalArguments(TrainingArguments):
         if self.eval_strategy in ("no", IntervalStrategy.NO):
             self.load_best_model_at_end = False
         super().__post_init__()
+        for name, remedy in _NOT_READ.items():
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ValueError(f"{name} would change nothing: {remedy}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with an earlier run, overwrite deletes it: give one of the two")
         self._set_batch_size()
         self.check_objective()
         check_trackers(self.report_to or [])
@@ -314,8 +337,8 @@ class TermRetrievalArguments(TrainingArguments):
         if self.window_reduction not in WINDOW_REDUCTIONS:
             raise ValueError(f"window_reduction must be one of {WINDOW_REDUCTIONS}, not {self.window_reduction!r}")
         for name in ("temperature", "window_temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
         if self.hard_neg_k < 1:
             raise ValueError(f"hard_neg_k must be at least 1, not {self.hard_neg_k}; enable_hard_neg turns them off")
         if self.hard_neg_refresh_steps < 1:

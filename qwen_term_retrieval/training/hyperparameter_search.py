@@ -8,7 +8,6 @@ worth its best evaluation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,7 @@ class SearchableTrainer(Trainer):
         """The model was made before the trial's settings were known."""
         model = self.retrieval_model
         if "temperature" in settings:
-            model.config.temperature = self.args.temperature
-            model.logit_scale.fill_(math.log(1 / self.args.temperature))
+            model.set_temperature(settings["temperature"])
         if "sigmoid_bias" in settings and model.config.logit_bias is not None:
             model.config.logit_bias = self.args.sigmoid_bias
             model.logit_bias.fill_(self.args.sigmoid_bias)

@@ -34,6 +34,10 @@ from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 logger = logging.getLogger(__name__)
 
+_OF_A_CHECKPOINT = (
+    "audio_tower", "audio_layers", "text_tower", "text_tower_config", "text_pooling", "pooling", "embedding_dim",
+)  # fmt: skip
+
 
 def run_training(
     model_args: ModelArguments, data_args: DataArguments, args: TermRetrievalArguments
@@ -225,6 +229,8 @@ def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> N
 def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalModel:
     """A new model on pretrained towers, or the checkpoint to go on from; with LoRA where a rank is given.
 
+    Of a checkpoint's towers and heads nothing can be changed; what the settings say otherwise is warned of.
+
     Raises:
         ValueError: the checkpoint has LoRA of another rank than is given.
     """
@@ -232,8 +238,11 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
     if model_args.model:
         model = TermRetrievalModel.from_pretrained(model_args.model, attn_implementation=model_args.attn_implementation)
         model.config.threshold = None  # of the weights as they were
+        warn_of_ignored(model_args, model.config)
     else:
-        model = TermRetrievalModel(model_config(model_args, args))
+        model = TermRetrievalModel(model_config(model_args))
+    if args.temperature is not None:
+        model.set_temperature(args.temperature)
     for setting, tower, found in (
         ("lora_r", "audio", model.config.lora),
         ("text_lora_r", "text", model.config.text_lora),
@@ -246,7 +255,21 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
     return model
 
 
-def model_config(model_args: ModelArguments, args: TermRetrievalArguments) -> TermRetrievalConfig:
+def warn_of_ignored(model_args: ModelArguments, config: TermRetrievalConfig) -> None:
+    """Name the settings that are neither their defaults nor those of the checkpoint."""
+    windows = config.windows or {}
+    kept = {name: getattr(config, name) for name in _OF_A_CHECKPOINT}
+    kept |= {"window_sizes": windows.get("sizes"), "window_stride": windows.get("stride")}
+    ignored = [
+        f"{name} {value!r} (not {asked!r})"
+        for name, value in kept.items()
+        if (asked := getattr(model_args, name)) not in (value, getattr(ModelArguments, name))
+    ]
+    if ignored:
+        logger.warning("%s keeps its own %s", model_args.model, ", ".join(ignored))
+
+
+def model_config(model_args: ModelArguments) -> TermRetrievalConfig:
     windows = None
     if model_args.window_sizes:
         windows = {"sizes": model_args.window_sizes, "stride": model_args.window_stride}
@@ -259,7 +282,6 @@ def model_config(model_args: ModelArguments, args: TermRetrievalArguments) -> Te
         pooling=model_args.pooling,
         embedding_dim=model_args.embedding_dim,
         windows=windows,
-        temperature=args.temperature,
         # Every config of transformers takes it, and none declares it (5.23).
         attn_implementation=model_args.attn_implementation,  # type: ignore[call-arg]
     )
