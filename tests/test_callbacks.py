@@ -11,6 +11,7 @@ from qwen_term_retrieval.trainer_callbacks import (
     RecallReporterCallback,
 )
 from qwen_term_retrieval.trainer_callbacks.recall_reporter import HISTORY_NAME, PICTURE_NAME, read_history
+from tests.tiny_trainer import make_tiny_trainer
 
 RECALLS = [0.5, 0.75, 0.625]
 
@@ -212,3 +213,27 @@ def test_a_gradient_scaler_may_overflow_without_being_counted(tmp_path):
     guard.on_pre_optimizer_step(args, state, None, model=model, optimizer=optimizer)
     assert guard.nonfinite_steps == 1
     assert model.weight.grad is None
+
+
+# ---- mining ----------------------------------------------------------------------------------------------------
+
+
+MINING = {"enable_hard_neg": True, "hard_neg_k": 2, "hard_neg_refresh_steps": 2, "hard_neg_phonetic_ratio": 0.5}
+MINING |= {"hard_neg_phonemizer": "characters", "eval_strategy": "no", "save_strategy": "no", "max_steps": 4}
+
+
+def test_the_age_of_the_hard_negatives_is_kept_in_the_history(tmp_path):
+    trainer = make_tiny_trainer(tmp_path, **MINING)
+    trainer.train()
+    ages = [line["hard_neg_age"] for line in trainer.state.log_history if "loss" in line]
+    table = trainer.hard_negatives_of
+    assert ages == [step - table.mined_at(step) for step in range(4)]
+
+
+@pytest.mark.parametrize("disable_tqdm", [False, True])
+def test_mining_draws_bars_unless_bars_are_disabled(tmp_path, capsys, disable_tqdm):
+    make_tiny_trainer(tmp_path, **MINING, disable_tqdm=disable_tqdm).train()
+    drawn = capsys.readouterr().err
+    assert [f"{part}: 100%" in drawn for part in ("encoding terms", "mining negatives", "nearest terms")] == (
+        [not disable_tqdm] * 3
+    )

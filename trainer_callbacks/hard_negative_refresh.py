@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
 from qwen_term_retrieval.training.hard_negatives import HardNegativeTable
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class HardNegativeRefreshCallback(TrainerCallback):
     ) -> None:
         if logs is not None and "loss" in logs:
             step = max(0, state.global_step - 1)
-            logs["hard_neg_age"] = step - self.table.mined_at(step)
+            add_to_log(logs, state, {"hard_neg_age": step - self.table.mined_at(step)})
 
 
 def _wait_for_all() -> None:

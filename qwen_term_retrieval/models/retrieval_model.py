@@ -269,7 +269,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         vectors_ND = torch.empty(len(terms), self.config.embedding_dim)
         with (
             self._evaluating(),
-            tqdm(total=len(terms), desc="encoding terms", unit="term", disable=not show_progress) as bar,
+            tqdm(total=len(terms), desc="encoding terms", unit="term", disable=not show_progress, leave=None) as bar,
         ):
             for batch in length_buckets([len(term) for term in terms], batch_size):
                 of_batch = [languages[index] for index in batch] if languages is not None else None

@@ -176,7 +176,8 @@ def mine_hard_negatives(
     with_terms = np.flatnonzero([bool(ids) for ids in clips.rows.with_format("arrow")["term_ids"].to_pylist()])
     share = with_terms[rank() :: world_size()]
     batches = list(length_buckets(clips.durations[share], batch_size))
-    for batch in tqdm(batches, desc="mining negatives", unit="batch", disable=quiet):
+    # Wiped when it stands below the bar of the training.
+    for batch in tqdm(batches, desc="mining negatives", unit="batch", disable=quiet, leave=None):
         rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
         said = [[row_of_spelling[identity] for identity in said_in(row) if identity in row_of_spelling] for row in rows]
         queries = _embed_queries(model, rows, load_audio, row_of_spelling, spelling_ND)

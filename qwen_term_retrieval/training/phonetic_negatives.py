@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qwen_term_retrieval.losses.distributed import rank
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.training.clips import TrainingClips
@@ -25,14 +26,16 @@ _CANDIDATES_A_NEIGHBOUR = 4
 _LONGEST_RUN = 3
 
 
-def sounding_alike(clips: TrainingClips, glossary: Glossary, pronouncer: Pronouncer, k: int) -> NDArray[np.int32]:
+def sounding_alike(
+    clips: TrainingClips, glossary: Glossary, pronouncer: Pronouncer, k: int, *, show_progress: bool = False
+) -> NDArray[np.int32]:
     """For each clip, terms that sound like those labelled in it, these taking turns: int32 (C, k), -1 where fewer.
 
     None of them sounds the same as anything that is said in the clip, labelled or not.
     """
     spelled = [*glossary, *other_spellings(clips, glossary)]
     sounds = sounds_of(spelled, pronouncer)
-    neighbours_NK = phonetic_neighbours(sounds[: len(glossary)], k)
+    neighbours_NK = phonetic_neighbours(sounds[: len(glossary)], k, show_progress=show_progress and rank() == 0)
     row_of_id = {term.term_id: row for row, term in enumerate(spelled)}
     table_CK = np.full((len(clips), k), NO_TERM, np.int32)
     for clip, row in enumerate(clips.rows.select_columns(["term_ids", "spoken_ids", "text_id"])):

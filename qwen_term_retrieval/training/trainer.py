@@ -265,21 +265,23 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
             raise ValueError("mining needs a train_dataset")
         # As they were recorded: what is near to a distorted clip is near to its distortion.
         clips = TrainingClips(self.train_clips.rows, self.train_clips.feature_cache)
+        k, show_progress = self.args.hard_neg_k, not self.args.disable_tqdm
         mined_CK = mine_hard_negatives(
             self.retrieval_model,
             clips,
             self._audio_source(clips),
             self.glossary,
-            self.args.hard_neg_k,
+            k,
             max_positive_ratio=self.args.hard_neg_max_positive_ratio,
             batch_size=self.args.eval_batch_size,
+            show_progress=show_progress,
         )
         if not self.args.hard_neg_phonetic_ratio:
             return mined_CK
         if self._sounding_alike is None:
             own = pronouncer_of(self.retrieval_model.text_tower)
             pronouncer = own or Pronouncer(self.args.hard_neg_phonemizer)
-            self._sounding_alike = sounding_alike(clips, self.glossary, pronouncer, self.args.hard_neg_k)
+            self._sounding_alike = sounding_alike(clips, self.glossary, pronouncer, k, show_progress=show_progress)
         return mix_negatives(mined_CK, self._sounding_alike, self.args.hard_neg_phonetic_ratio)
 
     # ---- loss -------------------------------------------------------------------------------------------------
