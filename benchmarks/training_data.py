@@ -22,12 +22,11 @@ from transformers import PrinterCallback
 from benchmarks.training_measure import PROFILED_OPERATORS, device_name, verdict
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
-from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.training.run import build_model, checked_rows
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 BELOW = 0.03
-RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 
 
 def run(device: torch.device, *, num_steps: int = 180) -> dict[str, Any]:

@@ -5,13 +5,9 @@ accelerate launch scripts/train.py --recipe laptop    # any recipe of configs/re
 python scripts/train.py --help                        # every setting
 """
 
-from pathlib import Path
-
-from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.run import run_training
-
-RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
 
 if __name__ == "__main__":
     with one_line_errors():

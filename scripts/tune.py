@@ -7,21 +7,14 @@ python scripts/train.py --recipe outputs/laptop-tuning/best.yaml         # train
 
 import argparse
 import sys
-from pathlib import Path
 
-from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.tuning import tune
 
-RECIPES = Path(__file__).resolve().parent.parent / "configs" / "recipes"
-
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, usage="tune.py [--trials TRIALS] [any flag of scripts/train.py]"
-    )
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, description="Search for the best settings.")
     own.add_argument("--trials", type=int, default=20, help="Runs to try, those of a resumed search among them.")
     chosen, flags = own.parse_known_args(sys.argv[1:])
-    if {"-h", "--help"} & set(flags):
-        own.print_help()
     with one_line_errors():
-        tune(*parse_recipe(RECIPES, flags), num_trials=chosen.trials)
+        tune(*parse_recipe(RECIPES, flags, own), num_trials=chosen.trials)

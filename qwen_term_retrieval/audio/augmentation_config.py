@@ -10,10 +10,11 @@ The defaults of noise are those of NeMo's NEST; the others are mild, and every o
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from qwen_term_retrieval.did_you_mean import did_you_mean
 
 Range = tuple[float, float]
 # A room that reverberates for less has no reflections after its direct sound.
@@ -110,10 +111,7 @@ class AugmentationConfig:
         names = [field.name for field in fields(cls)]
         for name in settings:
             if name not in names:
-                near = difflib.get_close_matches(str(name), names, n=1)
-                raise ValueError(
-                    f"augmentation: {name!r} is no setting" + (f"; did you mean {near[0]!r}?" if near else "")
-                )
+                raise ValueError(f"augmentation: {name!r} is no setting{did_you_mean(name, names)}")
         return cls(**settings)
 
 
