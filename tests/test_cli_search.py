@@ -133,7 +133,7 @@ def test_an_index_made_once_is_searched_instead_of_a_glossary(model_folder, reco
     assert "4 terms" in qtr("index", model_folder, recordings / "terms.txt", tmp_path / "index").stdout
     result = qtr("search", model_folder, tmp_path / "index", recordings / "pneumonia.wav", "--json", "--top-k", 1)
     assert json.loads(result.stdout.splitlines()[-1])["term"] == "pneumonia"
-    again = qtr("index", model_folder, recordings / "terms.txt", tmp_path / "index")
+    again = qtr("index", "no/model", "no/glossary.txt", tmp_path / "index")  # before either is looked for
     assert again.exit_code == 1
     assert "already holds an index" in again.output
 
@@ -149,6 +149,18 @@ def test_a_missing_file_is_one_plain_line(model_folder, recordings, glossary, cl
     assert len(error) == 1
     assert message in error[0]
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["search", "index", "evaluate", "calibrate"])
+def test_a_glossary_is_read_before_anything_that_takes_its_time(model_folder, recordings, tmp_path, command):
+    missing, nowhere = recordings / "missing.txt", tmp_path / "nowhere"
+    arguments = {
+        "search": (nowhere, missing, nowhere),
+        "index": (nowhere, missing, nowhere),
+        "evaluate": (nowhere, nowhere, "--distractors", missing),
+        "calibrate": (model_folder, nowhere, missing),
+    }[command]
+    assert "missing.txt does not exist" in qtr(command, *arguments).output
 
 
 @pytest.fixture(scope="module")

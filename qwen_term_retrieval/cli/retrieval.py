@@ -15,6 +15,7 @@ from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.matches import TermMatch
+    from qwen_term_retrieval.text.glossary import Glossary
 
 Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
@@ -46,8 +47,9 @@ def search(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     _log_to_terminal(quiet)
+    terms = _terms_of(glossary)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
-    retriever.index(glossary, show_progress=not quiet)
+    retriever.index(terms, show_progress=not quiet)
     # All of them, to show by how much the best one misses the threshold.
     answers = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=not quiet)
     lowest = retriever.threshold if threshold is None else threshold
@@ -87,11 +89,14 @@ def index(
         qtr index outputs/demo icd10.csv indexes/icd10
         qtr search outputs/demo indexes/icd10 clip.wav
     """
+    from qwen_term_retrieval.retrieval.index_folder import check_target
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     _log_to_terminal(quiet)
+    check_target(out, overwrite)
+    terms = _terms_of(glossary)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
-    retriever.index(glossary, show_progress=not quiet)
+    retriever.index(terms, show_progress=not quiet)
     retriever.save_index(out, overwrite=overwrite)
     typer.echo(f"{out}: {len(retriever.term_index)} terms")
 
@@ -167,9 +172,9 @@ def calibrate(
     _log_to_terminal(quiet)
     if not Path(model).is_dir():
         raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
+    terms, rows = _terms_of(glossary), load_split(dataset, split)
     retriever = TermRetriever.from_pretrained(model)
-    retriever.index(glossary, show_progress=not quiet)
-    rows = load_split(dataset, split)
+    retriever.index(terms, show_progress=not quiet)
     chosen = calibration.calibrate(retriever, rows, target_precision=target_precision, show_progress=not quiet)
     retriever.model.config.save_pretrained(model)
     card = Path(model, "README.md")
@@ -182,6 +187,13 @@ def calibrate(
         f"threshold {chosen.threshold:.4f}: precision {chosen.precision:.3f}, recall {chosen.recall:.3f}, "
         f"F1 {chosen.f1:.3f} on {split!r}"
     )
+
+
+def _terms_of(glossary: Path) -> Glossary | Path:
+    """Of a file its terms, read before the model, which a wrong name should not cost; of an index its folder."""
+    from qwen_term_retrieval.text.glossary import Glossary
+
+    return glossary if glossary.is_dir() else Glossary.from_file(glossary)
 
 
 def _log_to_terminal(quiet: bool) -> None:

@@ -300,12 +300,14 @@ def evaluate_dataset(
 
     `revision`: of a model on the Hub, see `TermRetriever.from_pretrained`.
     """
+    terms = None if glossary is None else Glossary.from_file(glossary)
+    others = () if distractors is None else Glossary.from_file(distractors)
     splits = load_rows(dataset)
     seen = None if train_split is None else split_of(splits, train_split, dataset, "--train-split")
     evaluator = RetrievalEvaluator(
         split_of(splits, split, dataset),
-        None if glossary is None else Glossary.from_file(glossary),
-        distractors=() if distractors is None else Glossary.from_file(distractors),
+        terms,
+        distractors=others,
         seen_terms=None if seen is None else _said_in(seen),
         threshold=threshold,
     )
