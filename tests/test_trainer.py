@@ -1,11 +1,9 @@
-"""Training for real: on the demo corpus, with Whisper's weights, in processes that are killed and that come in twos."""
+"""Training for real: on the demo corpus, with Whisper's weights, in processes that come in twos."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,26 +68,6 @@ def test_gradient_accumulation_halves_the_loss_of_each_micro_batch(tmp_path):
     (logged,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(micro_batches) == 2
     assert logged == pytest.approx(sum(micro_batches) / 2, abs=1e-4)
-
-
-def kill_and_resume(output_dir, batch_size, *settings):
-    """Kill a run that saves every two steps as soon as it has saved, and let another process finish it."""
-    command = [sys.executable, str(SCRIPT), str(output_dir), str(batch_size), *settings]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    checkpoint = output_dir / "checkpoint-2"
-    while process.poll() is None and not (checkpoint / "trainer_state.json").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (output_dir / "trained.safetensors").exists()
-    return run_training(output_dir, batch_size, *settings, f"resume_from={checkpoint}")
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(one_rank, tmp_path):
-    weights, _, recall = kill_and_resume(tmp_path, 32, "save_strategy=steps", "save_steps=2")
-    assert all(torch.equal(weights[name], one_rank[0][name]) for name in weights)
-    assert recall == one_rank[2]
 
 
 @pytest.mark.slow

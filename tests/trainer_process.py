@@ -1,4 +1,4 @@
-"""A small real training run in a process of its own, for tests that kill it or give it two ranks.
+"""A small real training run in a process of its own, for tests that give it two ranks.
 
 torchrun --nproc_per_node 2 tests/trainer_process.py OUTPUT_DIR BATCH_PER_RANK [name=value …]
 """
@@ -20,7 +20,15 @@ from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 
 def make_trainer(
-    output_dir, batch_size, *, lora_r=0, mixed=False, hard_negatives_of=None, dtype=torch.float32, **settings
+    output_dir,
+    batch_size,
+    *,
+    lora_r=0,
+    mixed=False,
+    hard_negatives_of=None,
+    dtype=torch.float32,
+    dropout=0.0,
+    **settings,
 ):
     """A trainer on a hundred clips of the demo corpus.
 
@@ -33,7 +41,7 @@ def make_trainer(
         TermRetrievalConfig(
             audio_tower="openai/whisper-tiny.en",
             # Dropout draws differ between one process and two.
-            text_tower_config={"hidden_size": 64, "dropout": 0.0},
+            text_tower_config={"hidden_size": 64, "dropout": dropout},
             embedding_dim=32,
             windows={"sizes": [30, 60, 100], "stride": 15},
         )
@@ -80,9 +88,8 @@ def main(output_dir, batch_size, *settings):
     import yaml
 
     values = {name: yaml.safe_load(value) for name, value in (setting.split("=", 1) for setting in settings)}
-    resume = values.pop("resume_from", None)
     trainer = make_trainer(output_dir, int(batch_size), **values)
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train()
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         trained = {name: values.data for name, values in trainer.model.named_parameters() if values.requires_grad}
