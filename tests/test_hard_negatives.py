@@ -25,7 +25,7 @@ from qwen_term_retrieval.training.mining import NO_TERM
 from tests import mining_process
 from tests.mining_process import prepare, some_rows, tiny_model
 from tests.test_mining import by_hand
-from tests.test_trainer import ENVIRONMENT, ROOT, kill_and_resume, run_training
+from tests.test_trainer import ENVIRONMENT, ROOT
 from tests.trainer_process import make_trainer
 
 # ---- kept on disk ----------------------------------------------------------------------------------------------------
@@ -71,6 +71,22 @@ def test_minings_that_are_gone_are_made_by_the_resumed_model_all_at_once(tmp_pat
     assert "mined at step 30, 50 are gone" in caplog.text
     resume_at(57, table, lambda: calls.append(1))
     assert calls == [1]
+
+
+def test_a_rank_that_writes_nothing_reads_what_rank_0_has_written(tmp_path):
+    table = HardNegativeTable(tmp_path, 10, 0, {})
+    table.write(0, np.array([[4]], np.int32))
+    assert table(0, step=0) == [4]
+
+    def mine():
+        # As rank 0 does, in its own process.
+        np.save(tmp_path / "new.npy", np.array([[9]], np.int32))
+        (tmp_path / "new.npy").replace(tmp_path / "step_00000000.npy")
+        return np.array([[9]], np.int32)
+
+    state = TrainerState(global_step=0, max_steps=99, is_world_process_zero=False)
+    HardNegativeRefreshCallback(table, mine).on_train_begin(None, state, TrainerControl())
+    assert table(0, step=0) == [9]
 
 
 def test_minings_of_other_data_are_refused_with_what_changed_and_what_to_do(tmp_path):
@@ -241,23 +257,21 @@ def whole_clip_scores(trainer):
 
 
 @pytest.mark.slow
-def test_a_killed_run_meets_the_same_negatives_again(tmp_path):
-    settings = [
-        *("save_strategy=steps", "save_steps=2", "max_batch_seconds=60.0", "mixed=true", "learning_rate=0.001"),
-        *(
-            "enable_hard_neg=true",
-            "hard_neg_refresh_steps=2",
-            "hard_neg_phonetic_ratio=0.3",
-            "dataloader_num_workers=1",
-        ),
-    ]
-    whole, _, _ = run_training(tmp_path / "whole", 32, *settings)
-    assert len({str(array.tobytes()) for array in tables_of(tmp_path / "whole")}) == 3
-    resumed, _, _ = kill_and_resume(tmp_path / "killed", 32, *settings)
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    for mined, again in zip(tables_of(tmp_path / "whole"), tables_of(tmp_path / "killed"), strict=True):
-        np.testing.assert_array_equal(mined, again)
-
-
-def tables_of(output_dir):
-    return [np.load(path) for path in sorted((output_dir / "hard_negatives").glob("*.npy"))]
+def test_a_resumed_run_meets_the_same_negatives_again(tmp_path):
+    settings = {
+        "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5, "max_batch_seconds": 60.0, "mixed": True,
+        "learning_rate": 1e-3, "enable_hard_neg": True, "hard_neg_refresh_steps": 2, "hard_neg_phonetic_ratio": 0.3,
+        "dataloader_num_workers": 1,
+    }  # fmt: skip
+    whole = make_trainer(tmp_path, 32, **settings)
+    whole.train()
+    paths = sorted((tmp_path / "hard_negatives").glob("*.npy"))
+    mined = [np.load(path) for path in paths]
+    assert len({array.tobytes() for array in mined}) == 3
+    paths[-1].unlink()
+    resumed = make_trainer(tmp_path, 32, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    weights = dict(resumed.model.named_parameters())
+    assert all(torch.equal(values, weights[name]) for name, values in whole.model.named_parameters())
+    for path, array in zip(paths, mined, strict=True):
+        np.testing.assert_array_equal(np.load(path), array)

@@ -66,6 +66,7 @@ class HardNegativeRefreshCallback(TrainerCallback):
                 time.perf_counter() - started,
             )
         _wait_for_all()
+        self.table.reopen()
 
     def on_log(
         self,

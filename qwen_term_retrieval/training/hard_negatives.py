@@ -103,6 +103,9 @@ class HardNegativeTable:
             file.write(json.dumps(self.meaning, indent=2).encode())
         with atomic_file(self._path(step)) as file:
             np.save(file, table_CK)
+
+    def reopen(self) -> None:
+        """Read what was written since, by this process or another."""
         _open_table.cache_clear()
 
     def _path(self, step: int) -> Path:
@@ -218,9 +221,9 @@ def encode_by_all_ranks(
     vectors_ND = torch.zeros(len(terms), model.config.embedding_dim)
     vectors_ND[own] = model.encode_terms(
         [terms[row].text for row in own],
-        _TERMS_AT_ONCE,
-        show_progress,
-        [terms[row].language for row in own],
+        batch_size=_TERMS_AT_ONCE,
+        show_progress=show_progress,
+        languages=[terms[row].language for row in own],
     )
     return sum_over_ranks(vectors_ND.to(model.device))
 
