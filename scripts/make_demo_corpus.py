@@ -15,6 +15,7 @@ from pathlib import Path
 from qwen_term_retrieval.packages import file_sha256
 from qwen_term_retrieval.synthesis.corpus import REPORT_NAME, write_corpus
 from qwen_term_retrieval.synthesis.demo import demo_rows
+from qwen_term_retrieval.training.refusals import one_line_errors
 
 SOURCE = Path(__file__).parent.parent / "builders" / "term_audio"
 
@@ -55,4 +56,5 @@ def differing_files(one: Path, other: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qwen_term_retrieval.synthesis.laptop import NUM_CLIPS, NUM_KOKORO, make_laptop_corpus
 from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.training.refusals import one_line_errors
 
 
 def main() -> None:
@@ -39,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
+from qwen_term_retrieval.audio.files.sound_files import BadAudioError, probe
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback, NonFiniteStepsError
 from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.refusals import is_refusal, one_line_errors
@@ -41,6 +43,17 @@ def test_what_we_refuse_is_one_line(kind):
     with pytest.raises(SystemExit) as ended, one_line_errors():
         REFUSALS[kind]()
     assert ended.value.code == f"error: {raised.value}"
+
+
+def test_a_file_that_the_system_refuses_is_one_line_too(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*No such file or directory: '.*texts.txt'"), one_line_errors():
+        (tmp_path / "texts.txt").read_text()
+
+
+def test_an_error_of_ours_that_another_process_raised_is_one_line_too():
+    with ProcessPoolExecutor(1) as pool, pytest.raises(BadAudioError) as raised:
+        pool.submit(probe, "nowhere.wav").result()
+    assert is_refusal(raised.value)
 
 
 def unpacking_fails():

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from qwen_term_retrieval.training.refusals import REFUSALS, is_refusal
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
 # In a message: name=True, name=3, name='value', names={'ours': 'theirs'}.
 _ARGUMENT = re.compile(
@@ -26,8 +28,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except (ValueError, OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not type(error).__module__.startswith("qwen_term_retrieval."):
+        except REFUSALS as error:
+            if not is_refusal(error):
                 raise
             flags = [flag for parameter in self.commands[ctx.invoked_subcommand].params for flag in parameter.opts]
             typer.secho(f"error: {with_flags(str(error), flags)}", fg="red", err=True)
@@ -74,7 +76,7 @@ def qtr() -> None:
 
         qtr pack recordings/ packs/mine     # a folder with metadata.csv, or a .jsonl manifest
         qtr inspect packs/mine
-        accelerate launch scripts/train.py --dataset packs/mine --output_dir outputs/mine
+        accelerate launch scripts/train.py --recipe laptop --dataset packs/mine --output_dir outputs/mine
         qtr models outputs/mine             # its checkpoints
         qtr evaluate outputs/mine packs/mine
         qtr search outputs/mine glossary.txt clip.wav

@@ -211,9 +211,11 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except (OSError, HFValidationError) as error:
-            if Path(pretrained_model_name_or_path).is_dir():
-                raise
             name, revision = str(pretrained_model_name_or_path), kwargs.get("revision")
+            if Path(name).is_dir():
+                if type(error) is not OSError:  # not one of transformers
+                    raise
+                raise FileNotFoundError(f"{name} holds no model: {str(error).splitlines()[0]}") from error
             at = f" at revision {revision!r}" if revision else ""
             raise FileNotFoundError(
                 f"no model {name!r}{at}: it is no folder here, and the Hub did not give it: "

@@ -121,12 +121,12 @@ def pack_tokens(
     started = time.perf_counter()
     out = Path(out).absolute()
     _check_free(out, overwrite)
+    files = text_files(source)
     packing_tokenizer = PackingTokenizer.of(tokenizer, dtype=dtype, eos=eos, separator=separator)
     dtype = packing_tokenizer.dtype
     shard_tokens = (shard_bytes - HEADER_BYTES) // np.dtype(dtype).itemsize
     if shard_tokens < 1:
         raise ValueError(f"shard_bytes={shard_bytes}; a shard needs more than its header of {HEADER_BYTES} bytes")
-    files = text_files(source)
     names = find_columns(files[0], columns)
     with staging_of(out) as staging:
         parts = staging / "parts"

@@ -167,13 +167,13 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | Bina
 
 def _local_file(path: str | Path) -> str:
     try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 (a Path costs more)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        is_file = False
+        mode = os.stat(path).st_mode  # noqa: PTH116 (a Path costs more)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise BadAudioError("the file does not exist") from error
     except OSError as error:
         raise BadAudioError(f"the file cannot be found: {error.strerror}") from error
-    if not is_file:
-        raise BadAudioError("the file does not exist")
+    if not stat.S_ISREG(mode):
+        raise BadAudioError("it is a folder; give the recordings in it" if stat.S_ISDIR(mode) else "it is no file")
     return str(path)
 
 

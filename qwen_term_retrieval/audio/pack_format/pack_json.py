@@ -61,7 +61,8 @@ def read_pack_json(folder: Path) -> dict[str, Any]:
     """
     path = folder / PACK_JSON
     if not path.is_file():
-        raise PackError(f"{folder} is not a pack: it has no pack.json. Make one with `qtr pack SOURCE {folder}`.")
+        out = "PACK" if folder.exists() else folder
+        raise PackError(f"{folder} is not a pack: it has no pack.json. Make one with `qtr pack SOURCE {out}`.")
     damaged = PackError(f"{path} is damaged: its checksum does not match. Copy the pack again, or pack anew.")
     try:
         text = path.read_bytes().decode()
