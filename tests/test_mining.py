@@ -50,13 +50,13 @@ def test_blocks_do_not_show_in_the_result(monkeypatch, queries_a_clip):
     clip_Q = np.repeat(np.arange(num_clips), queries_a_clip)
     arguments = (query_QD, clip_Q, torch.full((60,), 0.6), bank_ND, [[clip] for clip in range(num_clips)], 5)
     whole = nearest_wrong_terms(*arguments)
-    monkeypatch.setattr(mining, "QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(mining, "_QUERIES_AT_ONCE", 7)
     monkeypatch.setattr(mining, "_SCORES_AT_ONCE", 77)
     np.testing.assert_array_equal(nearest_wrong_terms(*arguments), whole)
 
 
 def test_no_block_of_scores_outgrows_its_bound_however_many_windows_a_clip_has(monkeypatch):
-    monkeypatch.setattr(mining, "QUERIES_AT_ONCE", 8)
+    monkeypatch.setattr(mining, "_QUERIES_AT_ONCE", 8)
     monkeypatch.setattr(mining, "_SCORES_AT_ONCE", 200)
     seen = []
     plain = torch.Tensor.float

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 NO_TERM = -1
-QUERIES_AT_ONCE = 512
+_QUERIES_AT_ONCE = 512
 _SCORES_AT_ONCE = 1 << 23
 
 
@@ -77,10 +77,10 @@ def nearest_wrong_terms(
 
 
 def _blocks_of_clips(count_C: NDArray[np.int64]) -> Iterator[slice]:
-    """Runs of whole clips with up to `QUERIES_AT_ONCE` queries, or of one clip that has more."""
+    """Runs of whole clips with up to `_QUERIES_AT_ONCE` queries, or of one clip that has more."""
     first, queries = 0, 0
     for clip, count in enumerate(count_C.tolist()):
-        if queries and queries + count > QUERIES_AT_ONCE:
+        if queries and queries + count > _QUERIES_AT_ONCE:
             yield slice(first, clip)
             first, queries = clip, 0
         queries += count
@@ -119,12 +119,7 @@ def _nearest_of_block(
     for first in range(0, len(bank_ND), terms_at_once):
         bank_block_ND = bank_ND[first : first + terms_at_once].to(query_QD.device, query_QD.dtype)
         score_QN = (query_QD @ bank_block_ND.T).float()
-        # Infinite, what is too near to one query is still there in the maximum over all queries of the clip.
-        score_QN.masked_fill_(score_QN > ceiling_Q[:, None], torch.inf)
-        score_CN = score_QN
-        if len(counts) < len(score_QN):
-            score_CN = torch.stack([of_clip_QN.amax(dim=0) for of_clip_QN in score_QN.split(counts)])
-        score_CN.masked_fill_(score_CN == torch.inf, -torch.inf)
+        score_CN = _scores_of_clips(score_QN, ceiling_Q, counts)
         exclusions.mask(score_CN, first)
         top = score_CN.topk(min(k, score_CN.shape[1]), dim=1)
         best_CK = torch.cat([best_CK, top.values], dim=1)
@@ -132,6 +127,17 @@ def _nearest_of_block(
         best_CK, order_CK = best_CK.topk(min(k, best_CK.shape[1]), dim=1)
         term_CK = term_CK.gather(1, order_CK)
     return _in_order(best_CK.cpu().numpy(), term_CK.cpu().numpy())
+
+
+def _scores_of_clips(score_QN: torch.Tensor, ceiling_Q: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """The best score (C, N) among each clip's queries; -inf where one is above its ceiling. Writes on its input."""
+    too_near_QN = score_QN > ceiling_Q[:, None]
+    if len(counts) == len(score_QN):
+        return score_QN.masked_fill_(too_near_QN, -torch.inf)
+    # Infinite, what is too near to one query is still so in the maximum over the clip's queries.
+    score_QN.masked_fill_(too_near_QN, torch.inf)
+    score_CN = torch.stack([of_clip_QN.amax(dim=0) for of_clip_QN in score_QN.split(counts)])
+    return score_CN.masked_fill_(score_CN == torch.inf, -torch.inf)
 
 
 def _in_order(score_CK: NDArray[np.float32], term_CK: NDArray[np.int64]) -> NDArray[np.int64]:
