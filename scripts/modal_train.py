@@ -3,6 +3,7 @@
     modal run scripts/modal_train.py                                          # the demo recipe on one A100
     modal run --detach scripts/modal_train.py --recipe qwen2_audio --num-gpus 8 --pack packs/mine
     modal run scripts/modal_train.py --run-name first --resume                # go on, or fetch what is done
+    modal run scripts/modal_train.py --run-name first --flags=--overwrite     # start anew
 
 The pack is uploaded once. Checkpoints are committed to a Volume while the run goes on; a container that Modal takes
 away is started again and goes on from the last whole checkpoint. The results are downloaded at the end. Once:
@@ -12,11 +13,11 @@ away is started again and goes on from the last whole checkpoint. The results ar
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import modal
+import yaml
 
 logger = logging.getLogger("modal_train")
 
@@ -77,23 +79,6 @@ def training_command(
     return [*launch, *script, *flags]
 
 
-def drop_broken_checkpoints(output_dir: Path) -> Path | None:
-    """Delete checkpoints that a lost container left unfinished; return the last whole one, if any.
-
-    The Trainer writes `trainer_state.json` last (transformers 5.23), so a checkpoint with it is whole.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    for folder in output_dir.glob("checkpoint-*"):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            logger.warning("%s is unfinished; it is deleted", folder)
-            shutil.rmtree(folder)
-    last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    return None if last is None else Path(last)
-
-
 def run_training(
     run_name: str,
     *,
@@ -113,9 +98,12 @@ def run_training(
     Raises:
         TrainingFailedError: what training wrote is committed, and its messages are in the log.
     """
+    # Not above: on your machine this would load torch to start a container.
+    from qwen_term_retrieval.training.run import last_whole_checkpoint
+
     output_dir = Path(outputs_root) / run_name
-    checkpoint = drop_broken_checkpoints(output_dir)
-    logger.info("%s: %s", run_name, f"going on from {checkpoint.name}" if checkpoint else "starting")
+    checkpoint = last_whole_checkpoint(output_dir)
+    logger.info("%s: %s", run_name, f"going on from {checkpoint}" if checkpoint else "starting")
     command = training_command(
         Path(repository), output_dir, num_gpus=num_gpus, recipe=recipe, dataset=dataset, flags=flags
     )
@@ -136,7 +124,7 @@ def run_training(
             process.wait()
         commit()
     if process.returncode:
-        raise TrainingFailedError(process.returncode, progressed=drop_broken_checkpoints(output_dir) != checkpoint)
+        raise TrainingFailedError(process.returncode, progressed=last_whole_checkpoint(output_dir) != checkpoint)
     results = output_dir / "all_results.json"
     return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
 
@@ -204,10 +192,9 @@ def main(
     if pack and dataset:
         raise ValueError("give --pack (a local folder) or --dataset (a Hub id), not both")
     run_name = run_name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not resume and run_name in {entry.path.split("/")[0] for entry in outputs.listdir("/")}:
-        raise ValueError(
-            f"there is a run {run_name!r} already: --resume goes on with it, another --run-name starts anew"
-        )
+    training_flags = shlex.split(flags)
+    check_model_is_there(recipe, training_flags)
+    training_flags = claim_run(outputs, run_name, training_flags, resume)
     if pack:
         dataset = f"{PACKS}/{upload_pack(packs, Path(pack))}"
     secret = hf_secret or ("huggingface-secret" if push_to_hub else "")
@@ -218,13 +205,45 @@ def main(
         secrets=[modal.Secret.from_name(secret, required_keys=["HF_TOKEN"])] if secret else None,
     )
     metrics = function.remote(
-        run_name, recipe, dataset or None, num_gpus, hub_flags(push_to_hub, hub_model_id) + shlex.split(flags)
+        run_name, recipe, dataset or None, num_gpus, hub_flags(push_to_hub, hub_model_id) + training_flags
     )
     if "error" in metrics:
         raise SystemExit(metrics["error"])
     print(json.dumps(metrics, indent=2))
     if download_to:
         download_run(outputs, run_name, Path(download_to))
+
+
+def check_model_is_there(recipe: str, flags: Sequence[str]) -> None:
+    """Refuse a model to go on from that lies in a folder of this machine that the container does not get."""
+    file = REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml"
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--model", default=yaml.safe_load(file.read_text()).get("model") if file.is_file() else None)
+    model = chooser.parse_known_args(flags)[0].model
+    if model and PurePosixPath(model).parts[0] in LEFT_OUT:
+        raise ValueError(
+            f"the model {model} lies on this machine and is not uploaded: train it on Modal too, and give "
+            f"--flags '--model {OUTPUTS}/ITS-RUN-NAME', or push it to the Hub and give its id there"
+        )
+
+
+def claim_run(volume: modal.Volume, run_name: str, flags: Sequence[str], resume: bool) -> list[str]:
+    """The flags without `--overwrite`, which deletes an earlier run here: a container that is started again goes on.
+
+    Raises:
+        ValueError: there is such a run, and neither `resume` nor `--overwrite` was given; or both were.
+    """
+    overwrite = "--overwrite" in flags
+    if resume and overwrite:
+        raise ValueError("--resume goes on with an earlier run, --overwrite deletes it: give one of the two")
+    if not resume and run_name in {entry.path.split("/")[0] for entry in volume.listdir("/")}:
+        if not overwrite:
+            raise ValueError(
+                f"there is a run {run_name!r} already: --resume goes on with it, --flags=--overwrite deletes it, "
+                "another --run-name leaves it"
+            )
+        volume.remove_file(run_name, recursive=True)
+    return [flag for flag in flags if flag != "--overwrite"]
 
 
 def hub_flags(push_to_hub: bool, hub_model_id: str) -> list[str]:

@@ -21,12 +21,13 @@ import json, pathlib, sys, time
 args = sys.argv[1:]
 out = pathlib.Path(args[args.index("--output_dir") + 1])
 out.mkdir(parents=True, exist_ok=True)
-steps = [int(folder.name.split("-")[1]) for folder in out.glob("checkpoint-*")]
+states = [state.read_text() for state in out.glob("checkpoint-*/trainer_state.json")]
+steps = [json.loads(state)["global_step"] for state in states if state.endswith("}")]
 if "--fail-at-once" in args:
     sys.exit(3)
 checkpoint = out / f"checkpoint-{max(steps, default=0) + 10}"
-checkpoint.mkdir()
-(checkpoint / "trainer_state.json").write_text("{}")
+checkpoint.mkdir(exist_ok=True)
+(checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": max(steps, default=0) + 10}))
 if "--fail" in args:
     sys.exit(3)
 if "--sleep" in args:
@@ -186,12 +187,17 @@ class Volume:
 
     def listdir(self, path, recursive=False):
         kinds = modal.volume.FileEntryType
-        for found in (self.root / path).rglob("*") if recursive else (self.root / path).iterdir():
+        folder = self.root / path.lstrip("/")
+        for found in folder.rglob("*") if recursive else folder.iterdir():
             kind = kinds.FILE if found.is_file() else kinds.DIRECTORY
             yield SimpleNamespace(path=found.relative_to(self.root).as_posix(), type=kind)
 
     def commit(self):
         pass
+
+    def remove_file(self, path, recursive=False):
+        assert recursive
+        shutil.rmtree(self.root / path)
 
     def batch_upload(self):
         return self
@@ -206,6 +212,31 @@ class Volume:
         target = self.root / remote.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(local, target)
+
+
+def test_an_earlier_run_is_gone_on_with_or_deleted_once_before_its_container_starts(script, tmp_path):
+    (tmp_path / "first" / "checkpoint-10").mkdir(parents=True)
+    volume, flags = Volume(tmp_path), ["--seed", "3", "--overwrite"]
+    with pytest.raises(ValueError, match="'first' already: --resume goes on with it, --flags=--overwrite deletes it"):
+        script.claim_run(volume, "first", ["--seed", "3"], resume=False)
+    with pytest.raises(ValueError, match="give one of the two"):
+        script.claim_run(volume, "first", flags, resume=True)
+    assert script.claim_run(volume, "first", ["--seed", "3"], resume=True) == ["--seed", "3"]
+    assert (tmp_path / "first").exists()
+    # Without the flag: a container that is started again would delete its own checkpoints.
+    assert script.claim_run(volume, "first", flags, resume=False) == ["--seed", "3"]
+    assert not (tmp_path / "first").exists()
+    assert script.claim_run(volume, "first", flags, resume=False) == ["--seed", "3"]
+
+
+def test_a_model_of_this_machine_is_refused_before_anything_is_rented(script):
+    with pytest.raises(ValueError, match=r"the model outputs/laptop lies on this machine .*--model /outputs/"):
+        script.check_model_is_there("laptop_lora", [])
+    with pytest.raises(ValueError, match="outputs/mine lies on this machine"):
+        script.check_model_is_there("demo", ["--seed", "3", "--model", "outputs/mine"])
+    script.check_model_is_there("laptop_lora", ["--model", "/outputs/laptop"])
+    script.check_model_is_there("laptop_lora", ["--model", "me/laptop"])
+    script.check_model_is_there("demo", [])
 
 
 def test_a_pack_is_uploaded_once_and_never_over_another(script, tmp_path):
