@@ -1,6 +1,7 @@
 # make demo         install, train on the demo corpus, evaluate, search a recording     (minutes, CPU)
 # make test         install, lint, type-check, test
 # make real-speech  train the laptop recipes, evaluate on recordings of speakers never trained on  (CPU, over an hour)
+# make clean        delete the environment and what was built; packs and outputs stay
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(if $(shell command -v python$(version)),python$(version))) python3)
 BIN := .venv/bin
@@ -36,4 +37,4 @@ install: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv outputs build dist *.egg-info
+	rm -rf .venv build dist *.egg-info
