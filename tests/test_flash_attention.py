@@ -3,6 +3,8 @@
 A plain attention stands where the kernel would be called, so what towers tell it is what they compute.
 """
 
+import warnings
+
 import pytest
 import torch
 from transformers import PreTrainedModel, modeling_utils
@@ -11,6 +13,7 @@ from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.models.attention_backend import attention_precision
 from qwen_term_retrieval.models.text_encoder import HFTextEncoder
 from qwen_term_retrieval.training.refusals import is_refusal
 from tests.test_audio_adapters import ALL, build
@@ -97,3 +100,18 @@ def test_a_text_encoder_reads_each_text_to_its_own_end(kernel):
             found.append(tower.eval()(**tower.tokenize(texts)))
     assert kernel.calls == tower.encoder.config.num_hidden_layers
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+def test_weights_in_float32_meet_flash_attention_in_bfloat16():
+    gpu = torch.device("cuda")
+    with warnings.catch_warnings(action="ignore"):  # where there is no GPU
+        context = attention_precision(FLASH, gpu, torch.float32)
+    assert isinstance(context, torch.autocast)
+    assert (context.device, context.fast_dtype) == ("cuda", torch.bfloat16)
+    for implementation, device, dtype in (
+        ("sdpa", gpu, torch.float32),
+        (None, gpu, torch.float32),
+        (FLASH, gpu, torch.bfloat16),
+        (FLASH, torch.device("cpu"), torch.float32),
+    ):
+        assert not isinstance(attention_precision(implementation, device, dtype), torch.autocast)

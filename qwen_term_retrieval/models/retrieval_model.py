@@ -25,7 +25,7 @@ from transformers.utils import ModelOutput
 
 from qwen_term_retrieval.audio.collate import length_buckets, pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
-from qwen_term_retrieval.models.attention_backend import attention_refused_by_name
+from qwen_term_retrieval.models.attention_backend import attention_precision, attention_refused_by_name
 from qwen_term_retrieval.models.attention_pooling import AttentionPooling
 from qwen_term_retrieval.models.base_weights import build_audio_tower
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
@@ -133,7 +133,8 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         Raises:
             ValueError: a clip is longer than the tower takes, or too short for one frame.
         """
-        return self.audio_tower(pcm_BS, num_samples_B, self.config.audio_layers)
+        with attention_precision(self.config._attn_implementation, self.device, self.dtype):
+            return self.audio_tower(pcm_BS, num_samples_B, self.config.audio_layers)
 
     def pool_spans(
         self,
@@ -156,7 +157,8 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
 
     def embed_texts(self, **text_inputs: torch.Tensor) -> torch.Tensor:
         """Unit vectors (N, D) of tokenized texts."""
-        pooled_NH = self.text_tower(**text_inputs)
+        with attention_precision(self.config._attn_implementation, self.device, self.dtype):
+            pooled_NH = self.text_tower(**text_inputs)
         return F.normalize(self.text_head(pooled_NH.to(self.text_head.weight.dtype)).float(), dim=-1)
 
     def window_spans(self, num_frames_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
