@@ -169,7 +169,8 @@ def test_the_table_is_what_embedding_and_scoring_each_clip_alone_gives(aliases):
         assert table.tolist() == by_hand(query_QD, clip_Q, positive_Q, bank_ND, said, 4, ratio).tolist()
 
 
-def test_no_more_than_a_batch_of_clips_is_searched_at_a_time(monkeypatch):
+@pytest.mark.parametrize(("queries_at_once", "clips_at_once"), [(1, [4, 4, 4]), (512, [12])])
+def test_batches_are_searched_together_until_they_hold_so_many_queries(monkeypatch, queries_at_once, clips_at_once):
     searched = []
     plain = hard_negatives.nearest_wrong_terms
 
@@ -178,8 +179,9 @@ def test_no_more_than_a_batch_of_clips_is_searched_at_a_time(monkeypatch):
         return plain(query_QD, clip_Q, *rest, **settings)
 
     monkeypatch.setattr(hard_negatives, "nearest_wrong_terms", search)
+    monkeypatch.setattr(hard_negatives, "_QUERIES_AT_ONCE", queries_at_once)
     mining_process.mine("shared", batch_size=4)
-    assert [clips for clips, _ in searched] == [4, 4, 4]
+    assert [clips for clips, _ in searched] == clips_at_once
     assert max(queries for _, queries in searched) > 4
 
 

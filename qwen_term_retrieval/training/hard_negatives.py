@@ -15,7 +15,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from qwen_term_retrieval.training.mining import NO_TERM, nearest_wrong_terms
 from qwen_term_retrieval.training.sampling import Visit
 
 _TERMS_AT_ONCE = 256
+_QUERIES_AT_ONCE = 512
 
 
 class HardNegativeTable:
@@ -179,12 +180,17 @@ def mine_hard_negatives(
     with_terms = np.flatnonzero([bool(ids) for ids in clips.rows.with_format("arrow")["term_ids"].to_pylist()])
     share = with_terms[rank() :: world_size()]
     batches = list(length_buckets(clips.durations[share], batch_size))
+    # The bank passes through the cache once for all of them.
+    waiting: list[_Batch] = []
     # Wiped when it stands below the bar of the training.
     for batch in tqdm(batches, desc="mining negatives", unit="batch", disable=quiet, leave=None):
         rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
         said = [[row_of_spelling[identity] for identity in said_in(row) if identity in row_of_spelling] for row in rows]
-        queries = _embed_queries(model, rows, load_audio, row_of_spelling, spelling_ND)
-        table_CK[share[batch]] = nearest_wrong_terms(*queries, bank_ND, said, k, max_positive_ratio=max_positive_ratio)
+        waiting.append((share[batch], said, *_embed_queries(model, rows, load_audio, row_of_spelling, spelling_ND)))
+        if batch is batches[-1] or sum(len(vectors_PD) for _, _, vectors_PD, *_ in waiting) >= _QUERIES_AT_ONCE:
+            clips_C, queries, said = _joined(waiting)
+            table_CK[clips_C] = nearest_wrong_terms(*queries, bank_ND, said, k, max_positive_ratio=max_positive_ratio)
+            waiting = []
     model.train(was_training)
     if world_size() > 1:
         # Rows of other ranks' clips are -1, the least there is.
@@ -226,6 +232,20 @@ def encode_by_all_ranks(
         languages=[terms[row].language for row in own],
     )
     return sum_over_ranks(vectors_ND.to(model.device))
+
+
+# Row numbers of its clips, rows of the bank that each says, and the vectors, clips and positive scores of its queries.
+_Batch: TypeAlias = tuple[NDArray[np.int64], list[list[int]], torch.Tensor, NDArray[np.int64], torch.Tensor]
+
+
+def _joined(
+    batches: Sequence[_Batch],
+) -> tuple[NDArray[np.int64], tuple[torch.Tensor, NDArray[np.int64], torch.Tensor], list[list[int]]]:
+    """Batches as one: row numbers of the clips, their queries, and what they say."""
+    clips, said, vectors, owners, positives = zip(*batches, strict=True)
+    first_clips = np.cumsum([0, *map(len, clips[:-1])])
+    owner_P = np.concatenate([owner_P + first for owner_P, first in zip(owners, first_clips, strict=True)])
+    return np.concatenate(clips), (torch.cat(vectors), owner_P, torch.cat(positives)), list(itertools.chain(*said))
 
 
 def _embed_queries(
