@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -32,7 +33,8 @@ BELOW_SECONDS = 300.0
 CPU_THREADS = 2
 TOLERANCE = 1e-5
 CHECKED_CLIPS = 1024
-PEER_QUERIES_AT_ONCE = 512
+# Of clips with one query, a run searches as many together.
+AT_ONCE = 512
 OURS, PEER = "ours", "plain topk loop"
 
 
@@ -57,14 +59,25 @@ class Bank:
         return Bank(self.query_CD[:number], self.term_ND, self.own_C[:number])
 
     def mine(self, k: int) -> torch.Tensor:
-        """int32 (C, K), by `nearest_wrong_terms`."""
+        """int32 (C, K), by `nearest_wrong_terms`, as many clips at a time as a run searches."""
+        said = [[term] for term in self.own_C.tolist()]
         positive_C = (self.query_CD * self.term_ND[self.own_C.to(self.term_ND.device)]).sum(dim=1)
-        clips, said = range(len(self.query_CD)), [[term] for term in self.own_C.tolist()]
-        return torch.from_numpy(nearest_wrong_terms(self.query_CD, list(clips), positive_C, self.term_ND, said, k))
+        tables = [
+            nearest_wrong_terms(
+                self.query_CD[first : first + AT_ONCE],
+                range(len(said[first : first + AT_ONCE])),
+                positive_C[first : first + AT_ONCE],
+                self.term_ND,
+                said[first : first + AT_ONCE],
+                k,
+            )
+            for first in range(0, len(said), AT_ONCE)
+        ]
+        return torch.from_numpy(np.concatenate(tables))
 
     def plain_topk(self, k: int) -> torch.Tensor:
         """int64 (C, K), what is nearest, right or wrong."""
-        blocks = self.query_CD.split(PEER_QUERIES_AT_ONCE)
+        blocks = self.query_CD.split(AT_ONCE)
         return torch.cat([torch.topk(block_QD @ self.term_ND.T, k, dim=1).indices for block_QD in blocks])
 
     def scores(self, term_CK: torch.Tensor) -> torch.Tensor:
