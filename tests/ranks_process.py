@@ -37,6 +37,7 @@ MATRIX = {
     for loss, reduction, chunk in itertools.product(("infonce", "sigmoid"), ("argmax", "logsumexp"), (None, 3))
 }  # fmt: skip
 PLAIN = {"learning_rate": 1e-3, "no_term_weight": 0.5}
+MINED = {"enable_hard_neg": True, "hard_neg_refresh_steps": 1, "hard_neg_phonetic_ratio": 0.3, **PLAIN}
 BAD = {"bad_step": 1, "max_steps": 4, **PLAIN}
 PLATEAU = {
     "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 9,
@@ -49,7 +50,18 @@ CASES = {
     "lora-chunks": {"lora_r": 2, "max_steps": 2, "gradcache_chunk": 3, **PLAIN},
     "accumulated": {"gradient_accumulation_steps": 2, "max_steps": 2, **PLAIN},
     "accumulated-chunks": {"gradient_accumulation_steps": 2, "max_steps": 2, "gradcache_chunk": 5, **PLAIN},
-    "mined": {"enable_hard_neg": True, "hard_neg_refresh_steps": 1, "hard_neg_phonetic_ratio": 0.3, **PLAIN},
+    "mined": MINED,
+    "mined-sigmoid-chunks": {**MINED, "loss": "sigmoid", "sigmoid_bias": -2.0, "gradcache_chunk": 3},
+    "aliases": {
+        **MINED,
+        "aliases": True,
+        "bank_negatives": 2,
+        "window_reduction": "logsumexp",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": False,
+    },
+    "lonely-term": {**MINED, "lonely": True, "max_steps": 6},
     "durations": {"max_batch_seconds": 40.0, **PLAIN},
     "bad-loss": {"bad": "loss", **BAD},
     "bad-embedding": {"bad": "embedding", **BAD},

@@ -59,9 +59,11 @@ def assert_same_weights(weights, others):
         torch.testing.assert_close(weights[name], others[name], atol=WEIGHTS_ATOL, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize(
-    "name", [*MATRIX, "lora", "lora-chunks", "accumulated", "accumulated-chunks", "mined", "durations"]
-)
+LORA_AND_ACCUMULATED = ["lora", "lora-chunks", "accumulated", "accumulated-chunks"]
+OTHERS = ["mined", "mined-sigmoid-chunks", "aliases", "lonely-term", "durations"]
+
+
+@pytest.mark.parametrize("name", [*MATRIX, *LORA_AND_ACCUMULATED, *OTHERS])
 def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
     trainer, alone = run(name, tmp_path, CASES[name])
     assert (trained_weights(trainer)["audio_head.weight"] - untrained).abs().max() > 1e-3
@@ -70,11 +72,15 @@ def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
         together = values_of(of_rank(two_ranks, name, 0), part)
         assert together == pytest.approx(values_of(alone, part), rel=LOSS_RTOL, abs=1e-6)
     assert any(values_of(alone, "no_term_loss"))
+    for metric in ("eval_recall@1", "eval_recall@10", "eval_mrr"):
+        assert values_of(of_rank(two_ranks, name, 1), metric) == values_of(alone, metric)
+    assert bool(values_of(alone, "eval_mrr")) == (name == "aliases")
 
 
-@pytest.mark.parametrize(
-    "name", [name.removesuffix("-chunks") for name in CASES if name.endswith("-chunks") and "bad" not in name]
-)
+WITH_CHUNKS = [name for name in (*MATRIX, *LORA_AND_ACCUMULATED) if name.endswith("-chunks")]
+
+
+@pytest.mark.parametrize("name", [name.removesuffix("-chunks") for name in WITH_CHUNKS])
 def test_gradcache_takes_the_steps_of_the_whole_batch(two_ranks, name):
     whole = name if name in CASES else f"{name}-whole"
     assert_same_weights(

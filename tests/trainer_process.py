@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
@@ -28,11 +29,15 @@ def make_trainer(
     hard_negatives_of=None,
     dtype=torch.float32,
     dropout=0.0,
+    aliases=False,
+    lonely=False,
     **settings,
 ):
     """A trainer on a hundred clips of the demo corpus.
 
     mixed: every third clip's term spans are unknown, and one clip in six holds no term.
+    aliases: every other clip says its terms under another spelling; the glossary knows it.
+    lonely: one clip holds a term, the others neither term nor text.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -73,9 +78,29 @@ def make_trainer(
         without = rows["train"].filter(lambda kind: kind == "no_term", input_columns="kind")
         train = datasets.concatenate_datasets([train.select(range(80)), without.select(range(16))])
         train = train.map(_forget_some_spans, with_indices=True)
+    glossary = None
+    terms = sorted({term for row_terms in train["terms"] for term in row_terms})
+    if aliases:
+        glossary = Glossary([{"term": term, "aliases": [_alias(term)]} for term in terms])
+        train = train.map(_say_aliases, with_indices=True)
+    if lonely:
+        glossary = Glossary(terms)
+        train = train.map(_say_nothing, with_indices=True)
     return TermRetrievalTrainer(
-        model, args, train, rows["validation"].select(range(41)), hard_negatives_of=hard_negatives_of
+        model, args, train, rows["validation"].select(range(41)), glossary, hard_negatives_of=hard_negatives_of
     )
+
+
+def _alias(term):
+    return f"{term} disease"
+
+
+def _say_aliases(row, index):
+    return {"terms": [_alias(term) for term in row["terms"]]} if index % 2 else {}
+
+
+def _say_nothing(row, index):
+    return {"text": "", "terms": [], "term_starts": [], "term_ends": []} if index else {}
 
 
 def _forget_some_spans(row, index):
