@@ -5,8 +5,8 @@ With s the scaled cosine of the clip with each term of the global batch and m th
     softplus( log sum over terms of e^s  -  m )  =  -log( e^m / (e^m + sum over terms of e^s) )
 
 the cross-entropy of choosing "nothing", whose score is always the margin, among all terms. The best windows of the
-nearest terms get most of the gradient. A softmax over more answers asks for a wider gap: with N terms that all score
-alike, "nothing" is as likely as one of them at a cosine of margin - temperature · ln N, and the gradient fades below
+nearest terms get most of the gradient. A softmax over more answers asks for a wider gap: where N terms score alike,
+"nothing" is as likely as all of them together at a cosine of margin - temperature · ln N, and the gradient fades below
 that. Terms that are said in the clip after all (part of its text, though not labelled) are left out.
 """
 
