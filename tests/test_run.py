@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_a_run_writes_the_metrics_of_every_stage(pushed):
     assert {"train_loss", "eval_recall@10", "test_recall@10"} <= json.loads(
         (output / "all_results.json").read_text()
     ).keys()
-    assert "| unseen |" in printed
+    assert re.search(r"^\| unseen +\|", printed, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -166,11 +167,14 @@ def test_a_model_to_go_on_from_starts_at_the_temperature_asked_for_and_keeps_its
         return 1 / model.logit_scale.exp().item(), caplog.text
 
     assert build(temperature=0.2) == (pytest.approx(0.2), "")
-    temperature, warned = build(embedding_dim=64, pooling="attention", window_sizes=[50])
+    text_tower = {"hidden_size": 8, "num_blocks": 3}
+    temperature, warned = build(embedding_dim=64, pooling="attention", window_sizes=[50], text_tower_config=text_tower)
     assert temperature == pytest.approx(0.07)
     for kept in ("pooling 'pyramid' (not 'attention')", "embedding_dim 16 (not 64)", "window_sizes None (not [50])"):
         assert kept in warned
+    assert "text_tower_config {'hidden_size': 16, 'num_blocks': 3} (not {'hidden_size': 8, 'num_blocks': 3})" in warned
     assert "audio_tower" not in warned
+    assert build(text_tower_config={"hidden_size": 16})[1] == ""
 
 
 @pytest.mark.slow

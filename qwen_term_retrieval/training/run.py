@@ -34,9 +34,7 @@ from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 logger = logging.getLogger(__name__)
 
-_OF_A_CHECKPOINT = (
-    "audio_tower", "audio_layers", "text_tower", "text_tower_config", "text_pooling", "pooling", "embedding_dim",
-)  # fmt: skip
+_OF_A_CHECKPOINT = ("audio_tower", "audio_layers", "text_tower", "text_pooling", "pooling", "embedding_dim")
 
 
 def run_training(
@@ -257,9 +255,10 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
 
 def warn_of_ignored(model_args: ModelArguments, config: TermRetrievalConfig) -> None:
     """Name the settings that are neither their defaults nor those of the checkpoint."""
-    windows = config.windows or {}
+    windows, text_tower = config.windows or {}, config.text_tower_config or {}
     kept = {name: getattr(config, name) for name in _OF_A_CHECKPOINT}
     kept |= {"window_sizes": windows.get("sizes"), "window_stride": windows.get("stride")}
+    kept["text_tower_config"] = {name: text_tower.get(name) for name in model_args.text_tower_config or ()}
     ignored = [
         f"{name} {value!r} (not {asked!r})"
         for name, value in kept.items()
