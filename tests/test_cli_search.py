@@ -180,13 +180,13 @@ def test_evaluate_prints_a_table_and_writes_every_metric(model_folder, dataset, 
     (tmp_path / "more.txt").write_text("photosynthesis\nhelicopter\n")
     result = qtr(
         "evaluate", model_folder, dataset, "--distractors", tmp_path / "more.txt", "--threshold", 0.7,
-        "--output", tmp_path / "eval.json", "--plot", tmp_path / "recall.png",
+        "--output", tmp_path / "new" / "eval.json", "--plot", tmp_path / "recall.png",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "4 clips, a bank of 5 terms" in result.stdout
     assert "| unseen  |       2 | 1.000 |" in result.stdout
     assert "at threshold 0.700: precision 1.000, recall 1.000" in result.stdout
-    metrics = json.loads((tmp_path / "eval.json").read_text())
+    metrics = json.loads((tmp_path / "new" / "eval.json").read_text())
     assert metrics["recall@1"] == 1.0
     assert metrics["false_alarms_per_minute"] == 0.0
     assert (tmp_path / "recall.png").is_file()

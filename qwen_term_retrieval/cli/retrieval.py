@@ -142,6 +142,7 @@ def evaluate(
     typer.echo(f"{int(metrics['clips'])} clips, a bank of {int(metrics['bank'])} terms\n\n{recall_table(metrics)}\n")
     typer.echo(threshold_line(metrics))
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if plot is not None:
         plot_recall(metrics, plot)

@@ -205,8 +205,9 @@ class TermRetrievalArguments(TrainingArguments):
     augmentation: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Noise, rooms, speed, telephones and gain for training clips: settings of `AugmentationConfig` in "
-            "audio/augmentation_config.py, as a mapping in a recipe or as JSON; `{}`: its defaults; left out: none."
+            "help": "Noise, talkers, rooms, speed, telephones, silence and gain for training clips: settings of "
+            "`AugmentationConfig` in audio/augmentation_config.py, as a mapping in a recipe or as JSON; `{}`: its "
+            "defaults; left out: none."
         },
     )
     patience: int = field(
