@@ -27,7 +27,7 @@ OF_ONE_LIFE = ("runtime", "per_second", "train_loss")
 
 
 class KillAt(TrainerCallback):
-    """SIGKILL to its own process, some seconds after a step began."""
+    """SIGKILL to its own process, some seconds after a step began, or at the end of a run that was faster."""
 
     def __init__(self, step, seconds):
         self.step, self.seconds = step, seconds
@@ -35,6 +35,9 @@ class KillAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def live(life, rank, checkpoint):

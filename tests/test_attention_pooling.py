@@ -130,5 +130,5 @@ def test_a_model_with_attention_pooling_trains_every_parameter_and_comes_back(mo
 
 
 def test_another_pooling_is_refused():
-    with pytest.raises(ValueError, match="pooling must be 'pyramid' or 'attention', not 'max'"):
+    with pytest.raises(ValueError, match="pooling must be one of pyramid, mean, attention, not 'max'"):
         TermRetrievalConfig(pooling="max")
