@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from typer import rich_utils
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -11,7 +12,7 @@ COMMANDS = get_command(app).commands
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_example_in_the_help_of_a_command_is_a_line_of_its_own(name, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", 200)
     examples = re.findall(r"^ +(qtr .*)$", COMMANDS[name].callback.__doc__.partition("For example:")[2], re.MULTILINE)
     shown = CliRunner().invoke(app, [name, "--help"]).output.partition("For example:")[2].splitlines()
     assert examples
