@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,12 +59,14 @@ def value_and_gradients(loss, queries, candidates, scale):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**16))
+@example(6, 1, 4, 1, 652)
 def test_blocks_give_the_loss_and_gradients_of_the_whole_table(Q, W, N, block_elements, seed):
     batch = make_batch(Q, W, N, seed)
     expected = value_and_gradients(whole_table_loss(*batch), *batch)
     found = value_and_gradients(contrastive_loss(*batch, block_elements=block_elements), *batch)
+    # Above 20, `F.softplus` leaves out what is below 2.1e-9.
     for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("num_windows", [1, 4])
