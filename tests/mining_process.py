@@ -18,12 +18,11 @@ import torch.distributed as dist
 
 import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
 from qwen_term_retrieval.audio.clip_reader import ClipReader
-from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.audio_source import PcmFrames
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms
 from qwen_term_retrieval.training.hard_negatives import encode_by_all_ranks, mine_hard_negatives
-from tests.tiny_trainer import TINY_TOWER
+from tests.tiny_trainer import tiny_model
 
 ROOT = Path(__file__).parent.parent
 # Clips with a term, and clips without: two ranks share the first case, and one has nothing to do in the second.
@@ -31,17 +30,8 @@ CASES = {"shared": (12, 4), "lonely": (1, 3)}
 NUM_NEGATIVES = 4
 
 
-def tiny_model():
-    torch.manual_seed(0)
-    config = TermRetrievalConfig(
-        audio_tower=TINY_TOWER,
-        text_tower="phonemes:characters",
-        text_tower_config={"hidden_size": 16},
-        embedding_dim=16,
-        segments=(1,),
-        windows={"sizes": [20, 40], "stride": 10},
-    )
-    return TermRetrievalModel(config).eval()
+def windowed_model():
+    return tiny_model(windows={"sizes": [20, 40], "stride": 10}).eval()
 
 
 def some_rows(with_terms, without=0):
@@ -76,16 +66,16 @@ def prepare(rows, glossary=None):
         )
         glossary = Glossary([*spoken_terms(rows), *made_up])
     clips = TrainingClips(annotate_terms(rows, glossary))
-    return clips, PcmFrames(ClipReader(clips.rows), tiny_model().audio_tower.num_frames), glossary
+    return clips, PcmFrames(ClipReader(clips.rows), windowed_model().audio_tower.num_frames), glossary
 
 
 def mine(case, **settings):
     clips, load_audio, glossary = prepare(some_rows(*CASES[case]))
-    return mine_hard_negatives(tiny_model(), clips, load_audio, glossary, NUM_NEGATIVES, **settings)
+    return mine_hard_negatives(windowed_model(), clips, load_audio, glossary, NUM_NEGATIVES, **settings)
 
 
 def encode():
-    return encode_by_all_ranks(tiny_model(), prepare(some_rows(*CASES["shared"]))[2])
+    return encode_by_all_ranks(windowed_model(), prepare(some_rows(*CASES["shared"]))[2])
 
 
 def main(output_dir):

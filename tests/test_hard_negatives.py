@@ -23,7 +23,7 @@ from qwen_term_retrieval.training.hard_negatives import (
 )
 from qwen_term_retrieval.training.mining import NO_TERM
 from tests import mining_process
-from tests.mining_process import prepare, some_rows, tiny_model
+from tests.mining_process import prepare, some_rows, windowed_model
 from tests.test_mining import by_hand
 from tests.test_trainer import ENVIRONMENT, ROOT
 from tests.trainer_process import make_trainer
@@ -158,7 +158,7 @@ def with_aliases(rows):
 def test_the_table_is_what_embedding_and_scoring_each_clip_alone_gives(aliases):
     """A positive is the score of what was said, as it was spelled."""
     rows = some_rows(12, 4)
-    model = tiny_model()
+    model = windowed_model()
     clips, load_audio, glossary = prepare(rows, with_aliases(rows) if aliases else None)
     row_of_id = {term.term_id: row for row, term in enumerate(glossary)}
     said = [[row_of_id[identity] for identity in said_in(row) if identity in row_of_id] for row in clips.rows]
@@ -210,7 +210,7 @@ def test_two_ranks_mine_what_one_mines_though_one_of_them_has_no_clip_with_a_ter
 @pytest.mark.slow
 def test_terms_that_the_ranks_embed_in_shares_are_those_of_one_rank_to_the_bit(two_ranks):
     _, _, glossary = prepare(some_rows(*mining_process.CASES["shared"]))
-    whole = tiny_model().encode_terms(glossary.texts, languages=glossary.languages).numpy()
+    whole = windowed_model().encode_terms(glossary.texts, languages=glossary.languages).numpy()
     for found in two_ranks:
         np.testing.assert_array_equal(found["vectors"], whole)
 

@@ -14,18 +14,25 @@ TINY_TOWER = {"model_type": "whisper", "num_mel_bins": 16, "d_model": 8, "encode
 TINY_TOWER |= {"encoder_attention_heads": 2, "encoder_ffn_dim": 16}
 
 
+def tiny_model(**changes):
+    """Without pretrained weights."""
+    torch.manual_seed(0)
+    return TermRetrievalModel(
+        TermRetrievalConfig(
+            audio_tower=TINY_TOWER,
+            text_tower="phonemes:characters",
+            text_tower_config={"hidden_size": 16},
+            embedding_dim=16,
+            segments=(1,),
+            **changes,
+        )
+    )
+
+
 def make_tiny_trainer(output_dir, callbacks=(), **settings):
     """A trainer of a tiny model without pretrained weights on 16 clips of the demo corpus: two steps an epoch."""
-    torch.manual_seed(0)
     rows = datasets.load_dataset(str(Path(__file__).parent.parent / "builders/term_audio"))
     spoken = rows["train"].filter(lambda terms: len(terms) == 1, input_columns="terms")
-    config = TermRetrievalConfig(
-        audio_tower=TINY_TOWER,
-        text_tower="phonemes:characters",
-        text_tower_config={"hidden_size": 16},
-        embedding_dim=16,
-        segments=(1,),
-    )
     args = TermRetrievalArguments(
         output_dir=str(output_dir),
         **{
@@ -40,7 +47,7 @@ def make_tiny_trainer(output_dir, callbacks=(), **settings):
         },
     )
     trainer = TermRetrievalTrainer(
-        TermRetrievalModel(config),
+        tiny_model(),
         args,
         spoken.select(range(16)),
         rows["validation"].select(range(16)),
