@@ -5,7 +5,7 @@ followed by a few frames of silence (guard frames) and no more. The log maximum 
 clip by clip, so a clip's frames do not depend on its batch mates. `reflected_log_mel` is the same extractor run on a
 clip without a pad, as the processors of Qwen3 run it: the last frames hear the clip's end reflected, not silence.
 
-Shapes: B clips, S samples, M mel bins, T mel frames (10 ms).
+Shapes: B clips, S samples, M mel bins, T mel frames (10 ms), F frequencies.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ GUARD_FRAMES = 4
 
 
 @functools.lru_cache(maxsize=16)
-def _window_and_filters(num_mel_bins: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kept outside the modules: a non-persistent buffer is left empty by `from_pretrained` (transformers 5)."""
+def slaney_filters(num_mel_bins: int, fft_samples: int, device: torch.device) -> torch.Tensor:
+    """Mel filters_MF from 0 to 8 kHz, float32.
+
+    Kept outside the modules: a non-persistent buffer is left empty by `from_pretrained` (transformers 5).
+    """
     filters = mel_filter_bank(
-        num_frequency_bins=_FFT_SAMPLES // 2 + 1,
+        num_frequency_bins=fft_samples // 2 + 1,
         num_mel_filters=num_mel_bins,
         min_frequency=0.0,
         max_frequency=SAMPLING_RATE / 2,
@@ -36,8 +39,7 @@ def _window_and_filters(num_mel_bins: int, device: torch.device) -> tuple[torch.
         norm="slaney",
         mel_scale="slaney",
     )
-    filters_MF = torch.from_numpy(filters.T.copy()).to(device, torch.float32)
-    return torch.hann_window(_FFT_SAMPLES, device=device), filters_MF
+    return torch.from_numpy(filters.T.copy()).to(device, torch.float32)
 
 
 def num_mel_frames(num_samples_B: torch.Tensor) -> torch.Tensor:
@@ -103,11 +105,11 @@ def silenced_wave(pcm_BS: torch.Tensor, num_samples_B: torch.Tensor, num_samples
 
 
 def _log_power(wave_BS: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
-    window, filters_MF = _window_and_filters(num_mel_bins, wave_BS.device)
+    window = torch.hann_window(_FFT_SAMPLES, device=wave_BS.device)
     spectrum_BFT = torch.stft(wave_BS, _FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[..., :-1]
     # In place where it can be: on a CPU, fresh memory costs more than the arithmetic. The modulus would take a root.
     power_BFT = spectrum_BFT.real.square().addcmul_(spectrum_BFT.imag, spectrum_BFT.imag)
-    return (filters_MF @ power_BFT).clamp_(min=1e-10).log10_()
+    return (slaney_filters(num_mel_bins, _FFT_SAMPLES, wave_BS.device) @ power_BFT).clamp_(min=1e-10).log10_()
 
 
 def _compressed(mel_BMT: torch.Tensor, loudest_B11: torch.Tensor) -> torch.Tensor:

@@ -10,34 +10,17 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import torch
 from transformers.audio_utils import mel_filter_bank, window_function
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
-from qwen_term_retrieval.models.mel import HOP_SAMPLES, silenced_wave
+from qwen_term_retrieval.models.mel import HOP_SAMPLES, silenced_wave, slaney_filters
 
 _FRAME_SAMPLES = 400
 _FFT_SAMPLES = 512
 _PREEMPHASIS = 0.97
 _PARAKEET_FLOOR = 2**-24
 _KALDI_FLOOR = 1.192092955078125e-07
-
-
-@functools.lru_cache(maxsize=16)
-def _parakeet_filters(num_mel_bins: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    filters = mel_filter_bank(
-        num_frequency_bins=_FFT_SAMPLES // 2 + 1,
-        num_mel_filters=num_mel_bins,
-        min_frequency=0.0,
-        max_frequency=SAMPLING_RATE / 2,
-        sampling_rate=SAMPLING_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-        dtype=np.dtype(np.float32),
-    )
-    window_X = torch.hann_window(_FRAME_SAMPLES, periodic=False, device=device)
-    return window_X, torch.from_numpy(filters.T.copy()).to(device)
 
 
 @functools.lru_cache(maxsize=16)
@@ -74,13 +57,13 @@ def parakeet_mel(
         wave_BS = silenced_wave(pcm_BS, num_samples_B, int(num_samples_B.max()))
         emphasised_BS = torch.cat([wave_BS[:, :1], wave_BS[:, 1:] - _PREEMPHASIS * wave_BS[:, :-1]], dim=1)
         emphasised_BS = silenced_wave(emphasised_BS, num_samples_B, emphasised_BS.shape[1])
-        window_X, filters_MF = _parakeet_filters(num_mel_bins, pcm_BS.device)
+        filters_MF = slaney_filters(num_mel_bins, _FFT_SAMPLES, pcm_BS.device)
         spectrum_BFT = torch.stft(
             emphasised_BS,
             _FFT_SAMPLES,
             HOP_SAMPLES,
             win_length=_FRAME_SAMPLES,
-            window=window_X,
+            window=torch.hann_window(_FRAME_SAMPLES, periodic=False, device=pcm_BS.device),
             pad_mode="constant",
             return_complex=True,
         )

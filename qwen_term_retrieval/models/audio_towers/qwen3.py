@@ -27,11 +27,14 @@ def after_convolutions(lengths: torch.Tensor) -> torch.Tensor:
 
 
 class Qwen3Tower(AudioTower):
-    """A subclass says how its encoder ends, and whether a clip of less than a chunk is padded to one."""
+    """A subclass says how its encoder ends, and what its stock path does to short clips."""
 
     frame_rate = 13.0
     max_seconds = 300.0
     pads_short_clips = True
+    """Whether the mel frames of a clip of less than a chunk are padded to one."""
+    silence_up_to_samples = 0
+    """Up to what length silence follows the samples of a shorter clip."""
 
     @property
     def input_layer(self) -> nn.Module:
@@ -45,7 +48,10 @@ class Qwen3Tower(AudioTower):
         return num_mel_B // CHUNK_FRAMES * per_chunk + after_convolutions(num_mel_B % CHUNK_FRAMES)
 
     def mel(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return reflected_log_mel(pcm_BS, num_samples_B, num_mel_bins=self.encoder.config.num_mel_bins)
+        num_mel_bins = self.encoder.config.num_mel_bins
+        return reflected_log_mel(
+            pcm_BS, num_samples_B, num_mel_bins=num_mel_bins, min_samples=self.silence_up_to_samples
+        )
 
     def encode(self, mel: torch.Tensor, num_mel_B: torch.Tensor, num_layers: int = 1) -> list[torch.Tensor]:
         hidden_BTH, num_frames_B = self._convolve(mel, num_mel_B), self._encoder_frames(num_mel_B)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
 
 from qwen_term_retrieval.models.audio_towers.qwen3 import Qwen3Tower
 from qwen_term_retrieval.models.audio_towers.tower import register_audio_tower
-from qwen_term_retrieval.models.mel import HOP_SAMPLES, reflected_log_mel
-
-_STOCK_MIN_SAMPLES = 8_000
+from qwen_term_retrieval.models.mel import HOP_SAMPLES
 
 
 @register_audio_tower
@@ -22,9 +19,4 @@ class Qwen3ASRTower(Qwen3Tower):
     config_class = Qwen3ASREncoderConfig
     weight_prefixes = ("model.audio_tower.", "audio_tower.", "")
     min_samples = HOP_SAMPLES
-
-    def mel(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.encoder.config
-        return reflected_log_mel(
-            pcm_BS, num_samples_B, num_mel_bins=config.num_mel_bins, min_samples=_STOCK_MIN_SAMPLES
-        )
+    silence_up_to_samples = 8_000

@@ -19,10 +19,7 @@ class Qwen3OmniTower(Qwen3Tower):
     model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_audio_encoder")
     encoder_class = Qwen3OmniMoeAudioEncoder
     config_class = Qwen3OmniMoeAudioEncoderConfig
-    weight_prefixes = (
-        *("thinker.audio_tower.", "thinker.model.audio_tower."),
-        *("audio_tower.", "model.audio_tower.", ""),
-    )
+    weight_prefixes = ("thinker.audio_tower.", "thinker.model.audio_tower.", "audio_tower.", "model.audio_tower.", "")
     pads_short_clips = False
     # Shorter clips cannot be reflected at their ends.
     min_samples = 400
