@@ -111,6 +111,7 @@ def test_epochs_between_checkpoints_need_checkpoints_by_epoch(tmp_path):
 def test_a_checkpoint_cut_short_is_listed_as_such_and_a_folder_without_any_is_named(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "model.safetensors").write_bytes(b"cut")
+    (tmp_path / "checkpoint-3-before2").mkdir()  # one that somebody put aside
     (cut,) = folder_checkpoints(tmp_path)
     assert (cut.is_whole, cut.is_best, cut.num_bytes, cut.numbers.step) == (False, False, 3, None)
     with pytest.raises(FileNotFoundError, match="holds no model and no checkpoint-<step>: give the output_dir"):

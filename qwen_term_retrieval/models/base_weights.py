@@ -23,7 +23,7 @@ def build_audio_tower(config: TermRetrievalConfig, attn_implementation: str | No
     checkpoint_config = config.audio_tower_config or config.audio_tower
     if isinstance(checkpoint_config, str):
         folder = resolve_checkpoint(checkpoint_config, weight_prefixes=())
-        checkpoint_config = json.loads((folder / "config.json").read_text())
+        checkpoint_config = json.loads((folder / "config.json").read_bytes())
     kind = config.audio_tower_type
     if kind == "auto":
         kind = checkpoint_config.get("model_type", "")

@@ -155,7 +155,7 @@ def _from_hub(name: str, weight_prefixes: tuple[str, ...]) -> Path | None:
         return folder if (folder / "config.json").is_file() else None
     weights = [_WEIGHTS]
     if (folder / _INDEX).is_file():
-        shard_of = json.loads((folder / _INDEX).read_text())["weight_map"]
+        shard_of = json.loads((folder / _INDEX).read_bytes())["weight_map"]
         weights = sorted({shard_of[key] for key in _keys_below(shard_of, weight_prefixes)})
     folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES + weights, etag_timeout=_HUB_TIMEOUT_S))
     return folder if all((folder / file).is_file() for file in weights) else None
@@ -177,7 +177,7 @@ def _from_registry(name: str) -> Path:
         folder = Path(scratch) / "checkpoint"
         folder.mkdir()
         release.convert(folders, folder)
-        digests = {str(path.relative_to(folder)): file_sha256(path) for path in _files(folder)}
+        digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in _files(folder)}
         (folder / _MANIFEST).write_text(json.dumps(digests, indent=2, sort_keys=True) + "\n")
         try:
             folder.rename(target)
@@ -189,7 +189,7 @@ def _from_registry(name: str) -> Path:
 
 
 def _verified(folder: Path) -> Path:
-    digests = json.loads((folder / _MANIFEST).read_text())
+    digests = json.loads((folder / _MANIFEST).read_bytes())
     changed = [name for name, digest in digests.items() if not _has_digest(folder / name, digest)]
     if changed:
         raise CheckpointError(
@@ -238,7 +238,7 @@ def _keys_below(keys: Iterable[str], prefixes: Iterable[str]) -> dict[str, str]:
 def _weight_files(folder: Path) -> dict[str, str]:
     """The file that holds each tensor."""
     if (folder / _INDEX).is_file():
-        return json.loads((folder / _INDEX).read_text())["weight_map"]
+        return json.loads((folder / _INDEX).read_bytes())["weight_map"]
     if not (folder / _WEIGHTS).is_file():
         raise CheckpointError(f"{folder} holds no {_WEIGHTS}; only safetensors checkpoints are read")
     with safe_open(folder / _WEIGHTS, framework="pt") as weights:

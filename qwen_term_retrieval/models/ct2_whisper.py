@@ -173,7 +173,8 @@ def write_hf_whisper(weights: bytes, ct2_config: Path, tokenizer_json: Path, fol
         **shared,
     )
     config.save_pretrained(folder)
-    GenerationConfig(**shared, **_generation_fields(json.loads(ct2_config.read_text()), tokens)).save_pretrained(folder)
+    generation = _generation_fields(json.loads(ct2_config.read_bytes()), tokens)
+    GenerationConfig(**shared, **generation).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=num_mel_bins).save_pretrained(folder)
     shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_fields(), indent=2) + "\n")

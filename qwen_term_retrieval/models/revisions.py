@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from qwen_term_retrieval.models.model_card import CardNumbers, read_card
 logger = logging.getLogger(__name__)
 
 LIBRARY = "qwen_term_retrieval"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def folder_checkpoints(folder: str | Path) -> list[Checkpoint]:
         FileNotFoundError: there is neither.
     """
     folder = Path(folder)
-    numbered = [(int(path.name.rpartition("-")[2]), path) for path in folder.glob("checkpoint-*[0-9]")]
-    found = [path for _, path in sorted(numbered)]
+    named = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
+    found = [path for _, path in sorted((int(name[1]), path) for name, path in named if name)]
     states = {path: _trainer_state(path) for path in found}
     best = next((state["best_global_step"] for path in reversed(found) if (state := states[path])), None)
     checkpoints = [_checkpoint(path, best, is_whole=states[path] is not None) for path in found]

@@ -147,7 +147,7 @@ def _padded_right(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tupl
 
 
 def _model_type(folder: Path) -> str:
-    return json.loads((folder / "config.json").read_text()).get("model_type", "")
+    return json.loads((folder / "config.json").read_bytes()).get("model_type", "")
 
 
 def _encoder_config(folder: Path) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _encoder_config(folder: Path) -> dict[str, Any]:
 def _pooling_of(folder: Path, config: PreTrainedConfig) -> str:
     path = folder / "1_Pooling" / "config.json"
     if path.is_file():
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_bytes())
         chosen = [name for name in fields if name.startswith("pooling_mode_") and fields[name] is True]
         chosen = chosen or [str(fields.get("pooling_mode"))]
         named = {name.split("_")[2]: pooling for name, pooling in _SENTENCE_TRANSFORMERS_POOLINGS.items()}
