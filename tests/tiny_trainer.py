@@ -29,8 +29,11 @@ def tiny_model(**changes):
     )
 
 
-def make_tiny_trainer(output_dir, callbacks=(), **settings):
-    """A trainer of a tiny model without pretrained weights on 16 clips of the demo corpus: two steps an epoch."""
+def make_tiny_trainer(output_dir, callbacks=(), *, frozen=False, num_clips=16, **settings):
+    """A trainer of a tiny model without pretrained weights on clips of the demo corpus: of 16, two steps an epoch.
+
+    frozen: the audio tower is, and its frames are cached.
+    """
     rows = datasets.load_dataset(str(Path(__file__).parent.parent / "builders/term_audio"))
     spoken = rows["train"].filter(lambda terms: len(terms) == 1, input_columns="terms")
     args = TermRetrievalArguments(
@@ -46,10 +49,13 @@ def make_tiny_trainer(output_dir, callbacks=(), **settings):
             **settings,
         },
     )
+    model = tiny_model()
+    if frozen:
+        model.train_audio_tower(False)
     trainer = TermRetrievalTrainer(
-        tiny_model(),
+        model,
         args,
-        spoken.select(range(16)),
+        spoken.select(range(num_clips)),
         rows["validation"].select(range(16)),
         callbacks=list(callbacks),
     )

@@ -2,8 +2,9 @@
 
 A folder holds the frames of one tower (its weights, layers, and number type are the folder's name) in segments: a
 raw file of frames and an index of what lies where, by a hash of each clip's samples. Building adds a segment with the
-clips that no segment has; a build that is killed keeps every finished segment. Whole batches come out padded, ready
-for `TermRetrievalModel.forward`; half a megabyte a second of speech is nothing a memory map cannot serve.
+clips that no segment has; a build that is killed keeps every finished segment. Several processes may add to one folder:
+`training/frame_sharing.py` gives each its share. Whole batches come out padded, ready for `TermRetrievalModel.forward`;
+half a megabyte a second of speech is nothing a memory map cannot serve.
 
 Shapes: B clips, T frames, H hidden, L layers.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,9 +55,29 @@ class FeatureCache:
         self._dtype = dtype
         self._hashes = list(hashes)
         self._segments: list[np.ndarray] = []
+        self._opened: set[Path] = set()
         self._place_of: dict[bytes, tuple[int, int, int]] = {}
-        for index_path in sorted(folder.glob("*.npy")):
-            self._open_segment(index_path)
+        self.open_segments()
+
+    @classmethod
+    def open(
+        cls,
+        model: TermRetrievalModel,
+        digests: Sequence[tuple[bytes, int]],
+        cache_dir: str | Path | None = None,
+        dtype: Literal["float16", "float32"] = "float16",
+    ) -> FeatureCache:
+        """The cache of these clips as it is on disk, whatever it lacks; see `build`, which computes that.
+
+        Raises:
+            ValueError: the tower is being trained.
+        """
+        if any(values.requires_grad for values in model.audio_tower.parameters()):
+            raise ValueError("the audio tower is being trained, so its features change: train without a cache")
+        folder = Path(cache_dir or cache_root() / "features") / _tower_key(model, dtype)
+        folder.mkdir(parents=True, exist_ok=True)
+        hashes = [digest for digest, _ in digests]
+        return cls(folder, hashes, model.config.audio_layers, model.audio_tower.hidden_size, np.dtype(dtype))
 
     @classmethod
     def build(
@@ -65,20 +86,17 @@ class FeatureCache:
         clips: Any,
         *,
         keys: Sequence[str] | None = None,
-        digests: Sequence[tuple[bytes, int]] | None = None,
         cache_dir: str | Path | None = None,
         batch_size: int = 32,
         dtype: Literal["float16", "float32"] = "float16",
         show_progress: bool = True,
     ) -> FeatureCache:
-        """Compute what is missing, and open the cache.
+        """Compute what is missing, in this process, and open the cache.
 
         Args:
             model: its audio tower must be frozen.
             clips: clips as `TermRetrievalModel.encode_audio` takes them, or a dataset with a column `audio`.
             keys: what errors call the clips; their numbers if left out.
-            digests: of clips that are costly to get: 16 bytes that tell each from all others, and about how many
-                samples it has. Only what is missing is then looked at.
             cache_dir: by default in the library's cache.
             batch_size: clips of similar length encoded at a time.
             dtype: float16 halves the disk space and changes features by less than a thousandth.
@@ -86,24 +104,22 @@ class FeatureCache:
         Raises:
             ValueError: the tower is being trained, or a clip is unfit; the message names it.
         """
-        if any(values.requires_grad for values in model.audio_tower.parameters()):
-            raise ValueError("the audio tower is being trained, so its features change: train without a cache")
         names = keys if keys is not None else _Numbered()
-        folder = Path(cache_dir or cache_root() / "features") / _tower_key(model, dtype)
-        folder.mkdir(parents=True, exist_ok=True)
-        if digests is None:
-            digests = list(_digests(clips, names))
-        hashes, lengths = [digest for digest, _ in digests], [length for _, length in digests]
-        hidden_size = model.audio_tower.hidden_size
-        cache = cls(folder, hashes, model.config.audio_layers, hidden_size, np.dtype(dtype))
-        first_of = {digest: index for index, digest in reversed(list(enumerate(hashes)))}
-        missing = sorted(index for digest, index in first_of.items() if digest not in cache._place_of)
-        if missing:
-            with tqdm(
-                total=len(missing), desc="audio features", unit="clip", disable=None if show_progress else True
-            ) as bar:
-                cache._compute(model, clips, missing, [lengths[index] for index in missing], names, batch_size, bar)
+        digests = clip_digests(clips, names)
+        cache = cls.open(model, digests, cache_dir, dtype)
+        batches = cache.missing_batches([length for _, length in digests], batch_size)
+        cache.compute(model, clips, batches, names, show_progress=show_progress)
         return cache
+
+    def missing_batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+        """The clips whose frames are still to be computed, each sound once, in batches of similar length.
+
+        Batches are the unit of sharing: how far a clip is padded shows in the last bit of its frames.
+        """
+        first_of = {digest: index for index, digest in reversed(list(enumerate(self._hashes)))}
+        missing = sorted(index for digest, index in first_of.items() if digest not in self._place_of)
+        batches = length_buckets([lengths[index] for index in missing], batch_size)
+        return [[missing[position] for position in batch] for batch in batches]
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -130,39 +146,52 @@ class FeatureCache:
         features = torch.from_numpy(features_BLTH)
         return features[:, 0] if self._num_layers == 1 else features, torch.tensor(num_frames_B)
 
-    def _compute(
+    def compute(
         self,
         model: TermRetrievalModel,
         clips: Any,
-        missing: Sequence[int],
-        lengths: Sequence[int],
-        names: Any,
-        batch_size: int,
-        bar: tqdm,
+        batches: Sequence[Sequence[int]],
+        names: Sequence[str],
+        *,
+        show_progress: bool = True,
     ) -> None:
+        """Compute the frames of these batches and add them to the folder; what is finished before an error is kept."""
+        if not batches:
+            return
         writer = _SegmentWriter(self.folder, self._dtype)
         was_training = model.training
         model.eval()
+        disable = None if show_progress else True
         try:
-            for batch in length_buckets(lengths, batch_size):
-                indices = [missing[position] for position in batch]
-                pcm_BS, num_samples_B = pad_pcm(
-                    [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
-                )
-                with torch.no_grad():
-                    features, num_frames_B = model.audio_features(pcm_BS.to(model.device), num_samples_B)
-                features_BLTH = features.unflatten(0, (-1, 1)) if features.dim() == 3 else features
-                rows = features_BLTH.to("cpu", getattr(torch, self._dtype.name)).numpy()
-                for index, row_LTH, frames in zip(indices, rows, num_frames_B.tolist(), strict=True):
-                    writer.add(self._hashes[index], row_LTH[:, :frames])
-                if writer.num_bytes >= _SEGMENT_BYTES:
-                    self._open_segment(writer.finish())
-                self.num_computed += len(batch)
-                bar.update(len(batch))
+            with tqdm(total=sum(map(len, batches)), desc="audio features", unit="clip", disable=disable) as bar:
+                for indices in batches:
+                    pcm_BS, num_samples_B = pad_pcm(
+                        [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
+                    )
+                    with torch.no_grad():
+                        features, num_frames_B = model.audio_features(pcm_BS.to(model.device), num_samples_B)
+                    features_BLTH = features.unflatten(0, (-1, 1)) if features.dim() == 3 else features
+                    rows = features_BLTH.to("cpu", getattr(torch, self._dtype.name)).numpy()
+                    for index, row_LTH, frames in zip(indices, rows, num_frames_B.tolist(), strict=True):
+                        writer.add(self._hashes[index], row_LTH[:, :frames])
+                    if writer.num_bytes >= _SEGMENT_BYTES:
+                        writer.finish()
+                    self.num_computed += len(indices)
+                    bar.update(len(indices))
         finally:
             model.train(was_training)
             if writer.num_bytes:
-                self._open_segment(writer.finish())
+                writer.finish()
+            self.open_segments()
+
+    def open_segments(self) -> None:
+        """Open what has come into the folder since, from this process or another.
+
+        Raises:
+            FeatureCacheError: a segment is not what its index says.
+        """
+        for index_path in sorted({*self.folder.glob("*.npy")} - self._opened):
+            self._open_segment(index_path)
 
     def _open_segment(self, index_path: Path) -> None:
         index = np.load(index_path, allow_pickle=False)
@@ -173,6 +202,7 @@ class FeatureCache:
         frames = np.memmap(frames_path, self._dtype, mode="r")
         if len(frames) != int(index["num_frames"].sum()) * stride:
             raise FeatureCacheError(f"{frames_path} has another size than its index says. Delete {self.folder}.")
+        self._opened.add(index_path)
         segment = len(self._segments)
         self._segments.append(frames)
         for digest, offset, num_frames in index.tolist():
@@ -197,8 +227,8 @@ class _SegmentWriter:
         self._rows.append(np.array(frames_LTH, self.dtype))
         self.num_bytes += self._rows[-1].nbytes
 
-    def finish(self) -> Path:
-        """Write the segment and return the path of its index."""
+    def finish(self) -> None:
+        """Write the segment."""
         path = self.folder / f"{uuid.uuid4().hex}.npy"
         with atomic_file(path.with_suffix(".frames")) as file:
             for row in self._rows:
@@ -206,7 +236,6 @@ class _SegmentWriter:
         with atomic_file(path) as file:
             np.save(file, np.array(self._index, _INDEX_DTYPE), allow_pickle=False)
         self._start()
-        return path
 
 
 class _Numbered(Sequence[str]):
@@ -219,20 +248,22 @@ class _Numbered(Sequence[str]):
         raise TypeError("endless")
 
 
-def _digests(clips: Any, names: Any) -> Iterator[tuple[bytes, int]]:
-    for index, clip in enumerate(_clips(clips)):
-        pcm = clip_pcm(clip, SAMPLING_RATE, name=names[index])
-        yield xxhash.xxh3_128_digest(np.ascontiguousarray(pcm).data), len(pcm)
+def clip_digests(clips: Any, names: Sequence[str]) -> list[tuple[bytes, int]]:
+    """Of each clip: 16 bytes that tell its samples from all others, and how many they are.
+
+    Raises:
+        ValueError: a clip is unfit; the message names it.
+    """
+    digests = []
+    for index in range(len(clips)):
+        pcm = clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index])
+        digests.append((xxhash.xxh3_128_digest(np.ascontiguousarray(pcm).data), len(pcm)))
+    return digests
 
 
 def _clip(clips: Any, index: int) -> Any:
     clip = clips[index]
     return clip["audio"] if isinstance(clip, Mapping) and "audio" in clip else clip
-
-
-def _clips(clips: Any) -> Iterator[Any]:
-    for index in range(len(clips)):
-        yield _clip(clips, index)
 
 
 def _tower_key(model: TermRetrievalModel, dtype: str) -> str:

@@ -251,7 +251,7 @@ class TermRetrievalArguments(TrainingArguments):
     )
     ddp_timeout: int = field(
         default=3 * 3600,
-        metadata={"help": "Seconds a process waits for another, which may be computing the frames of a frozen tower."},
+        metadata={"help": "Seconds a process waits for another, which may still be computing frames of a frozen tower."},
     )
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.collate import PcmBuffers
 from qwen_term_retrieval.models.distortion import distort
-from qwen_term_retrieval.models.feature_cache import FeatureCache
+from qwen_term_retrieval.models.feature_cache import FeatureCache, clip_digests
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.training.augmentation import Augmentation, DistortedCopies
+from qwen_term_retrieval.training.frame_sharing import frames_by_all_ranks
 
 
 @dataclass
@@ -80,12 +82,17 @@ def cached_features(
     rows: datasets.Dataset,
     augmentation: Augmentation | None = None,
     cache_dir: str | Path | None = None,
+    *,
+    show_progress: bool = True,
 ) -> FeatureCache:
-    """Frames of a frozen tower for every row, and with an augmentation for the distorted copies of every row."""
+    """Frames of a frozen tower for every row, and with an augmentation for the distorted copies of every row.
+
+    Every rank calls it and computes its share.
+    """
     keys = rows["key"][:]
-    if augmentation is None:
-        return FeatureCache.build(model, rows, keys=keys, cache_dir=cache_dir)
-    copies = DistortedCopies(augmentation)
-    return FeatureCache.build(
-        model, copies, keys=keys * (len(copies) // len(rows)), digests=copies.digests(), cache_dir=cache_dir
-    )
+    clips: Any = rows
+    digests_of = partial(clip_digests, rows, keys)
+    if augmentation is not None:
+        clips = DistortedCopies(augmentation)
+        keys, digests_of = keys * (len(clips) // len(rows)), clips.digests
+    return frames_by_all_ranks(model, clips, keys, digests_of, cache_dir, show_progress=show_progress)

@@ -120,7 +120,7 @@ class Augmentation:
 class DistortedCopies(Sequence[np.ndarray]):
     """Every clip of a training set and then, copy by copy, its distorted copies: int16 (num_samples,) each.
 
-    Computed as they are asked for; `FeatureCache.build` asks for those it does not have yet.
+    Computed as they are asked for: for those whose frames no cache has yet.
     """
 
     def __init__(self, augmentation: Augmentation) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ from transformers import EarlyStoppingCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
 
-from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
-from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.losses.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
@@ -45,15 +44,8 @@ from qwen_term_retrieval.trainer_callbacks import (
     ThroughputCallback,
 )
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
-from qwen_term_retrieval.training.augmentation import Augmentation
-from qwen_term_retrieval.training.clips import (
-    TrainingClips,
-    annotate_terms,
-    check_languages,
-    spoken_terms,
-    training_glossary,
-)
+from qwen_term_retrieval.training.audio_source import distort_inputs
+from qwen_term_retrieval.training.clips import TrainingClips, spoken_terms, training_glossary
 from qwen_term_retrieval.training.collator import TermCollator
 from qwen_term_retrieval.training.flops import StepFlops
 from qwen_term_retrieval.training.frozen_texts import cache_frozen_texts
@@ -69,6 +61,7 @@ from qwen_term_retrieval.training.hyperparameter_search import SearchableTrainer
 from qwen_term_retrieval.training.loader import EpochLoader
 from qwen_term_retrieval.training.memory_check import check_memory
 from qwen_term_retrieval.training.phonetic_negatives import sounding_alike
+from qwen_term_retrieval.training.preparation import audio_source, prepare_clips
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
 
@@ -130,11 +123,9 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         self._sounding_alike: NDArray[np.int32] | None = None
         self._loss_sums: dict[str, torch.Tensor | float] = {}
         self._losses_summed: torch.Tensor | float = 0.0
-        with args.main_process_first(desc="preparing clips"):
-            self.train_clips = (
-                None if train_dataset is None else self._prepare_clips(train_dataset, args, training=True)
-            )
-            eval_clips = None if eval_dataset is None else self._prepare_clips(eval_dataset, args)
+        prepared = partial(prepare_clips, model=model, glossary=glossary, args=args)
+        self.train_clips = None if train_dataset is None else prepared(train_dataset, augmented=True)
+        eval_clips = None if eval_dataset is None else prepared(eval_dataset)
         if args.enable_hard_neg and hard_negatives_of is None and self.train_clips is not None:
             folder, meaning = Path(args.output_dir, "hard_negatives"), meaning_of(self.train_clips, glossary)
             hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead, meaning)
@@ -180,33 +171,6 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
 
     # ---- clips and batches ------------------------------------------------------------------------------------
 
-    def _prepare_clips(
-        self, rows: datasets.Dataset, args: TermRetrievalArguments, training: bool = False
-    ) -> TrainingClips:
-        """Clips to train on are augmented where the run says so; clips to evaluate on never are."""
-        pronouncer = pronouncer_of(self.retrieval_model.text_tower)
-        if pronouncer is not None:
-            check_languages(rows, self.glossary, pronouncer)
-        rows = annotate_terms(rows, self.glossary)
-        tower = self.retrieval_model.audio_tower
-        trained = any(parameter.requires_grad for parameter in tower.parameters())
-        augmentation = None
-        if training and isinstance(args.augmentation, dict):
-            config = AugmentationConfig.from_dict(args.augmentation)
-            num_copies = None if trained else config.augmented_copies
-            augmentation = Augmentation(
-                config, rows, max_seconds=tower.max_seconds, num_copies=num_copies, seed=args.seed
-            )
-        cache = None if trained else cached_features(self.retrieval_model, rows, augmentation, args.feature_cache_dir)
-        return TrainingClips(rows, cache, augmentation)
-
-    def _audio_source(self, clips: TrainingClips) -> PcmFrames | CachedFrames:
-        if clips.feature_cache is None:
-            on_device = self.args.device.type == "cuda"
-            num_frames = self.retrieval_model.audio_tower.num_frames
-            return PcmFrames(ClipReader(clips.rows), num_frames, clips.augmentation, on_device)
-        return CachedFrames(clips.feature_cache, num_clips=len(clips))
-
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch on the device, where its clips are distorted."""
         inputs = super()._prepare_inputs(inputs)
@@ -226,7 +190,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
             quiet=bool(self.args.disable_tqdm),
         )
         self.data_collator = TermCollator(
-            load_audio=self._audio_source(self.train_clips),
+            load_audio=audio_source(self.train_clips, model, self.args),
             window_spans=model.window_spans,
             tokenize=model.text_tower.tokenize,  # not `model.tokenize`: a spawned worker would pickle the model
             frame_rate=model.frame_rate,
@@ -269,7 +233,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         mined_CK = mine_hard_negatives(
             self.retrieval_model,
             clips,
-            self._audio_source(clips),
+            audio_source(clips, self.retrieval_model, self.args),
             self.glossary,
             k,
             max_positive_ratio=self.args.hard_neg_max_positive_ratio,
@@ -367,8 +331,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
             eval_dataset: rows of the row schema; default the `eval_dataset` of the trainer.
         """
         if isinstance(eval_dataset, datasets.Dataset):
-            with self.args.main_process_first(desc="preparing clips"):
-                eval_dataset = self._prepare_clips(eval_dataset, self.args)
+            eval_dataset = prepare_clips(eval_dataset, self.retrieval_model, self.glossary, self.args)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def evaluation_loop(
@@ -378,7 +341,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         metrics = evaluate_recall(
             self.retrieval_model,
             clips,
-            self._audio_source(clips),
+            audio_source(clips, self.retrieval_model, self.args),
             self.glossary,
             self.trained_ids,
             batch_size=self.args.eval_batch_size,

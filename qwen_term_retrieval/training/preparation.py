@@ -1,0 +1,64 @@
+"""Rows of a dataset made ready to train or to evaluate on, by all ranks together."""
+
+from __future__ import annotations
+
+import datasets
+
+from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
+from qwen_term_retrieval.audio.clip_reader import ClipReader
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.models.text_tower import pronouncer_of
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features
+from qwen_term_retrieval.training.augmentation import Augmentation
+from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, check_languages
+
+
+def prepare_clips(
+    rows: datasets.Dataset,
+    model: TermRetrievalModel,
+    glossary: Glossary,
+    args: TermRetrievalArguments,
+    *,
+    augmented: bool = False,
+) -> TrainingClips:
+    """Match terms, and compute the frames of a tower that is frozen; every rank calls it.
+
+    Args:
+        augmented: distort the clips as `args.augmentation` says: those to train on, never those to evaluate on.
+
+    Raises:
+        ValueError: a column is missing, a language cannot be pronounced, a clip is unfit.
+    """
+    pronouncer = pronouncer_of(model.text_tower)
+    if pronouncer is not None:
+        check_languages(rows, glossary, pronouncer)
+    tower = model.audio_tower
+    trained = any(parameter.requires_grad for parameter in tower.parameters())
+    augmentation = None
+    # One process of a machine fills the cache of `datasets`, the others read it.
+    with args.main_process_first(desc="preparing clips"):
+        rows = annotate_terms(rows, glossary)
+        if augmented and isinstance(args.augmentation, dict):
+            config = AugmentationConfig.from_dict(args.augmentation)
+            num_copies = None if trained else config.augmented_copies
+            augmentation = Augmentation(
+                config, rows, max_seconds=tower.max_seconds, num_copies=num_copies, seed=args.seed
+            )
+    if trained:
+        return TrainingClips(rows, None, augmentation)
+    model.to(args.device)  # type: ignore[arg-type]  # as the Trainer will, but before frames are computed
+    show_progress = not args.disable_tqdm
+    cache = cached_features(model, rows, augmentation, args.feature_cache_dir, show_progress=show_progress)
+    return TrainingClips(rows, cache, augmentation)
+
+
+def audio_source(
+    clips: TrainingClips, model: TermRetrievalModel, args: TermRetrievalArguments
+) -> PcmFrames | CachedFrames:
+    """Where the frames of these clips come from."""
+    if clips.feature_cache is not None:
+        return CachedFrames(clips.feature_cache, num_clips=len(clips))
+    on_device = args.device.type == "cuda"
+    return PcmFrames(ClipReader(clips.rows), model.audio_tower.num_frames, clips.augmentation, on_device)
