@@ -119,10 +119,17 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_is_read(tmp_path, name):
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_every_kind_of_file_is_read_whatever_system_wrote_it(tmp_path, name, line_end):
     path = tmp_path / name
-    path.write_text(FILES[name], encoding="utf-8")
+    path.write_bytes(b"\xef\xbb\xbf" + FILES[name].replace("\n", line_end).encode())
     assert Glossary.from_file(path).texts == ["sepsis", "shock"]
+
+
+def test_a_separator_within_a_json_string_ends_no_line(tmp_path):
+    path = tmp_path / "terms.jsonl"
+    path.write_text('"septic\u2028shock"\n"gout\x85"\n', encoding="utf-8")
+    assert list(map(normalize_term, Glossary.from_file(path).texts)) == ["septic shock", "gout"]
 
 
 def test_a_table_of_numbers_holds_them_as_they_are_written(tmp_path):

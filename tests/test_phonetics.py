@@ -4,6 +4,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+import unicodedata
 
 import pytest
 
@@ -64,6 +65,14 @@ def test_cmudict_spells_and_counts_the_words_it_lacks():
 
 def test_characters_split_accents_off_their_letters():
     assert get_phonemizer("characters").phonemes(["Né 2"]) == [["n", "e", "\u0301", "t", "w", "o"]]
+
+
+@pytest.mark.parametrize("name", ["espeak:en-us", "espeak:fr", "cmudict", "characters"])
+def test_a_term_sounds_the_same_however_its_accents_are_encoded(name):
+    phonemizer = get_phonemizer(name)
+    composed, apart = (unicodedata.normalize(form, "naïve café Łódź") for form in ("NFC", "NFD"))
+    assert composed != apart
+    assert phonemizer.phonemes([composed]) == phonemizer.phonemes([apart])
 
 
 def test_threads_do_not_mix_their_voices():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def synthesize_glossary(
     validation = [_parse_voice(voice) for voice in validation_voices]
     rng = random.Random(seed)
     rows = []
-    for index, text in enumerate(spelling for term in entries for spelling in term.spellings):
+    # Composed, because engines make sounds of accents that stand apart from their letters.
+    spellings = (unicodedata.normalize("NFC", spelling) for term in entries for spelling in term.spellings)
+    for index, text in enumerate(spellings):
         turns = [train[(index * voices_per_term + turn) % len(train)] for turn in range(voices_per_term)]
         rows += [CorpusRow(SpeechRequest(*voice, text, rng.choice(_SPEEDS)), "train") for voice in turns]
         if validation:

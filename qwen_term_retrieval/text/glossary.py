@@ -12,6 +12,7 @@ no evaluation takes one for a wrong answer to the other, see `SpellingTable.ever
 from __future__ import annotations
 
 import functools
+import io
 import json
 import re
 import unicodedata
@@ -345,9 +346,11 @@ def _read_entries(path: Path) -> Iterable[str | Mapping[str, Any]]:
         if not isinstance(content, list):
             raise ValueError(f"{path}: expected a list of terms or a dict keyed by term, not {type(content).__name__}")
         return content
+    # Not `splitlines`, which also splits at U+2028 and others that JSON may hold as they are.
+    lines = [line.rstrip("\n") for line in io.StringIO(text)]
     if suffix == ".jsonl":
-        return [_parse_json_line(path, number, line) for number, line in enumerate(text.splitlines(), start=1)]
-    return text.splitlines()
+        return [_parse_json_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    return lines
 
 
 def _parse_json_line(path: Path, number: int, line: str) -> str | Mapping[str, Any]:

@@ -179,7 +179,9 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         return [list(spoken[text]) for text in texts]
 
     def _symbols(self, text: str) -> list[str]:
-        buffer = ctypes.create_string_buffer(text.replace("\0", " ").encode())
+        # Composed: of an accent that stands apart from its letter, as macOS writes file names, espeak-ng makes a sound.
+        composed = unicodedata.normalize("NFC", text.replace("\0", " "))
+        buffer = ctypes.create_string_buffer(composed.encode())
         rest = ctypes.c_void_p(ctypes.addressof(buffer))
         symbols: list[str] = []
         # One call reads one clause and moves `rest` behind it.
