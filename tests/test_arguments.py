@@ -235,3 +235,21 @@ def test_a_loss_that_is_not_finite_is_hidden_from_the_log_only_where_the_guard_c
     assert TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True).logging_nan_inf_filter
     unguarded = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, skip_nonfinite_steps=False)
     assert not unguarded.logging_nan_inf_filter
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "variable"),
+    [
+        ("FSDP", {"fsdp": True, "fsdp_config": {"version": 2}}, None),
+        ("FSDP", {}, "ACCELERATE_USE_FSDP"),
+        ("DeepSpeed", {"deepspeed": "zero2.json"}, None),
+        ("DeepSpeed", {}, "ACCELERATE_USE_DEEPSPEED"),
+        ("Megatron-LM", {}, "ACCELERATE_USE_MEGATRON_LM"),
+        ("a parallelism_config", {}, "ACCELERATE_USE_PARALLELISM_CONFIG"),
+    ],
+)
+def test_a_launch_that_cuts_the_model_up_is_refused_with_what_to_do(tmp_path, monkeypatch, name, settings, variable):
+    if variable:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=rf"cannot train by {name}, which cuts .* Launch it by DDP, as configs/acc"):
+        TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **settings)

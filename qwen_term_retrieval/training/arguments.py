@@ -15,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
+from qwen_term_retrieval.training.sharding import refuse_sharding
 from qwen_term_retrieval.training.trackers import check_trackers
 
 # What `TrainingArguments` has, and a run does not read; what to do instead.
@@ -251,7 +252,7 @@ class TermRetrievalArguments(TrainingArguments):
     )
     ddp_timeout: int = field(
         default=3 * 3600,
-        metadata={"help": "Seconds a process waits for another, which may still be computing frames of a frozen tower."},
+        metadata={"help": "Seconds a process waits for another, such as one that still computes frozen frames."},
     )
     # What the Trainer would otherwise get wrong for this model; see `__post_init__`.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: it would drop the audio."})
@@ -260,6 +261,7 @@ class TermRetrievalArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        refuse_sharding(self)
         if self.eval_strategy in ("no", IntervalStrategy.NO):
             self.load_best_model_at_end = False
         super().__post_init__()
@@ -322,11 +324,8 @@ class TermRetrievalArguments(TrainingArguments):
             self.per_device_train_batch_size = share
         if self.per_device_train_batch_size is None:
             self.per_device_train_batch_size = 128
-        if self.gradcache_chunk is not None:
-            if self.gradcache_chunk < 1:
-                raise ValueError(f"gradcache_chunk must be at least 1, not {self.gradcache_chunk}")
-            if self.deepspeed or self.fsdp:
-                raise ValueError("gradcache_chunk works with one process or DDP, not with DeepSpeed or FSDP")
+        if self.gradcache_chunk is not None and self.gradcache_chunk < 1:
+            raise ValueError(f"gradcache_chunk must be at least 1, not {self.gradcache_chunk}")
 
     def check_objective(self) -> None:
         """Raise a ValueError that names the first setting of the loss that cannot be."""

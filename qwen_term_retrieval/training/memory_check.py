@@ -58,18 +58,12 @@ class NotEnoughMemoryError(RuntimeError):
     """A step of the run needs more memory than there is."""
 
 
-def check_memory(trainer: TermRetrievalTrainer) -> MemoryEstimate | None:
-    """Estimate the peak memory of a step, say it in one line, and refuse a run that it does not fit.
-
-    Returns:
-        The estimate of this rank; None under FSDP and DeepSpeed, which share out what is counted here.
+def check_memory(trainer: TermRetrievalTrainer) -> MemoryEstimate:
+    """Estimate the peak memory of a step on this rank, say it in one line, and refuse a run that it does not fit.
 
     Raises:
         NotEnoughMemoryError: on every rank. Names the parts, and settings that would fit with what they would need.
     """
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        logger.info("memory: not estimated under FSDP and DeepSpeed")
-        return None
     free = free_memory(trainer.args.device)
     memory, clips, chunk = None, 0, trainer.args.gradcache_chunk
     try:
@@ -79,10 +73,10 @@ def check_memory(trainer: TermRetrievalTrainer) -> MemoryEstimate | None:
     except torch.OutOfMemoryError as error:
         estimate, missing = None, float("inf")
         logger.error("memory: not even %d clips fit: %s", _CLIPS_MEASURED, str(error).splitlines()[0])
-    if _largest_of_ranks(missing, trainer.args.device) > 0:
+    too_much = _largest_of_ranks(missing, trainer.args.device) > 0
+    if too_much or estimate is None:
         raise NotEnoughMemoryError(_refusal(trainer, memory, estimate, clips, free))
-    if estimate is not None:
-        _tell(estimate, clips, chunk, free, trainer.args.device)
+    _tell(estimate, clips, chunk, free, trainer.args.device)
     return estimate
 
 

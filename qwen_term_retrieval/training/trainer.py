@@ -310,8 +310,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Useful operations of a micro-batch of this rank, see `StepFlops`; the Trainer sums them in `total_flos`."""
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # no rank holds the weights to count on
-        return 0 if sharded else self._step_flops(inputs["model_inputs"])
+        return self._step_flops(inputs["model_inputs"])
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of a step; how long they were waited for goes to the log."""
