@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -209,8 +210,11 @@ def sources(raw: bytes, folder: Path) -> dict[str, object]:
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("d/a.flac", raw)
     fsspec.filesystem("memory").pipe("/decoding/a.flac", raw)
+    in_latin_1 = folder / os.fsdecode(b"caf\xe9.flac")
+    in_latin_1.write_bytes(raw)
     return {
         "path": folder / "a.flac",
+        "path that is no UTF-8": in_latin_1,
         "name": str(folder / "a.flac"),
         "bytes": raw,
         "slice": FileSlice(folder / "shard.tar", 512, len(raw), ".flac"),

@@ -304,6 +304,15 @@ def test_audio_held_in_memory_is_refused_with_the_remedy(corpus, tmp_path):
         load_dataset("term_audio", data_files=str(tmp_path / "train.parquet"), packed=False)
 
 
+def test_a_file_whose_name_no_table_can_hold_is_refused_with_the_remedy(tmp_path, noise):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(tmp_path / "cafe.wav", noise(0), 16_000)
+    (tmp_path / "cafe.wav").rename(path)
+    rows = LooseCorpus(lambda: iter([Utterance("cafe", path)]), 16_000, "raise").tables("train")
+    with pytest.raises(CorpusError, match=r"caf.udce9.wav: its name is no UTF-8.* or load with packed=True"):
+        next(rows)
+
+
 def test_recordings_decoded_lately_are_kept_up_to_a_limit(write_manifest, monkeypatch):
     manifest = write_manifest([{"audio": f"{i}.ogg"} for i in range(4)])
     rows = load_dataset("term_audio", data_files=str(manifest), split="train", packed=False)

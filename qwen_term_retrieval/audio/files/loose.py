@@ -127,5 +127,8 @@ def _reference(utterance: Utterance, rate: int) -> dict[str, Any]:
         status = audio.stat()
         place["modified"] = status.st_mtime_ns
         place["num_bytes"] = status.st_size if place["num_bytes"] is None else place["num_bytes"]
+    path = str(audio)
+    if path.encode(errors="ignore").decode() != path:
+        raise BadAudioError("its name is no UTF-8, and so no cell of a table; rename it, or load with packed=True")
     window = {"channel": utterance.channel, "start": start, "length": end - start}
-    return {"key": utterance.key, "path": str(audio), **place, **window}
+    return {"key": utterance.key, "path": path, **place, **window}

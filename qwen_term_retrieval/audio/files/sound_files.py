@@ -147,7 +147,7 @@ def _check_header(file: soundfile.SoundFile) -> None:
 
 
 @contextmanager
-def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | BinaryIO]:
+def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[bytes | BinaryIO]:
     """What `SoundFile` opens: the name of a whole local file, else a stream."""
     if isinstance(audio, bytes):
         yield io.BytesIO(audio)
@@ -162,7 +162,8 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[str | Bina
         with _remote_file(audio) as file:
             yield file
     else:
-        yield _local_file(audio)
+        # As bytes: soundfile (0.14) fails on the name of a file that is no UTF-8.
+        yield os.fsencode(_local_file(audio))
 
 
 def _local_file(path: str | Path) -> str:
