@@ -26,11 +26,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from qwen_term_retrieval.losses.distributed import gather_rows, sum_over_ranks, world_size
 from qwen_term_retrieval.losses.pairs import NO_ID, Pairs, matching_pairs
-from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, ScoreTable, negative_log_sum_exp
+from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, ScoreTable, negative_log_sum_exp, softplus
 
 __all__ = ["NO_ID", "Candidates", "Queries", "contrastive_loss"]
 
@@ -117,8 +116,8 @@ def contrastive_loss(
         table.positives, len(by_query_Q), len(by_candidate_N), positive_P.dtype
     )
     # One positive's term is -log(e^s / (e^s + e^n)) = softplus(n - s), with n the log-sum-exp of the negatives.
-    as_query_P = F.softplus(by_query_Q.index_select(0, table.positives.query_P) - positive_P)
-    as_candidate_P = F.softplus(by_candidate_N.index_select(0, table.positives.candidate_P) - positive_P)
+    as_query_P = softplus(by_query_Q.index_select(0, table.positives.query_P) - positive_P)
+    as_candidate_P = softplus(by_candidate_N.index_select(0, table.positives.candidate_P) - positive_P)
     return (as_query_P * query_weight_P + as_candidate_P * candidate_weight_P).sum() * (world_size() / 2)
 
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
 from qwen_term_retrieval.losses.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.pairs import NO_ID, positions_of
-from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, widened
+from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, softplus, widened
 from qwen_term_retrieval.losses.windows import reduce_windows
 
 
@@ -70,13 +69,13 @@ def hard_negative_loss(
         score = _scorer(queries, rows, logit_scale, window_temperature)
         negative_RK = score(negatives.vectors_ND, negative_rows_QK[rows])
         if logit_bias is not None:
-            return (F.softplus(negative_RK + logit_bias) * wanted_RK).sum(), wanted_RK.any(1).sum()
+            return (softplus(negative_RK + logit_bias) * wanted_RK).sum(), wanted_RK.any(1).sum()
         positive_RP = score(candidates.vectors_ND, positive_rows_QP[rows])
         there_RP = positive_rows_QP[rows] >= 0
         counts_R = wanted_RK.any(1) & there_RP.any(1)
         floor = torch.finfo(negative_RK.dtype).min
         negatives_R1 = negative_RK.masked_fill(~wanted_RK, floor).logsumexp(1, keepdim=True)
-        loss_R = (F.softplus(negatives_R1 - positive_RP) * there_RP).sum(1) / there_RP.sum(1).clamp(min=1)
+        loss_R = (softplus(negatives_R1 - positive_RP) * there_RP).sum(1) / there_RP.sum(1).clamp(min=1)
         return (loss_R * counts_R).sum(), counts_R.sum()
 
     num_queries, num_negatives = negative_ids_QK.shape

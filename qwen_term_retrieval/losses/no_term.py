@@ -13,11 +13,10 @@ that. Terms that are said in the clip after all (part of its text, though not la
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
 from qwen_term_retrieval.losses.distributed import sum_over_ranks, world_size
-from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, negative_log_sum_exp
+from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, negative_log_sum_exp, softplus
 
 
 def no_term_loss(
@@ -44,4 +43,4 @@ def no_term_loss(
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
     by_query_Q, _, _ = negative_log_sum_exp(queries.vectors_VD, candidates.vectors_ND, logit_scale, table)
     num_queries = sum_over_ranks(torch.tensor(len(by_query_Q), device=by_query_Q.device)).clamp(min=1)
-    return F.softplus(by_query_Q - logit_scale * margin).sum() * world_size() / num_queries
+    return softplus(by_query_Q - logit_scale * margin).sum() * world_size() / num_queries

@@ -6,15 +6,18 @@ once to get them, and once more in the backward pass, where a block's scores are
 gradients in place, and multiplied into the gradients of the embeddings. One table serves both directions of InfoNCE,
 so this takes four products of its size where two separate cross-entropies take six, and less time than they do.
 
-Memory is that of the embeddings, their gradients, and two blocks. Queries are taken in the order of their number of
-windows, so that a query whose span is known, one window, is not padded to the hundred of a clip where it is not.
+Memory is that of the embeddings, their gradients, and one block: all blocks are made in the same place, and turned into
+what is wanted of them there. Queries are taken in the order of their number of windows, so that a query whose span is
+known, one window, is not padded to the hundred of a clip where it is not.
 
-Shapes: V vectors, Q queries, W windows, N candidates, D embedding, P pairs; R queries of one block, of up to W windows.
+Shapes: V vectors, Q queries, W windows, N candidates, D embedding, P pairs; R queries of one block, of up to W
+windows, M windows of one block, S queries of a part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +25,12 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from qwen_term_retrieval.losses.pairs import Pairs
-from qwen_term_retrieval.losses.windows import reduce_windows
+from qwen_term_retrieval.losses.windows import reduce_windows_
 
 # Scores in one block: 16 MB of float32. On a CPU larger blocks fall out of the cache and are no faster.
 BLOCK_ELEMENTS = 2**22
+# Sums of e^x need no maximum subtracted where no |x| is larger: e^60 is 1e26, and single precision ends at 3e38.
+_LARGEST_EXPONENT = 60.0
 
 
 @dataclass
@@ -38,7 +43,7 @@ class ScoreTable:
         positives: pairs whose score is asked for.
         excluded: pairs that are no negatives; the positives are among them.
         window_temperature: see `reduce_windows`; in cosines, None for the best window.
-        block_elements: scores of one block, those of all windows counted.
+        block_elements: numbers that a block may hold: the scores of its windows, and what is made of them.
     """
 
     windows_QW: torch.Tensor
@@ -47,19 +52,27 @@ class ScoreTable:
     window_temperature: float | None = None
     block_elements: int = BLOCK_ELEMENTS
 
-    def blocks(self, num_candidates: int) -> Iterator[_Block]:
-        widths = (self.windows_QW >= 0).sum(1).clamp(min=1).tolist()
-        edges = _block_edges(widths, self.block_elements // max(1, num_candidates))
+    def blocks(self, num_candidates: int, dim: int) -> list[_Block]:
+        """Queries in portions that fit into a block.
+
+        Raises:
+            ValueError: a query has no window.
+        """
+        widths = (self.windows_QW >= 0).sum(1).tolist()
+        if 0 in widths:
+            raise ValueError("a query has no window: give each at least one row of vectors_VD in windows_QW")
+        edges = _block_edges(widths, self.block_elements // max(1, num_candidates, dim))
         positive_edges, excluded_edges = self.positives.bounds(edges), self.excluded.bounds(edges)
-        for block in range(len(edges) - 1):
-            rows = slice(edges[block], edges[block + 1])
-            yield _Block(
-                rows=rows,
-                windows_RW=self.windows_QW[rows, : widths[rows.stop - 1]],
-                positive_rows=slice(positive_edges[block], positive_edges[block + 1]),
-                positives=_within(self.positives, positive_edges[block : block + 2], edges[block]),
-                excluded=_within(self.excluded, excluded_edges[block : block + 2], edges[block]),
+        return [
+            _Block(
+                rows=slice(first, end),
+                windows_RW=self.windows_QW[first:end, : widths[end - 1]],
+                positive_rows=slice(*positive_edges[block : block + 2]),
+                positives=_within(self.positives, positive_edges[block : block + 2], first),
+                excluded=_within(self.excluded, excluded_edges[block : block + 2], first),
             )
+            for block, (first, end) in enumerate(itertools.pairwise(edges))
+        ]
 
 
 @dataclass
@@ -73,12 +86,16 @@ class _Block:
     excluded: Pairs
 
 
-def _block_edges(widths: list[int], windows_at_once: int) -> list[int]:
-    """Where blocks begin and end: each within its number of windows, padding counted, and none half padding."""
+def _block_edges(widths: list[int], rows_at_once: int) -> list[int]:
+    """Where blocks begin and end: each within its number of rows of scores, and none half padding.
+
+    A query of W windows takes W rows, padding counted, and two more while these become one.
+    """
     edges = [0]
     for query, width in enumerate(widths):
         first = edges[-1]
-        if query > first and ((query - first + 1) * width > windows_at_once or width > 2 * widths[first]):
+        taken = (query - first + 1) * (width + 2 if width > 1 else 1)
+        if query > first and (taken > rows_at_once or width > 2 * widths[first]):
             edges.append(query)
     return [*edges, len(widths)] if widths else edges
 
@@ -128,18 +145,17 @@ def negative_softplus_sum(
 class _NegativeLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors_VD, candidates_ND, logit_scale, table):
-        vectors, candidates = widened(vectors_VD), widened(candidates_ND)
-        floor = torch.finfo(vectors.dtype).min
-        by_query_Q = vectors.new_empty(len(table.windows_QW))
-        by_candidate_N = vectors.new_full((len(candidates),), floor)
-        positive_P = vectors.new_empty(len(table.positives.query_P))
-        for block in table.blocks(len(candidates)):
-            scores_RN = _block_scores(block, vectors, candidates, logit_scale, table)
+        scores = _Scores(vectors_VD, candidates_ND, logit_scale, table)
+        floor = torch.finfo(scores.vectors.dtype).min
+        by_query_Q = scores.vectors.new_empty(len(table.windows_QW))
+        by_candidate_N = scores.vectors.new_full((len(candidates_ND),), floor)
+        positive_P = scores.vectors.new_empty(len(table.positives.query_P))
+        for block in scores.blocks:
+            scores_RN = scores.of_queries(block)
             positive_P[block.positive_rows] = scores_RN[block.positives]
             scores_RN[block.excluded] = floor
-            by_query_Q[block.rows] = scores_RN.logsumexp(1)
-            by_candidate_N = torch.logaddexp(by_candidate_N, scores_RN.logsumexp(0))
-            del scores_RN  # before the next block is made
+            by_query_Q[block.rows], of_block_N = _log_sum_exps(scores_RN, scores.fit_exp)
+            by_candidate_N = torch.logaddexp(by_candidate_N, of_block_N)
         ctx.table = table
         ctx.save_for_backward(vectors_VD, candidates_ND, logit_scale, by_query_Q, by_candidate_N)
         return by_query_Q, by_candidate_N, positive_P
@@ -148,31 +164,60 @@ class _NegativeLogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_by_query_Q, grad_by_candidate_N, grad_positive_P):
         vectors_VD, candidates_ND, logit_scale, by_query_Q, by_candidate_N = ctx.saved_tensors
-        floor = torch.finfo(by_query_Q.dtype).min
+        scores = _Scores(vectors_VD, candidates_ND, logit_scale, ctx.table)
+        by_candidate = by_candidate_N, grad_by_candidate_N
 
-        def gradient(block: _Block, scores_RN: torch.Tensor) -> torch.Tensor:
-            rows = block.rows
-            scores_RN[block.excluded] = floor
-            grad_RN = (scores_RN - by_query_Q[rows, None]).exp_().mul_(grad_by_query_Q[rows, None])
-            grad_RN.add_(scores_RN.sub_(by_candidate_N).exp_().mul_(grad_by_candidate_N))
-            grad_RN[block.positives] = grad_positive_P[block.positive_rows]
-            return grad_RN
+        def to_gradient(block: _Block, scores_RN: torch.Tensor) -> None:
+            scores_RN[block.excluded] = torch.finfo(scores_RN.dtype).min
+            _weigh_softmaxes(
+                scores_RN, (by_query_Q[block.rows], grad_by_query_Q[block.rows]), by_candidate, scores.fit_exp
+            )
+            scores_RN[block.positives] = grad_positive_P[block.positive_rows]
 
-        return *_propagate(vectors_VD, candidates_ND, logit_scale, ctx.table, gradient), None
+        return *scores.gradients(to_gradient), None
+
+
+def _log_sum_exps(scores_RN: torch.Tensor, fit_exp: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the rows and of the columns, in the memory of the scores where `fit_exp`."""
+    if not fit_exp:
+        return scores_RN.logsumexp(1), scores_RN.logsumexp(0)
+    floor = torch.finfo(scores_RN.dtype).min
+    scores_RN.exp_()
+    return scores_RN.sum(1).log_().clamp_(min=floor), scores_RN.sum(0).log_().clamp_(min=floor)
+
+
+def _weigh_softmaxes(
+    scores_RN: torch.Tensor,
+    rows: tuple[torch.Tensor, torch.Tensor],
+    columns: tuple[torch.Tensor, torch.Tensor],
+    fit_exp: bool,
+) -> None:
+    """Turn scores into the sum of their softmax along both axes, weighed; of each its log-sum-exp and its weight."""
+    (of_row_R, weight_R), (of_column_N, weight_N) = rows, columns
+    if fit_exp:
+        # Where there is no negative the log-sum-exp is the smallest number, and all exponentials are 0.
+        factor_R = (-of_row_R).clamp(max=_LARGEST_EXPONENT).exp_() * weight_R
+        factor_N = (-of_column_N).clamp(max=_LARGEST_EXPONENT).exp_() * weight_N
+        for part_SN, factor_S in zip(_parts(scores_RN.exp_()), _parts(factor_R), strict=True):
+            part_SN.mul_(factor_S[:, None] + factor_N)
+        return
+    for part_SN, of_row_S, weight_S in zip(*map(_parts, (scores_RN, of_row_R, weight_R)), strict=True):
+        by_row_SN = (part_SN - of_row_S[:, None]).exp_().mul_(weight_S[:, None])
+        part_SN.sub_(of_column_N).exp_().mul_(weight_N).add_(by_row_SN)
 
 
 class _NegativeSoftplusSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors_VD, candidates_ND, logit_scale, logit_bias, table):
-        vectors, candidates = widened(vectors_VD), widened(candidates_ND)
-        sums_Q = vectors.new_empty(len(table.windows_QW))
-        positive_P = vectors.new_empty(len(table.positives.query_P))
-        for block in table.blocks(len(candidates)):
-            scores_RN = _block_scores(block, vectors, candidates, logit_scale, table)
+        scores = _Scores(vectors_VD, candidates_ND, logit_scale, table)
+        sums_Q = scores.vectors.new_empty(len(table.windows_QW))
+        positive_P = scores.vectors.new_empty(len(table.positives.query_P))
+        for block in scores.blocks:
+            scores_RN = scores.of_queries(block)
             positive_P[block.positive_rows] = scores_RN[block.positives]
             scores_RN[block.excluded] = torch.finfo(scores_RN.dtype).min
-            sums_Q[block.rows] = F.softplus(scores_RN.add_(logit_bias)).sum(1)
-            del scores_RN  # before the next block is made
+            parts = _parts(scores_RN.add_(logit_bias))
+            sums_Q[block.rows] = torch.cat([softplus(part_SN).sum(1) for part_SN in parts])
         ctx.table = table
         ctx.save_for_backward(vectors_VD, candidates_ND, logit_scale, logit_bias)
         return sums_Q, positive_P
@@ -183,87 +228,95 @@ class _NegativeSoftplusSum(torch.autograd.Function):
         vectors_VD, candidates_ND, logit_scale, logit_bias = ctx.saved_tensors
         grad_bias = torch.zeros_like(logit_bias)
 
-        def gradient(block: _Block, scores_RN: torch.Tensor) -> torch.Tensor:
+        def to_gradient(block: _Block, scores_RN: torch.Tensor) -> None:
             scores_RN[block.excluded] = torch.finfo(scores_RN.dtype).min
-            grad_RN = scores_RN.add_(logit_bias).sigmoid_().mul_(grad_sums_Q[block.rows, None])
-            grad_bias.add_(grad_RN.sum())
-            grad_RN[block.positives] = grad_positive_P[block.positive_rows]
-            return grad_RN
+            scores_RN.add_(logit_bias).sigmoid_().mul_(grad_sums_Q[block.rows, None])
+            grad_bias.add_(scores_RN.sum())
+            scores_RN[block.positives] = grad_positive_P[block.positive_rows]
 
-        gradients = _propagate(vectors_VD, candidates_ND, logit_scale, ctx.table, gradient)
-        return *gradients, grad_bias, None
-
-
-def _block_scores(
-    block: _Block, vectors: torch.Tensor, candidates: torch.Tensor, logit_scale: torch.Tensor, table: ScoreTable
-) -> torch.Tensor:
-    """The scores (R, N) of a block, which the caller may write into."""
-    softness = None if table.window_temperature is None else logit_scale * table.window_temperature
-    scores_RWN = _window_scores(_rows(vectors, block.windows_RW), candidates, logit_scale)
-    return reduce_windows(scores_RWN, block.windows_RW >= 0, softness)
+        scores = _Scores(vectors_VD, candidates_ND, logit_scale, ctx.table)
+        return *scores.gradients(to_gradient), grad_bias, None
 
 
-def _propagate(
-    vectors_VD: torch.Tensor,
-    candidates_ND: torch.Tensor,
-    logit_scale: torch.Tensor,
-    table: ScoreTable,
-    gradient: Callable[[_Block, torch.Tensor], torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries, candidates and scale, from a function that gives those of a block's scores.
+class _Scores:
+    """The scores of one block after another, all in the same memory, and what their gradients come to."""
 
-    `gradient` may write into the scores it is given.
-    """
-    vectors, candidates = widened(vectors_VD), widened(candidates_ND)
-    grad_vectors, grad_candidates = torch.zeros_like(vectors), torch.zeros_like(candidates)
-    grad_scale = vectors.new_zeros(())
+    def __init__(
+        self, vectors_VD: torch.Tensor, candidates_ND: torch.Tensor, logit_scale: torch.Tensor, table: ScoreTable
+    ):
+        self.given = vectors_VD, candidates_ND
+        self.vectors, self.candidates = widened(vectors_VD), widened(candidates_ND)
+        self.logit_scale = logit_scale
+        self.softness = None if table.window_temperature is None else logit_scale * table.window_temperature
+        self.blocks = table.blocks(*candidates_ND.shape)
+        most_rows = max((block.windows_RW.numel() for block in self.blocks), default=0)
+        largest = logit_scale * _largest_norm(self.vectors) * _largest_norm(self.candidates)
+        self.fit_exp = bool(largest <= _LARGEST_EXPONENT)
+        self.memory_MN = self.candidates.new_empty(most_rows, len(candidates_ND))
 
-    # A function, so that a block is freed before the next is made.
-    def propagate_block(block: _Block) -> None:
-        vectors_RWD = _rows(vectors, block.windows_RW)
-        scores_RWN = _window_scores(vectors_RWD, candidates, logit_scale)
-        if scores_RWN.shape[1] == 1:
-            grad_RWN = gradient(block, scores_RWN[:, 0])[:, None]
-        else:
-            grad_RWN, grad_of_softness = _through_windows(scores_RWN, block, logit_scale, table, gradient)
-            grad_scale.add_(grad_of_softness)
-        grad_scaled_RWD = (grad_RWN.flatten(0, 1) @ candidates).view_as(vectors_RWD)
-        grad_scale.add_((grad_scaled_RWD * vectors_RWD).sum())
-        grad_vectors.index_add_(
-            0, block.windows_RW.clamp(min=0).flatten(), (grad_scaled_RWD * logit_scale).flatten(0, 1)
+    def of_queries(self, block: _Block) -> torch.Tensor:
+        """(R, N), which the caller may write into."""
+        scores_RWN = self._of_windows(self._rows(block), block)
+        return reduce_windows_(scores_RWN, block.windows_RW >= 0, self.softness)
+
+    def gradients(
+        self, to_gradient: Callable[[_Block, torch.Tensor], None]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Those of queries, candidates and scale, from a function that makes gradients of a block's scores in place."""
+        grad_vectors, grad_candidates = torch.zeros_like(self.vectors), torch.zeros_like(self.candidates)
+        grad_scale = self.vectors.new_zeros(())
+        with torch.autocast(self.vectors.device.type, enabled=False):
+            for block in self.blocks:
+                rows_MD = self._rows(block)
+                grad_MN, through_softness = self._gradients_of_windows(rows_MD, block, to_gradient)
+                grad_rows_MD = grad_MN @ self.candidates
+                grad_scale += (grad_rows_MD * rows_MD).sum() if through_softness is None else through_softness
+                grad_vectors.index_add_(0, block.windows_RW.clamp(min=0).flatten(), grad_rows_MD.mul_(self.logit_scale))
+                grad_candidates.addmm_(grad_MN.T, rows_MD.mul_(self.logit_scale))
+        vectors_VD, candidates_ND = self.given
+        return (
+            grad_vectors.to(vectors_VD.dtype),
+            grad_candidates.to(candidates_ND.dtype),
+            grad_scale.to(self.logit_scale.dtype),
         )
-        grad_candidates.addmm_(grad_RWN.flatten(0, 1).T, (logit_scale * vectors_RWD).flatten(0, 1))
 
-    with torch.autocast(vectors.device.type, enabled=False):
-        for block in table.blocks(len(candidates)):
-            propagate_block(block)
-    return (
-        grad_vectors.to(vectors_VD.dtype),
-        grad_candidates.to(candidates_ND.dtype),
-        grad_scale.to(logit_scale.dtype),
-    )
+    def _gradients_of_windows(
+        self, rows_MD: torch.Tensor, block: _Block, to_gradient: Callable[[_Block, torch.Tensor], None]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Of every window's score (M, N), and of the scale where it has a share in softness as well."""
+        scores_RWN = self._of_windows(rows_MD, block)
+        reduced_RN = reduce_windows_(scores_RWN, block.windows_RW >= 0, self.softness, leave_shares=True)
+        if scores_RWN.shape[1] == 1:
+            to_gradient(block, reduced_RN)
+            return reduced_RN, None
+        # A soft maximum is the scale times a function of cosines alone, so the scale's gradient is that of a product.
+        before_RN = None if self.softness is None else reduced_RN / self.logit_scale
+        to_gradient(block, reduced_RN)
+        through_softness = None if before_RN is None else torch.vdot(reduced_RN.flatten(), before_RN.flatten())
+        return scores_RWN.mul_(reduced_RN[:, None]).flatten(0, 1), through_softness
 
+    def _rows(self, block: _Block) -> torch.Tensor:
+        """The vectors (M, D) of all windows of a block; any vector where there is no window."""
+        return self.vectors.index_select(0, block.windows_RW.clamp(min=0).flatten())
 
-def _through_windows(scores_RWN, block, logit_scale, table, gradient) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient of every window's score, and what the scale gets through the softness of their maximum."""
-    scale = logit_scale.detach().requires_grad_()
-    with torch.enable_grad():
-        softness = None if table.window_temperature is None else scale * table.window_temperature
-        scores_RWN = scores_RWN.requires_grad_()
-        reduced_RN = reduce_windows(scores_RWN, block.windows_RW >= 0, softness)
-    grad_RN = gradient(block, reduced_RN.detach().clone())
-    grad_RWN, grad_scale = torch.autograd.grad(reduced_RN, (scores_RWN, scale), grad_RN, allow_unused=True)
-    return grad_RWN, torch.zeros_like(logit_scale) if grad_scale is None else grad_scale
-
-
-def _window_scores(vectors_RWD: torch.Tensor, candidates_ND: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    scaled_RWD = (logit_scale * vectors_RWD).to(candidates_ND.dtype)
-    return (scaled_RWD.flatten(0, 1) @ candidates_ND.T).unflatten(0, vectors_RWD.shape[:2])
+    def _of_windows(self, rows_MD: torch.Tensor, block: _Block) -> torch.Tensor:
+        scaled_MD = (self.logit_scale * rows_MD).to(self.candidates.dtype)
+        memory_MN = self.memory_MN[: len(rows_MD)]
+        return torch.mm(scaled_MD, self.candidates.T, out=memory_MN).unflatten(0, block.windows_RW.shape)
 
 
-def _rows(vectors_VD: torch.Tensor, windows_RW: torch.Tensor) -> torch.Tensor:
-    """The windows' vectors (R, W, D); any vector where there is no window."""
-    return vectors_VD.index_select(0, windows_RW.clamp(min=0).flatten()).unflatten(0, windows_RW.shape)
+def _parts(rows_RN: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Eighths of a block: what is made of one is an eighth of a block."""
+    return rows_RN.split(max(1, -(-len(rows_RN) // 8)))
+
+
+def _largest_norm(vectors_VD: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(vectors_VD, dim=1).max() if len(vectors_VD) else vectors_VD.new_zeros(())
+
+
+def softplus(logits: torch.Tensor) -> torch.Tensor:
+    """log(1 + e^x), exact in double precision: PyTorch's own drops what is below 2e-9, from 20 on."""
+    return F.softplus(logits, threshold=40.0)
 
 
 def widened(embeddings: torch.Tensor) -> torch.Tensor:

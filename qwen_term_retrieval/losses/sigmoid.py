@@ -10,11 +10,10 @@ The bias starts far below zero (-10): most pairs are negatives, and without it t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
 from qwen_term_retrieval.losses.distributed import sum_over_ranks, world_size
-from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, negative_softplus_sum
+from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, negative_softplus_sum, softplus
 
 
 def sigmoid_loss(
@@ -42,5 +41,5 @@ def sigmoid_loss(
         queries.vectors_VD, candidates.vectors_ND, logit_scale, logit_bias, table
     )
     num_queries = sum_over_ranks(torch.tensor(len(negatives_Q), device=negatives_Q.device)).clamp(min=1)
-    total = negatives_Q.sum() + F.softplus(-(positive_P + logit_bias)).sum()
+    total = negatives_Q.sum() + softplus(-(positive_P + logit_bias)).sum()
     return total * world_size() / num_queries
