@@ -92,6 +92,7 @@ def test_folders_lists_and_compressed_files_give_the_documents_in_the_order_of_p
     parquet.write_table(pa.table({"text": documents[3:6]}), tmp_path / "in" / "b" / "0.parquet")
     write_texts(tmp_path / "in" / "b" / "1.jsonl.gz", documents[6:9])
     (tmp_path / "in" / "notes.txt").write_text("not ours")
+    (tmp_path / "in" / "._a.jsonl").write_bytes(b"\0\5")
     (tmp_path / "in" / "c.jsonl").write_text("\n" + json.dumps({"text": documents[9]}) + "\n\n")
     dictionary = pa.table({"text": pa.array(documents[10:]).dictionary_encode()})
     parquet.write_table(dictionary, tmp_path / "in" / "d.parquet")

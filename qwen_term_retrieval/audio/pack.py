@@ -273,10 +273,11 @@ class Pack:
             index = ShardIndex.load(index_of(path))
         except PackError:
             return "its index is damaged too, so which clips cannot be told"
+        samples = np.memmap(path, DTYPE, "r")
         damaged = [
             key
             for key, offset, length, crc32 in zip(index.keys, index.offset, index.length, index.crc32, strict=True)
-            if zlib.crc32(np.memmap(path, DTYPE, "r", offset=0)[offset : offset + length].data) != crc32
+            if zlib.crc32(samples[offset : offset + length].data) != crc32
         ]
         return f"clips {', '.join(damaged[:10])}{' …' if len(damaged) > 10 else ''}" if damaged else "between clips"
 

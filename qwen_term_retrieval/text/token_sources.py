@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from pyarrow import parquet
 
+from qwen_term_retrieval.audio.readers.files import walk
 from qwen_term_retrieval.audio.utterance import CorpusError
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -47,15 +48,15 @@ def text_files(source: str | Path | Iterable[str | Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; give a file or folder of {', '.join(SUFFIXES)}")
-        found = sorted(file for file in path.rglob("*") if _is_text_file(file)) if path.is_dir() else [path]
-        if not found or not _is_text_file(found[0]):
+        found = sorted(path / name for name in walk(path) if _is_text(name)) if path.is_dir() else [path]
+        if not found or not _is_text(found[0].name):
             raise CorpusError(f"{path}: no file with a suffix that can be read; known are {', '.join(SUFFIXES)}")
         files += found
     return files
 
 
-def _is_text_file(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def find_columns(path: Path, columns: Sequence[str] | None) -> tuple[str, ...]:

@@ -6,9 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -113,6 +115,17 @@ def test_a_folder_of_bare_audio_gives_clips_without_text_in_sorted_order(tmp_pat
     ]
 
 
+def test_what_a_system_hides_among_the_recordings_is_no_recording(tmp_path, noise):
+    (tmp_path / ".thumbnails").mkdir()
+    soundfile.write(tmp_path / "a.wav", noise(0), 16_000)
+    (tmp_path / "._a.wav").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".thumbnails" / "b.wav").write_bytes(b"")
+    remote = fsspec.filesystem("memory")
+    remote.put(str(tmp_path), "/hidden", recursive=True)
+    for source in (tmp_path, "memory://hidden"):
+        assert [utterance.key for utterance in read_corpus(source)] == ["a"]
+
+
 def test_spans_and_speakers_are_read(tmp_path):
     row = {"audio": "a.wav", "terms": ["x", "y"], "term_starts": [0.5, None], "term_ends": [1, None], "speaker": "s"}
     (utterance,) = read_corpus(write_lines(tmp_path / "m.jsonl", row))
@@ -163,8 +176,10 @@ def test_a_line_that_is_not_utf8_or_not_json_is_named(tmp_path):
         list(read_corpus(path))
 
 
-def test_json_lines_may_be_named_json_and_an_object_over_many_lines_is_an_error_with_a_hint(tmp_path):
+def test_json_lines_or_a_list_may_be_named_json_and_an_object_over_many_lines_is_an_error_with_a_hint(tmp_path):
     path = write_lines(tmp_path / "rows.json", GOOD, {"audio": "b.wav"})
+    assert [u.key for u in read_corpus(path)] == ["a", "b"]
+    path.write_text("\n" + json.dumps([GOOD, {"audio": "b.wav"}], indent=1))
     assert [u.key for u in read_corpus(path)] == ["a", "b"]
     path.write_text(json.dumps(GOOD, indent=1))
     with pytest.raises(CorpusError, match=r"rows.json, line 1: not JSON.*Write one a line, or a list"):

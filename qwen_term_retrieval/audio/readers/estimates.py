@@ -103,7 +103,11 @@ def _of_saved_dataset(folder: Path) -> int | None:
 
 
 def _of_legacy(folder: Path) -> int:
-    return sum(len(np.load(index)["offset"]) for index in folder.glob("shard_*.index.npz"))
+    count = 0
+    for index in folder.glob("shard_*.index.npz"):
+        with np.load(index) as arrays:
+            count += len(arrays["offset"])
+    return count
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

@@ -100,16 +100,24 @@ def entries_in(folder: Location) -> dict[str, bool]:
 
 
 def walk(folder: Location) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it: sorted, a folder's own files before those of its folders."""
+    """Paths of all files below a folder, relative to it: sorted, a folder's own files before those of its folders.
+
+    Names that begin with a dot are passed over: macOS keeps a `._clip.wav` beside a `clip.wav` copied elsewhere.
+    """
     if isinstance(folder, Path):
         for place, folders, files in os.walk(folder):
-            folders.sort()
+            folders[:] = _visible(folders)
             below = PurePosixPath(Path(place).relative_to(folder).as_posix())
-            yield from ((below / name).as_posix() for name in sorted(files))
+            yield from ((below / name).as_posix() for name in _visible(files))
         return
     system, path = _file_system(folder)
     base = path.rstrip("/")
-    yield from sorted((found[len(base) :].lstrip("/") for found in system.find(path)), key=_in_order_of_walk)
+    found = [name[len(base) :].lstrip("/") for name in system.find(path)]
+    yield from sorted((name for name in found if "/." not in f"/{name}"), key=_in_order_of_walk)
+
+
+def _visible(names: list[str]) -> list[str]:
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _in_order_of_walk(path: str) -> list[tuple[bool, str]]:

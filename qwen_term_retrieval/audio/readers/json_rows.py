@@ -20,12 +20,14 @@ def json_rows(file: Location) -> Iterator[tuple[str, Any]]:
         CorpusError: naming the line that is not JSON.
     """
     lines = text_lines(file)
+    is_first = True
     for number, line in lines:
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
+        if is_first and line.lstrip().startswith("["):
             yield from _list_rows(file, line + "".join(line for _, line in lines))
             return
+        is_first = False
         where = f"{file}, line {number}"
         yield where, parsed_json(line, where)
 

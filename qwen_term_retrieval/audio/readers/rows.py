@@ -111,7 +111,7 @@ def to_utterance(
         raise CorpusError(f"{where}: the audio has no path that its key could follow from; give a column 'key'")
     start, end = _clip_bounds(cells["clip_start"], cells["clip_end"], where)
     channel = _channel(cells["clip_channel"], where)
-    key = given_key or _key_of_path(path or "", rules, where) + _part_of_recording(start, end, channel)
+    key = given_key or key_of_path(path or "", rules.root_path, rules, where) + _part_of_recording(start, end, channel)
     _check_key(key, where)
     terms = _terms(cells["terms"], where)
     if _is_true(row.get("is_no_term_chunk")) and terms:
@@ -152,6 +152,18 @@ def number_cell(value: Any, column: str, where: str) -> float | None:
     if not math.isfinite(number):
         raise CorpusError(f"{where}: {column} is {str(value)[:60]!r}; give a number")
     return number
+
+
+def key_of_path(path: str, root: str, rules: RowRules, where: str) -> str:
+    """`default_key` by the corpus' rule.
+
+    Raises:
+        CorpusError: the rule does not fit; the message starts with `where`.
+    """
+    try:
+        return default_key(path, root, rules.key_rule)
+    except CorpusError as error:
+        raise CorpusError(f"{where}: {error}") from error
 
 
 def _clip_bounds(start: Any, end: Any, where: str) -> tuple[float, float | None]:
@@ -258,13 +270,6 @@ def _check_key(key: str, where: str) -> None:
         raise CorpusError(f"{where}: key {key[:60]!r} is not UTF-8; rename the file, or give a column 'key'") from error
     if "\0" in key or not 0 < size <= MAX_KEY_BYTES:
         raise CorpusError(f"{where}: key {key[:60]!r}… holds NUL or is longer than {MAX_KEY_BYTES} bytes; shorten it")
-
-
-def _key_of_path(path: str, rules: RowRules, where: str) -> str:
-    try:
-        return default_key(path, rules.root_path, rules.key_rule)
-    except CorpusError as error:
-        raise CorpusError(f"{where}: {error}") from error
 
 
 def _text_cell(value: Any, column: str, where: str) -> str | None:

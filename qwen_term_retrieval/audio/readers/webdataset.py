@@ -17,15 +17,8 @@ from typing import Any
 from qwen_term_retrieval.audio.readers.files import Location, walk
 from qwen_term_retrieval.audio.readers.folder import AUDIO_SUFFIXES
 from qwen_term_retrieval.audio.readers.json_rows import parsed_json
-from qwen_term_retrieval.audio.readers.rows import COLUMNS, RowRules, to_utterance
-from qwen_term_retrieval.audio.utterance import (
-    CorpusError,
-    FileSlice,
-    Utterance,
-    default_key,
-    split_of_path,
-    split_rank,
-)
+from qwen_term_retrieval.audio.readers.rows import COLUMNS, RowRules, key_of_path, to_utterance
+from qwen_term_retrieval.audio.utterance import CorpusError, FileSlice, Utterance, split_of_path, split_rank
 
 _COMPRESSED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 TAR_SUFFIXES = (".tar", *_COMPRESSED)
@@ -84,7 +77,7 @@ def _read_tar(path: Path, rules: RowRules, split: str | None) -> Iterator[Uttera
                 f"--sort=name); known suffixes are {', '.join(sorted(AUDIO_SUFFIXES))}"
             )
         if not row.get(rules.columns.get("key", "key")):
-            row[rules.columns.get("key", "key")] = _key(base, rules, where)
+            row[rules.columns.get("key", "key")] = key_of_path(base, "", rules, where)
         yield to_utterance(row, where, path.parent, rules, folder_split=split)
 
 
@@ -143,13 +136,6 @@ def _base_and_suffix(name: str) -> tuple[str, str]:
     folder, slash, file = name.removeprefix("./").rpartition("/")
     base, _, suffix = file.partition(".")
     return folder + slash + base, "." + suffix.rpartition(".")[2].lower()
-
-
-def _key(base: str, rules: RowRules, where: str) -> str:
-    try:
-        return default_key(base, "", rules.key_rule)
-    except CorpusError as error:
-        raise CorpusError(f"{where}: {error}") from error
 
 
 def _json_member(text: str, where: str) -> dict[str, Any]:
