@@ -40,14 +40,32 @@ def merge_lora(encoder: nn.Module) -> None:
     Raises:
         ValueError: there are none.
     """
-    adapted = [(name, module) for name, module in encoder.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapted = _adapted_layers(encoder)
     if not adapted:
         raise ValueError("the tower has no LoRA adapters to merge")
-    for name, module in adapted:
-        module.merge(safe_merge=True)
+    fold_lora(encoder)
+    for name, layer in adapted.items():
         parent, _, child = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), child, module.get_base_layer())
+        setattr(encoder.get_submodule(parent), child, layer.get_base_layer())
     del encoder.peft_config
+
+
+def fold_lora(encoder: nn.Module) -> None:
+    """Add the adapters into the weights but keep them, so that `unfold_lora` can take them out again."""
+    for layer in _adapted_layers(encoder).values():
+        if not layer.merged:
+            layer.merge(safe_merge=True)
+
+
+def unfold_lora(encoder: nn.Module) -> None:
+    """The weights as they were before `fold_lora`, but for rounding."""
+    for layer in _adapted_layers(encoder).values():
+        if layer.merged:
+            layer.unmerge()
+
+
+def _adapted_layers(encoder: nn.Module) -> dict[str, BaseTunerLayer]:
+    return {name: layer for name, layer in encoder.named_modules() if isinstance(layer, BaseTunerLayer)}
 
 
 def base_state(encoder: nn.Module) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from torch import nn
@@ -22,7 +23,7 @@ from qwen_term_retrieval.models.audio_towers import AudioTower
 from qwen_term_retrieval.models.base_weights import checked_digest, is_trained, load_strictly
 from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
-from qwen_term_retrieval.models.lora import TEXT_TARGETS, inject_lora, merge_lora
+from qwen_term_retrieval.models.lora import TEXT_TARGETS, fold_lora, inject_lora, merge_lora, unfold_lora
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.text_encoder import HFTextEncoder
 from qwen_term_retrieval.models.text_tower import TextTower, pretrained_text_encoder
@@ -168,14 +169,41 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: there are none.
         """
-        adapted = [tower for tower, lora in (("audio", self.config.lora), ("text", self.config.text_lora)) if lora]
-        if not adapted:
+        if not self._adapted_towers:
             raise ValueError("the model has no LoRA adapters to merge")
-        for tower in adapted:
+        for tower in self._adapted_towers:
             merge_lora(self._lora_encoder(tower))
             setattr(self.config, "lora" if tower == "audio" else "text_lora", None)
             setattr(self.config, f"{tower}_tower_saved", True)
         self._choose_saved_keys()
+
+    @property
+    def _adapted_towers(self) -> list[str]:
+        return [tower for tower, lora in (("audio", self.config.lora), ("text", self.config.text_lora)) if lora]
+
+    def fold_lora(self) -> None:
+        """Spare a search the cost of adapters: add them into the weights in memory, until the model is trained again.
+
+        What is saved stays the same. A tower whose own weights are saved too is left as it is, and so is a model in
+        half precision, which would round the sum.
+        """
+        for tower in self._adapted_towers:
+            saved = f"{tower}_tower" not in self._base_encoders or getattr(self.config, f"{tower}_tower_saved")
+            if self.dtype == torch.float32 and not saved:
+                fold_lora(self._lora_encoder(tower))
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """The weights that are saved: all but those of base towers that were not trained."""
+        self._choose_saved_keys()
+        left_out = self._keys_to_ignore_on_save or set()
+        return {name: values for name, values in self.state_dict().items() if name not in left_out}
+
+    def train(self, mode: bool = True) -> Any:
+        """Training or inference mode, as of any module; training takes folded adapters out of the weights again."""
+        if mode:
+            for tower in self._adapted_towers:
+                unfold_lora(self._lora_encoder(tower))
+        return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
         """The audio tower's first layer: where `enable_input_require_grads` begins the graph."""

@@ -66,6 +66,8 @@ class TermRetriever:
     ) -> TermRetriever:
         """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
 
+        LoRA of a model that is loaded here is folded into its weights, see `fold_lora`; a loaded one stays as it is.
+
         `revision`: a tag, branch or commit on the Hub, such as `best` or `step-600`; `qtr models ID` lists them.
 
         Raises:
@@ -81,6 +83,7 @@ class TermRetriever:
             loaded = model
         else:
             loaded = TermRetrievalModel.from_pretrained(model, revision=revision)
+            loaded.fold_lora()
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device is not None:
             loaded.to(torch.device(device))  # type: ignore[arg-type]
