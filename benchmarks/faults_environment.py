@@ -152,7 +152,7 @@ def two_packers(work: Path) -> str:
     check(sorted(code for _, code in ends) == [0, 1], f"exit codes and errors: {ends}")
     check(digest_of_folder(work / "contested") == digest_of_folder(work / "pack"), "the pack has other bytes")
     (said,) = [errors.strip() for errors, code in ends if code]
-    check("another process" in said or "holds a pack already" in said, said)
+    check("another process" in said or "is a pack already" in said, said)
     return said
 
 

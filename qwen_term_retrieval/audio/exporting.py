@@ -23,16 +23,21 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.audio.corpus import SeenKeys
 from qwen_term_retrieval.audio.feature import Clip
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.pack_format.rows import conformed
-from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.staging import check_free, publish, staging_of
 
 FORMATS = ("wav", "flac", "dataset")
 METADATA = "metadata.jsonl"
+DATA = "data"
 DATASET_FILE_BYTES = 500_000_000
 _ROWS_PER_BATCH = 256
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.\- ]{0,99}(?<![. ])")
+# Letters beyond ASCII are written in several ways, and some words name devices, on one system or another.
+_PLAIN_NAME = re.compile(
+    r"(?!(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$))[a-z0-9][\w.\- ]{0,99}(?<![. ])", re.ASCII | re.IGNORECASE
+)
 
 
 def export_pack(
@@ -61,7 +66,8 @@ def export_pack(
         raise ValueError(f"format={format!r}; it must be one of {', '.join(FORMATS)}")
     out = Path(out).absolute()
     opened = Pack.open(pack)
-    _check_free(out, overwrite)
+    # Of files, `metadata.jsonl`; of a dataset, the folder of its tables.
+    check_free(out, "an export", DATA if (out / DATA).is_dir() else METADATA, overwrite=overwrite)
     write = _write_dataset if format == "dataset" else _write_files
     with staging_of(out) as staging:
         folder = staging / "export"
@@ -74,15 +80,6 @@ def export_pack(
             write(opened, folder, format, threads, progress)
         publish(folder, out)
     return len(opened)
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not ((out / METADATA).is_file() or (out / "data").is_dir()):
-        raise FileExistsError(f"{out} exists and is no export; give another folder")
-    if not overwrite:
-        raise FileExistsError(f"{out} exists; give another folder, or overwrite=True")
 
 
 def _batches(pack: Pack, split: str) -> Iterator[pa.Table]:
@@ -103,12 +100,13 @@ def _write_files(pack: Pack, folder: Path, suffix: str, threads: ThreadPoolExecu
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, _clip(pack, row).pcm, pack.sampling_rate, subtype="PCM_16")
 
+    taken = SeenKeys()
     with atomic_file(folder / METADATA) as file:
         for split in pack.splits:
             number = 0
             for batch in _batches(pack, split):
                 rows = batch.to_pylist()
-                names = [_file_name(split, row["key"], number + i, suffix) for i, row in enumerate(rows)]
+                names = [_file_name(split, row["key"], number + i, suffix, taken) for i, row in enumerate(rows)]
                 number += len(rows)
                 for name, row, _ in zip(names, rows, threads.map(write, names, rows), strict=True):
                     del row["audio"], row["duration"]
@@ -124,10 +122,15 @@ def _json_line(line: dict[str, Any], key: str) -> bytes:
         raise ValueError(f"key {key!r}: {METADATA} cannot hold it ({error}); export with format='dataset'") from error
 
 
-def _file_name(split: str, key: str, number: int, suffix: str) -> str:
-    """`<split>/<key>.<suffix>`, or a numbered name where a key would not do as a path on every system."""
-    parts = key.split("/")
-    if all(_PLAIN_NAME.fullmatch(part) and not part.endswith((".wav", ".flac")) for part in parts) and len(key) < 200:
+def _file_name(split: str, key: str, number: int, suffix: str, taken: SeenKeys) -> str:
+    """`<split>/<key>.<suffix>`, or a numbered name where a key would not do as a path, or not as one of its own.
+
+    On every system: some take `A.flac` and `a.flac` for the same file.
+    """
+    is_plain = len(key) < 200 and all(
+        _PLAIN_NAME.fullmatch(part) and not part.lower().endswith((".wav", ".flac")) for part in key.split("/")
+    )
+    if is_plain and not taken.add(f"{split}/{key}".lower()):
         return f"{split}/{key}.{suffix}"
     return f"{split}/_/{number:08d}.{suffix}"
 
@@ -142,15 +145,15 @@ def _write_dataset(pack: Pack, folder: Path, _format: str, threads: ThreadPoolEx
         soundfile.write(buffer, _clip(pack, row).pcm, pack.sampling_rate, subtype="PCM_16", format="FLAC")
         return {"bytes": buffer.getvalue(), "path": f"{row['key']}.flac"}
 
-    (folder / "data").mkdir()
+    (folder / DATA).mkdir()
     for split in pack.splits:
-        with _NumberedTables(folder / "data", split, features.arrow_schema) as tables:
+        with _NumberedTables(folder / DATA, split, features.arrow_schema) as tables:
             for batch in _batches(pack, split):
                 audio = list(threads.map(encoded, batch.select(["key", "audio"]).to_pylist()))
                 column = pa.array(audio, features.arrow_schema.field("audio").type)
                 tables.write(batch.set_column(0, "audio", column).cast(features.arrow_schema))
                 progress.update(len(batch))
-    files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in pack.splits)
+    files = "".join(f"  - split: {split}\n    path: {DATA}/{split}-*.parquet\n" for split in pack.splits)
     card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}tags:\n- audio\n---\n"
     (folder / "README.md").write_text(f"{card}# Speech with the terms said in it\n", encoding="utf-8")
 

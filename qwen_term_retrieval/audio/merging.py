@@ -13,12 +13,11 @@ from tqdm import tqdm
 
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.pack_format.keys import keys_name, named_keys
-from qwen_term_retrieval.audio.pack_format.pack_json import write_pack_json
+from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON, write_pack_json
 from qwen_term_retrieval.audio.pack_format.rows import split_totals, table_name, united_schema
 from qwen_term_retrieval.audio.pack_format.shards import PackError, index_name, index_of, shard_name
-from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.staging import check_free, publish, staging_of
 from qwen_term_retrieval.audio.pack_writing.tables import write_card
-from qwen_term_retrieval.audio.packing import check_free
 
 
 def merge_packs(packs: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> Pack:
@@ -40,7 +39,7 @@ def merge_packs(packs: Sequence[str | Path], out: str | Path, *, overwrite: bool
     if not packs:
         raise ValueError("no pack to merge")
     out = Path(out).absolute()
-    check_free(out, overwrite)
+    check_free(out, "a pack", PACK_JSON, overwrite=overwrite)
     opened = [Pack.open(folder) for folder in packs]
     _check(opened)
     with staging_of(out) as staging:

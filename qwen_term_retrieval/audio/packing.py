@@ -25,7 +25,7 @@ from qwen_term_retrieval.audio.pack_format.rows import CARD
 from qwen_term_retrieval.audio.pack_format.shards import HEADER_BYTES
 from qwen_term_retrieval.audio.pack_writing.increment import Increment, PackSettings
 from qwen_term_retrieval.audio.pack_writing.progress import Source
-from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.staging import check_free, publish, staging_of
 from qwen_term_retrieval.audio.pack_writing.tables import write_card
 from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, worker_pool
 
@@ -102,7 +102,7 @@ def pack_corpus(
     """
     settings = PackSettings(sampling_rate, shard_bytes, on_error)
     out = Path(out).absolute()
-    check_free(out, overwrite)
+    check_free(out, "a pack", PACK_JSON, overwrite=overwrite)
     started = time.perf_counter()
     with staging_of(out) as staging:
         increment = Increment(staging, settings)
@@ -113,17 +113,3 @@ def pack_corpus(
         write_pack_json(increment.folder, sampling_rate, [increment.entry()], increment.files())
         publish(increment.folder, out)
     return PackSummary.of(increment, out, started)
-
-
-def check_free(out: Path, overwrite: bool) -> None:
-    """Whether a pack can be made at `out`.
-
-    Raises:
-        FileExistsError: something is there that is not a pack, or that is not to be overwritten.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / PACK_JSON).is_file():
-        raise FileExistsError(f"{out} exists and is not a pack; give another folder")
-    if not overwrite:
-        raise FileExistsError(f"{out} holds a pack already; give another folder, or overwrite=True")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.audio.pack_format.pack_json import file_xxh64
-from qwen_term_retrieval.audio.pack_writing.staging import publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.staging import check_free, publish, staging_of
 from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor, results_in_order, worker_pool
 from qwen_term_retrieval.audio.utterance import CorpusError
 from qwen_term_retrieval.text.packing_tokenizer import AUTO, PackingTokenizer
@@ -120,7 +120,7 @@ def pack_tokens(
     """
     started = time.perf_counter()
     out = Path(out).absolute()
-    _check_free(out, overwrite)
+    check_free(out, "a folder of tokens", TOKENS_JSON, overwrite=overwrite)
     files = text_files(source)
     packing_tokenizer = PackingTokenizer.of(tokenizer, dtype=dtype, eos=eos, separator=separator)
     dtype = packing_tokenizer.dtype
@@ -168,15 +168,6 @@ def pack_tokens(
         dtype=dtype,
         seconds=time.perf_counter() - started,
     )
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / TOKENS_JSON).is_file():
-        raise FileExistsError(f"{out} exists and is no folder of tokens; give another folder")
-    if not overwrite:
-        raise FileExistsError(f"{out} holds tokens already; give another folder, or overwrite=True")
 
 
 def _settings(tokenizer: PackingTokenizer, num_columns: int, staging: Path) -> TokenizerSettings:

@@ -101,12 +101,21 @@ def test_what_is_there_is_not_written_over_unless_asked_and_only_if_it_is_an_exp
         export_pack(pack, tmp_path / "out", quiet=True)
     export_pack(pack, tmp_path / "out", format="dataset", overwrite=True, quiet=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "data"]
-    with pytest.raises(FileExistsError, match="is no export"):
+    with pytest.raises(FileExistsError, match="exists and is not an export"):
         export_pack(pack, pack, overwrite=True, quiet=True)
     with pytest.raises(ValueError, match="one of wav, flac, dataset"):
         export_pack(pack, tmp_path / "new", format="mp3")
     with pytest.raises(PackError, match="is not a pack"):
         export_pack(tmp_path, tmp_path / "new")
+
+
+def test_every_clip_has_a_file_that_any_system_can_tell_from_the_others(noise, tmp_path):
+    keys = ["a/b", "A/B", "aux/c", "d/Nul.x", "e" + "\u3042" * 90, "f.FLAC/g"]
+    pack_corpus([Utterance(key, noise(n), sampling_rate=RATE) for n, key in enumerate(keys)], tmp_path / "p", **QUIET)
+    export_pack(tmp_path / "p", tmp_path / "out", quiet=True)
+    files = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.flac")]
+    assert sorted(files) == [*(f"train/_/{number:08d}.flac" for number in range(1, 6)), "train/a/b.flac"]
+    assert [utterance.key for utterance in read_corpus(tmp_path / "out")] == keys
 
 
 def test_a_column_that_json_cannot_hold_is_named(noise, tmp_path):

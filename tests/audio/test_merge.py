@@ -105,6 +105,6 @@ def test_packs_that_do_not_go_together_are_refused_with_the_reason(packs, noise,
         merge_packs([tmp_path], tmp_path / "out", quiet=True)
     with pytest.raises(ValueError, match="no pack to merge"):
         merge_packs([], tmp_path / "out")
-    with pytest.raises(FileExistsError, match="holds a pack already"):
+    with pytest.raises(FileExistsError, match="is a pack already"):
         merge_packs(packs, tmp_path / "slow", quiet=True)
     assert not (tmp_path / "out").exists()

@@ -312,7 +312,7 @@ def test_an_output_folder_that_exists_is_not_touched_unless_asked_and_only_if_it
     out.mkdir()
     pack_corpus(corpus, out, num_workers=1, quiet=True)
     before = contents(out)
-    with pytest.raises(FileExistsError, match=r"holds a pack already.*overwrite"):
+    with pytest.raises(FileExistsError, match=r"is a pack already.*overwrite"):
         pack_corpus(in_memory(noise, 2), out, num_workers=1, quiet=True)
     assert contents(out) == before
     pack_corpus(in_memory(noise, 2), out, num_workers=1, overwrite=True, quiet=True)

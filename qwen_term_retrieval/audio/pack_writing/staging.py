@@ -17,6 +17,20 @@ from qwen_term_retrieval.audio.pack_format.shards import PackError
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def check_free(out: Path, what: str, sign: str, *, overwrite: bool) -> None:
+    """Whether `what` ("a pack") can be made at `out`; it is known by holding a file or folder `sign`.
+
+    Raises:
+        FileExistsError: something else is there, or one that is not to be overwritten.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / sign).exists():
+        raise FileExistsError(f"{out} exists and is not {what}; give another folder")
+    if not overwrite:
+        raise FileExistsError(f"{out} is {what} already; give another folder, or overwrite=True")
+
+
 @contextmanager
 def staging_of(out: Path) -> Iterator[Path]:
     """`<out>.incomplete`, for one writer at a time; it goes when the block ends without an error.
