@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
 from qwen_term_retrieval.losses.hard_negatives import hard_negative_loss
 from qwen_term_retrieval.losses.no_term import no_term_loss
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
-from qwen_term_retrieval.losses.windows import reduce_windows
+from qwen_term_retrieval.losses.windows import reduce_windows_
 from tests.test_losses_blocks import make_batch
 
 SCALE = torch.tensor(10.0, dtype=torch.float64)
@@ -76,6 +78,55 @@ def test_blocks_of_queries_change_neither_loss_nor_gradients(num_windows, bias):
             torch.testing.assert_close(one, another, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [None, torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)])
+@pytest.mark.parametrize(("num_windows", "window_temperature"), [(1, None), (3, None), (3, 0.1)])
+def test_gradients_of_hard_negatives_are_those_of_the_definition(num_windows, window_temperature, bias):
+    queries, terms, scale = make_batch(5, num_windows, 6)
+    negatives = Candidates(make_batch(1, 1, 12, seed=3)[1].vectors_ND, torch.arange(100, 112))
+    chosen = torch.randint(100, 112, (5, 4), generator=torch.Generator().manual_seed(0))
+    chosen[2:, 3], chosen[1] = -1, -1
+    given = (queries.vectors_VD, terms.vectors_ND, negatives.vectors_ND, scale)
+
+    def loss(vectors, terms_ND, negatives_ND, scale, bias=None):
+        said = Queries(vectors, queries.windows_QW, queries.positive_ids_QP, queries.neutral_ids_QM)
+        own, wrong = Candidates(terms_ND, terms.ids_N), Candidates(negatives_ND, negatives.ids_N)
+        return hard_negative_loss(
+            said, own, wrong, chosen, scale, bias, window_temperature=window_temperature, block_elements=60
+        )
+
+    assert torch.autograd.gradcheck(loss, given if bias is None else (*given, bias))
+
+
+class LargeTensors(TorchDispatchMode):
+    """Counts the new tensors of at least so many elements that operations make."""
+
+    def __init__(self, elements):
+        super().__init__()
+        self.elements = elements
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        given, made = (
+            {leaf.data_ptr() for leaf in tree_leaves(values) if torch.is_tensor(leaf) and leaf.numel() >= self.elements}
+            for values in ((args, kwargs), out)
+        )
+        self.count += len(made - given)
+        return out
+
+
+def test_the_gradient_of_the_bank_is_made_once_however_many_blocks_there_are():
+    queries, terms, scale = make_batch(40, 1, 8)
+    negatives = Candidates(make_batch(1, 1, 200, seed=3)[1].vectors_ND, torch.arange(100, 300))
+    chosen = torch.arange(100, 260).view(40, 4)
+    made = []
+    for block_elements in (60, 300):
+        with LargeTensors(negatives.vectors_ND.numel()) as large:
+            hard_negative_loss(queries, terms, negatives, chosen, scale, block_elements=block_elements).backward()
+        made.append(large.count)
+    assert 0 < made[0] == made[1]
+
+
 def test_the_sigmoid_form_judges_each_hard_negative_by_itself():
     queries = one_window(unit([1.0, 0.2]), [[1]])
     terms = Candidates(unit([1.0, 0.0]), torch.tensor([1]))
@@ -135,16 +186,16 @@ def test_a_term_that_the_text_says_is_never_pushed_down():
 def test_a_soft_maximum_lies_between_mean_and_best_and_ends_at_the_best():
     scores = torch.tensor([[[0.9], [0.1], [0.2], [5.0]]])
     mask = torch.tensor([[True, True, True, False]])
-    soft = [reduce_windows(scores, mask, softness).item() for softness in (1e3, 0.1, 1e-4)]
+    soft = [reduce_windows_(scores.clone(), mask, softness).item() for softness in (1e3, 0.1, 1e-4)]
     assert soft[0] == pytest.approx(0.4, abs=1e-3)
     assert soft[0] < soft[1] < soft[2] == pytest.approx(0.9, abs=1e-3)
 
 
 def test_a_query_of_known_span_keeps_its_score():
     scores = torch.tensor([[[0.7, -0.3]]])
-    assert torch.equal(reduce_windows(scores, torch.ones(1, 1).bool(), 0.1), scores[:, 0])
+    assert torch.equal(reduce_windows_(scores, torch.ones(1, 1).bool(), 0.1), scores[:, 0])
     padded = torch.cat([scores, torch.zeros_like(scores)], 1)
-    soft = reduce_windows(padded, torch.tensor([[True, False]]), 0.1)
+    soft = reduce_windows_(padded, torch.tensor([[True, False]]), 0.1)
     torch.testing.assert_close(soft, scores[:, 0])
 
 

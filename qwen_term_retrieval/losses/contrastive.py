@@ -99,7 +99,8 @@ def contrastive_loss(
         queries: this rank's queries.
         candidates: those of all ranks (`Candidates.gather`).
         logit_scale: inverse temperature, a scalar.
-        window_temperature: None scores a query by its best window; a number softens that maximum, see `reduce_windows`.
+        window_temperature: None scores a query by its best window; a number, in cosines, softens that maximum, see
+            `reduce_windows_`.
         block_elements: scores held in memory at a time.
 
     Returns:

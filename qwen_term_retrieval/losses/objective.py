@@ -42,7 +42,7 @@ class Objective:
             two is not computed.
         no_term_margin: see `no_term_loss`.
         window_temperature: None takes the best window of a clip whose term spans are unknown; a number, in cosines,
-            a soft maximum (`reduce_windows`).
+            a soft maximum (`reduce_windows_`).
     """
 
     loss: str = "infonce"

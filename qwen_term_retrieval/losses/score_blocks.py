@@ -42,7 +42,7 @@ class ScoreTable:
             order of their number of windows.
         positives: pairs whose score is asked for.
         excluded: pairs that are no negatives; the positives are among them.
-        window_temperature: see `reduce_windows`; in cosines, None for the best window.
+        window_temperature: see `reduce_windows_`; in cosines, None for the best window.
         block_elements: numbers that a block may hold: the scores of its windows, and what is made of them.
     """
 

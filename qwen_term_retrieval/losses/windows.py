@@ -1,6 +1,6 @@
 """The score of a query whose place in the clip is unknown: the best of its windows, or a soft maximum over them.
 
-Shapes: Q queries, W windows, N candidates.
+Shapes: R queries, W windows, N candidates.
 """
 
 from __future__ import annotations
@@ -8,44 +8,37 @@ from __future__ import annotations
 import torch
 
 
-def reduce_windows(
-    scores_QWN: torch.Tensor, mask_QW: torch.Tensor, softness: torch.Tensor | float | None = None
-) -> torch.Tensor:
-    """One score for each query and candidate: (Q, N).
-
-    Args:
-        scores_QWN: of every window.
-        mask_QW: which windows exist; a query with a single column of windows has it.
-        softness: None takes the best window, which alone gets a gradient. A number s, in the unit of the scores, takes
-            `s · log(mean over windows of e^(score / s))` instead (log-sum-exp pooling, Pinheiro and Collobert 2015):
-            every window learns by its share, a query with one window keeps its score, and s → 0 is the best window.
-    """
-    if scores_QWN.shape[1] == 1:
-        return scores_QWN[:, 0]
-    floor = torch.finfo(scores_QWN.dtype).min
-    if softness is None:
-        return scores_QWN.masked_fill(~mask_QW[..., None], floor).amax(1)
-    exponents_QWN = (scores_QWN / softness).masked_fill(~mask_QW[..., None], floor)
-    log_count_Q1 = mask_QW.sum(1, keepdim=True).clamp(min=1).to(scores_QWN.dtype).log()
-    return softness * (exponents_QWN.logsumexp(1) - log_count_Q1)
-
-
 def reduce_windows_(
-    scores_RWN: torch.Tensor, mask_RW: torch.Tensor, softness: torch.Tensor | None = None, *, leave_shares: bool = False
+    scores_RWN: torch.Tensor,
+    mask_RW: torch.Tensor,
+    softness: torch.Tensor | float | None = None,
+    *,
+    leave_shares: bool = False,
 ) -> torch.Tensor:
-    """`reduce_windows` without autograd, in the memory of its input and two of its results.
+    """One score for each query and candidate: (R, N). In place and without autograd, as scores fill the memory.
 
     Args:
-        scores_RWN: overwritten, unless there is one column of windows, which is the result.
-        mask_RW, softness: see `reduce_windows`.
-        leave_shares: leave in `scores_RWN` the derivative of the result with respect to each score.
+        scores_RWN: of every window. Overwritten, unless there is but one column of windows: that is the result, a view.
+        mask_RW: which windows exist, at least one a query.
+        softness: None takes the best window, which alone gets a gradient; several that are best share it. A number s,
+            in the unit of the scores, takes `s · log(mean over windows of e^(score / s))` instead (log-sum-exp pooling,
+            Pinheiro and Collobert 2015): every window learns by its share, a query with one window keeps its score,
+            and s → 0 is the best window.
+        leave_shares: leave in `scores_RWN`, where there are several columns, the derivative of the result with respect
+            to each score.
+
+    >>> scores = torch.tensor([[[0.9], [0.1]]])
+    >>> reduce_windows_(scores, torch.tensor([[True, True]]), leave_shares=True).item()
+    0.8999999761581421
+    >>> scores.flatten().tolist()
+    [1.0, 0.0]
     """
     if scores_RWN.shape[1] == 1:
         return scores_RWN[:, 0]
     floor = torch.finfo(scores_RWN.dtype).min
     if softness is None:
         best_RN = scores_RWN.masked_fill_(~mask_RW[..., None], floor).amax(1)
-        if leave_shares:  # equal ones for windows that are best together
+        if leave_shares:
             scores_RWN.eq_(best_RN[:, None])
             scores_RWN.div_(scores_RWN.sum(1, keepdim=True))
         return best_RN
