@@ -35,7 +35,7 @@ from benchmarks.asterisk import read_prompts, utterances
 from benchmarks.laptop import BANK, PACK
 from benchmarks.spelling import spell_out
 from benchmarks.term_banks import distinct_terms
-from benchmarks.test_sets import is_test_text
+from benchmarks.test_sets import SHORT_WORDS, is_test_text
 from benchmarks.volunteers import LANGUAGES, ktuberling_utterances, ktuberling_words, tuxpaint_utterances
 from qwen_term_retrieval.audio.packing import pack_corpus
 from qwen_term_retrieval.evaluation.ranking import rank_of_gold
@@ -56,7 +56,6 @@ STEPS, BATCH = 160, 256
 LORA_STEPS, LORA_BATCH = 48, 128
 SEEDS = (0, 1, 2)
 BANKS = {"+10k": 10_000, "+100k": 100_000}
-SHORT_WORDS = 4
 WORK = Path("outputs/ablation")
 BUDGET = (
     f"{STEPS} steps of {BATCH} on {NUM_TEXTS:,} synthetic clips, a small part of the laptop recipe's budget. Studio: "
@@ -168,30 +167,22 @@ def _load(pack: Path) -> datasets.Dataset:
     return datasets.load_dataset(str(pack), split="train")
 
 
-@dataclass(frozen=True)
-class TestSet:
-    name: str
-    rows: datasets.Dataset
-    texts: list[str]
-
-
 @functools.cache
-def test_sets(work: Path) -> list[TestSet]:
+def test_sets(work: Path) -> dict[str, datasets.Dataset]:
+    """The clips of each set of real speech, by the set's name."""
     prompts = [prompt for prompt in read_prompts().prompts if prompt.num_words <= SHORT_WORDS]
     sets = {
         "studio": (utterances(prompts), [prompt.text for prompt in prompts]),
         "volunteers": (ktuberling_utterances(), [word.text for word in ktuberling_words()]),
     }
-    loaded = []
+    loaded = {}
     for name, (spoken, texts) in sets.items():
         pack = work / "packs" / name
         if not (pack / "pack.json").is_file():
             pack_corpus(spoken, pack)
-        rows = datasets.load_dataset(str(pack), split="test")
-        text_of = {row["key"]: row["text"] for row in rows.remove_columns("audio")}
-        if sorted(text_of.values()) != sorted(texts):
+        loaded[name] = datasets.load_dataset(str(pack), split="test")
+        if sorted(loaded[name]["text"]) != sorted(texts):
             raise ValueError(f"{pack} does not hold the texts of the test set {name!r}: delete it")
-        loaded.append(TestSet(name, rows, list(rows["text"])))
     return loaded
 
 
@@ -200,7 +191,7 @@ def distractors(work: Path) -> list[str]:
     """100,000 WordNet lemmas and medical words, none spelled like a text of a test set, in an order chance decided."""
     path = work / "distractors.json"
     if not path.is_file():
-        own = [text for test in test_sets(work) for text in test.texts]
+        own = [text for rows in test_sets(work).values() for text in rows["text"]]
         pool = distinct_terms([*wordnet_terms(), *medical_terms()], unlike=own)
         order = np.random.default_rng(_DISTRACTOR_SEED).permutation(len(pool))[: max(BANKS.values())]
         path.write_text(json.dumps([pool[index] for index in order]), encoding="utf-8")
@@ -281,12 +272,13 @@ def _arguments(variant: Variant, seed: int, folder: Path) -> TermRetrievalArgume
 def test_ranks(model: TermRetrievalModel, others_ND: torch.Tensor, work: Path) -> dict[str, dict[str, list[int]]]:
     """Rank of each test clip's text among the texts of its set and the distractors of each bank."""
     ranks: dict[str, dict[str, list[int]]] = {}
-    for test in test_sets(work):
-        own = list(dict.fromkeys(spell_out(text) for text in test.texts))
-        gold = [[own.index(spell_out(text))] for text in test.texts]
+    for name, rows in test_sets(work).items():
+        said = [spell_out(text) for text in rows["text"]]
+        own = list(dict.fromkeys(said))
+        gold = [[own.index(text)] for text in said]
         own_ND = model.encode_terms(own)
-        audio = model.encode_audio([clip.pcm for clip in test.rows["audio"]])
-        ranks[test.name] = {
+        audio = model.encode_audio([clip.pcm for clip in rows["audio"]])
+        ranks[name] = {
             bank: rank_of_gold(
                 audio.vectors, torch.cat([own_ND, others_ND[:count]]), gold, window_mask=audio.mask
             ).tolist()

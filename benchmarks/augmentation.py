@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import torch
 
+from benchmarks.markdown import table
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.collate import pad_pcm
@@ -107,11 +108,9 @@ def main() -> None:
     timed = Stopwatch()
     num_different = sum(run_batch(batch, clips, planner, timed) for batch in batches * REPEATS)
     medians = timed.medians()
-    print("| stage | µs a clip, one core |\n|---|---|")
-    for stage, median in medians.items():
-        print(f"| {stage} | {median:.0f} |")
+    print(table(["stage", "µs a clip, one core"], [[stage, f"{median:.0f}"] for stage, median in medians.items()]))
     total = sum(medians.values()) - medians[BARE] - medians[LOOP]
-    print(f"\naugmented: {1e6 / total:.0f} clips/s; bare: {1e6 / medians[BARE]:.0f} clips/s")
+    print(f"augmented: {1e6 / total:.0f} clips/s; bare: {1e6 / medians[BARE]:.0f} clips/s")
     print(f"batched distortion takes {medians[BATCHED] / medians[LOOP]:.2f} of the loop's time")
     print(f"clips that differ in a sample: {num_different} of {len(batches) * BATCH_SIZE * REPEATS}")
 

@@ -6,12 +6,9 @@ else: no checksums, no tables, no resuming, no fsync. `memory`: what packing tak
 
 from __future__ import annotations
 
-import cProfile
-import io
 import json
 import multiprocessing
 import os
-import pstats
 import shutil
 import statistics
 import subprocess
@@ -27,6 +24,7 @@ import soundfile
 from tqdm import tqdm
 
 from benchmarks.data_clips import BenchmarkClips, clip_name
+from benchmarks.profiles import top_functions
 from qwen_term_retrieval.audio.packing import pack_corpus
 
 NUM_WORKERS = 2
@@ -79,7 +77,7 @@ def run_packing(clips: BenchmarkClips, *, repetitions: int) -> dict[str, Any]:
                 progress.update()
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     shutil.rmtree(out)
-    profile = _profile(partial(pack, clips.flac, out, 1))
+    profile = top_functions(partial(pack, clips.flac, out, 1))
     shutil.rmtree(out)
     return {
         "seconds": seconds,
@@ -88,14 +86,6 @@ def run_packing(clips: BenchmarkClips, *, repetitions: int) -> dict[str, Any]:
         "audio_hours_per_second": float(clips.lengths.sum()) / 16_000 / 3600 / medians["qtr pack"],
         "profile_of_one_worker": profile,
     }
-
-
-def _profile(call: Callable[[], None], lines: int = 10) -> str:
-    profiler = cProfile.Profile()
-    profiler.runcall(call)
-    text = io.StringIO()
-    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(lines)
-    return "ncalls" + text.getvalue().partition("ncalls")[2].rstrip()
 
 
 def run_memory(clips: BenchmarkClips, sizes: Sequence[int]) -> dict[str, Any]:

@@ -7,9 +7,6 @@ Rows that read 64 clips at a time in an order known beforehand may gather them i
 
 from __future__ import annotations
 
-import cProfile
-import io
-import pstats
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +17,7 @@ import soundfile
 
 from benchmarks.data_clips import BenchmarkClips, clip_name
 from benchmarks.data_measure import CLIPS_PER_BATCH, Pass, passes_over, serve, shuffled_batches
+from benchmarks.profiles import top_functions
 from qwen_term_retrieval.audio.clip_reader import ClipReader
 from qwen_term_retrieval.audio.collate import PcmBuffers
 from qwen_term_retrieval.training.sampling import LengthBucketedSampler
@@ -126,14 +124,10 @@ ROWS: dict[str, tuple[str, Callable[[BenchmarkClips], Pass]]] = {
 }
 
 
-def profile(one_pass: Pass, lines: int = 8) -> str:
-    """The functions that one pass spends its time in, as cProfile counts them."""
-    profiler = cProfile.Profile()
+def profile(one_pass: Pass) -> str:
+    """The functions that one pass, after one that warms it up, spends its time in."""
     one_pass(0)
-    profiler.runcall(one_pass, 1)
-    text = io.StringIO()
-    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(lines)
-    return "ncalls" + text.getvalue().partition("ncalls")[2].rstrip()
+    return top_functions(lambda: one_pass(1), lines=8)
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ def attack(command: Command, num_kills: int, seed: int) -> Tally:
     """Kill the command `num_kills` times, in chains that each end with a run let through and compared."""
     rng = random.Random(seed)
     command.learn()
-    names = sorted({*command.expected, "lock", "part_0000000.json", "part_0000004.pcm"})
+    names = sorted({*command.expected, "lock", "part_0000000.arrow", "part_0000004.pcm"})
     tally = Tally()
     with tqdm(total=num_kills, desc=f"killing qtr {command.name}", unit=" kills", disable=None) as progress:
         while tally.kills < num_kills and not _is_hopeless(tally):

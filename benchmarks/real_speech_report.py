@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.markdown import table
 from benchmarks.results_json import write_results
 from benchmarks.term_banks import HARD
 from benchmarks.test_sets import TestSet
@@ -162,7 +163,7 @@ def markdown_table(
     """A row for each system and cutoff, a column for each bank; seconds a clip (median) and their ratio to ours."""
     banks = [f"{bank} ({size:,})" for bank, size in bank_sizes.items()]
     head = ["system", "", *banks, *(["s/clip", "× ours"] if seconds else [])]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, by_bank in recalls.items():
         for k in CUTOFFS:
             cells = [_cell(by_bank[bank][f"R@{k}"]) for bank in bank_sizes]
@@ -171,7 +172,7 @@ def markdown_table(
                 times = [f"{median:.3f}", f"{median / seconds[OURS]['median']:.1f}"]
                 cells += times if k == CUTOFFS[0] else ["", ""]
             lines.append([_LABELS[name] if k == CUTOFFS[0] else "", f"R@{k}", *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(head, lines).rstrip("\n")
 
 
 def _cell(recall: Mapping[str, float]) -> str:

@@ -9,16 +9,15 @@ steps.
 
 from __future__ import annotations
 
-import cProfile
-import io
-import pstats
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback
 
+from benchmarks.profiles import top_functions
 from benchmarks.training_measure import PROFILED_OPERATORS, device_name, verdict
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
@@ -68,9 +67,4 @@ def loader_profile(trainer: TermRetrievalTrainer) -> str:
     trainer.args.dataloader_num_workers = 0
     trainer.args.dataloader_persistent_workers = False
     loader = trainer.get_train_dataloader()
-    with cProfile.Profile() as profiler:
-        for _ in loader:
-            pass
-    text = io.StringIO()
-    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(PROFILED_OPERATORS)
-    return text.getvalue().strip()
+    return top_functions(lambda: deque(loader, maxlen=0), PROFILED_OPERATORS)
