@@ -16,6 +16,7 @@ SETTINGS = {
     name: arguments.__dataclass_fields__[name].default
     for arguments in (ModelArguments, DataArguments, TermRetrievalArguments)
     for name in arguments.__annotations__  # its own, not those of `TrainingArguments`
+    if arguments.__dataclass_fields__[name].init
 }
 # | `name` | default | what it does |
 TABLE = dict(re.findall(r"^\| `(\w+)` \| `?([^|]*?)`? \| .+ \|$", TRAINING, re.MULTILINE))

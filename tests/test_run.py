@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 from hub_server import LocalHub
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import PrinterCallback, ProgressCallback
 
 from qwen_term_retrieval import TermRetriever, resolve_checkpoint
@@ -29,6 +30,7 @@ from qwen_term_retrieval.training.run import (
     run_training,
     show_loss_behind_the_bar,
 )
+from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from tests.tiny_trainer import make_tiny_trainer
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +55,8 @@ def pushed(tmp_path_factory):
         tower = resolve_checkpoint("openai/whisper-tiny.en")  # by folder: this hub does not have it
         environment = hub.environment(home) | {"HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
         flags = ["--audio_tower", str(tower), "--output_dir", str(output)]
-        done = train(*flags, "--push_to_hub", "--hub_model_id", "user/ears", environment=environment)
+        flags += ["--push_to_hub", "--hub_model_id", "user/ears", "--report_to", "tensorboard"]
+        done = train(*flags, environment=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         return output, done.stdout, dict(hub.files("user/ears", "best"))
 
@@ -96,6 +99,17 @@ def test_the_trained_model_searches_a_recording(pushed):
     clip = ROOT / "builders/term_audio/demo/test/flite-awb/0001.ogg"  # "Cape of Good Hope"
     matches = retriever.search(clip, top_k=100, threshold=-1.0)
     assert "Cape of Good Hope" in [match.term for match in matches]
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_settings_of_the_run_its_data_and_its_model(pushed):
+    output, _, _ = pushed
+    (events,) = output.glob("runs/*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    told = json.loads(accumulator.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
+    expected = {"recipe": "demo", "dataset": "builders/term_audio", "train_split": "train", "num_train_epochs": 2}
+    assert expected.items() <= told.items()
+    assert told["audio_tower"] == str(resolve_checkpoint("openai/whisper-tiny.en"))
 
 
 @pytest.mark.slow
@@ -157,24 +171,52 @@ def test_a_run_on_top_of_a_frozen_one_adapts_its_tower_and_its_model_says_so(tmp
 
 
 @pytest.mark.slow
-def test_a_model_to_go_on_from_starts_at_the_temperature_asked_for_and_keeps_its_towers_and_heads(tmp_path, caplog):
-    make_tiny_trainer(tmp_path / "before").save_model()
+def test_a_model_to_go_on_from_starts_at_the_temperature_and_the_bias_asked_for_or_at_its_own(tmp_path):
+    before = make_tiny_trainer(tmp_path / "before", loss="sigmoid", temperature=0.1, sigmoid_bias=-3.0)
+    before.save_model()
 
-    def build(temperature=None, **settings):
-        args = TermRetrievalArguments(output_dir=str(tmp_path / "run"), use_cpu=True, temperature=temperature)
+    def start(**settings):
+        args = TermRetrievalArguments(
+            output_dir=str(tmp_path / "run"), use_cpu=True, loss="sigmoid", eval_strategy="no", **settings
+        )
+        model = build_model(ModelArguments(model=str(tmp_path / "before")), args)
+        TermRetrievalTrainer(model, args, glossary=before.glossary)
+        assert model.config.logit_bias == pytest.approx(model.logit_bias.item())
+        return 1 / model.logit_scale.exp().item(), model.logit_bias.item()
+
+    assert start() == pytest.approx((0.1, -3.0))
+    assert start(temperature=0.2) == pytest.approx((0.2, -3.0))
+    assert start(sigmoid_bias=-1.0) == pytest.approx((0.1, -1.0))
+
+
+@pytest.mark.slow
+def test_a_model_to_go_on_from_keeps_its_towers_and_heads_and_names_the_settings_that_are_not_theirs(tmp_path, caplog):
+    trainer = make_tiny_trainer(tmp_path / "before")
+    trainer.retrieval_model.add_lora(r=2, alpha=4, dropout=0.0)
+    trainer.save_model()
+
+    def warned_of(*flags):
+        flags = ["--model", str(tmp_path / "before"), "--output_dir", str(tmp_path / "run"), "--use_cpu", *flags]
+        recipe = tmp_path / "plain.yaml"
+        recipe.write_text("attn_implementation: eager\n")
+        model_args, _, args = parse_recipe(RECIPES, ["--recipe", str(recipe), *flags])
         caplog.clear()
-        model = build_model(ModelArguments(model=str(tmp_path / "before"), **settings), args)
-        return 1 / model.logit_scale.exp().item(), caplog.text
+        build_model(model_args, args)
+        return caplog.text
 
-    assert build(temperature=0.2) == (pytest.approx(0.2), "")
-    text_tower = {"hidden_size": 8, "num_blocks": 3}
-    temperature, warned = build(embedding_dim=64, pooling="attention", window_sizes=[50], text_tower_config=text_tower)
-    assert temperature == pytest.approx(0.07)
+    assert warned_of() == ""
+    assert warned_of("--text_tower_config", '{"hidden_size": 16}', "--lora_alpha", "4") == ""
+    warned = warned_of("--embedding_dim", "64", "--pooling", "attention", "--window_sizes", "50", "--audio_layers", "1",
+        "--text_tower_config", '{"hidden_size": 8, "num_blocks": 3}')  # fmt: skip
     for kept in ("pooling 'pyramid' (not 'attention')", "embedding_dim 16 (not 64)", "window_sizes None (not [50])"):
         assert kept in warned
     assert "text_tower_config {'hidden_size': 16, 'num_blocks': 3} (not {'hidden_size': 8, 'num_blocks': 3})" in warned
-    assert "audio_tower" not in warned
-    assert build(text_tower_config={"hidden_size": 16})[1] == ""
+    assert "audio_" not in warned
+    # Their own defaults, asked for by name.
+    warned = warned_of("--embedding_dim=384", "--window_stride", "5", "--lora_r", "0", "--lora_dropout", "0.1")
+    for kept in ("embedding_dim 16 (not 384)", "window_stride None (not 5)", "lora_r 2 (not 0)", "lora_dropout 0.0"):
+        assert kept in warned
+    assert "lora_alpha" not in warned
 
 
 @pytest.mark.slow

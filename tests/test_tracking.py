@@ -10,8 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.run import run_training
 from tests.tiny_trainer import make_tiny_trainer
 
 RECIPES = Path(__file__).parent.parent / "configs" / "recipes"
@@ -93,6 +94,9 @@ def test_wandb_gets_the_settings_of_run_and_model_nested_ones_as_they_are(tmp_pa
     (package / "sdk" / "lib" / "config_util.py").write_text("class ConfigError(Exception): pass\n")
     monkeypatch.syspath_prepend(package.parent)
     trainer = make_tiny_trainer(tmp_path / "run", report_to=["wandb"], num_train_epochs=1, augmentation=AUGMENTATION)
+    trainer.args.record(
+        ModelArguments(text_tower_config={"hidden_size": 16}), DataArguments("packs/mine", glossary="g")
+    )
     trainer.train()
     config = sys.modules["wandb"].config
     for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
@@ -100,6 +104,20 @@ def test_wandb_gets_the_settings_of_run_and_model_nested_ones_as_they_are(tmp_pa
     assert config["augmentation"] == AUGMENTATION
     assert config["audio_tower_config"]["d_model"] == 8
     assert config["hard_neg_k"] == 10
+    assert (config["dataset"], config["glossary"], config["lora_r"]) == ("packs/mine", "g", 0)
+    assert config["text_tower_config"]["hidden_size"] == 16
+
+
+def test_trackers_are_told_the_recipe_and_what_was_trained_on_what(tmp_path):
+    flags = ["--dataset", "packs/mine", "--window_sizes", "50", "--use_cpu", "--output_dir", str(tmp_path)]
+    model_args, data_args, args = parse_recipe(RECIPES, ["--recipe", "laptop", *flags])
+    with pytest.raises(FileNotFoundError, match="packs/mine"):
+        run_training(model_args, data_args, args)
+    told = json.loads(args.to_json_string())
+    assert {"recipe": "laptop", "dataset": "packs/mine", "window_sizes": [50], "lora_r": 0}.items() <= told.items()
+    assert told["augmentation"] == args.augmentation
+    assert "given" not in told
+    assert args.to_sanitized_dict()["window_sizes"] == "[50]"
 
 
 def test_settings_can_be_written_as_plain_values_for_trackers_that_know_no_mapping(tmp_path):

@@ -6,7 +6,7 @@ A default lives in one place: here.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,23 +15,19 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
-from qwen_term_retrieval.training.sharding import refuse_sharding
 from qwen_term_retrieval.training.trackers import check_trackers
-
-# What `TrainingArguments` has, and a run does not read; what to do instead.
-_NOT_READ = {
-    "resume_from_checkpoint": "--resume goes on from the last checkpoint in output_dir",
-    "do_train": "a run always trains",
-    "do_predict": "a run ends with the test_split, if there is one",
-    "train_sampling_strategy": "clips come in random order, or with --max_batch_seconds those of like length together",
-    "label_smoothing_factor": "the losses compare clips with terms and have no labels to smooth",
-}
+from qwen_term_retrieval.training.unsupported import refuse_sharding, refuse_unread
 
 
 @dataclass
 class ModelArguments:
-    """What is trained."""
+    """What is trained.
 
+    Attributes:
+        given: the settings that a recipe or a flag names, be it with their defaults.
+    """
+
+    given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
     model: str | None = field(
         default=None,
         metadata={
@@ -112,8 +108,13 @@ class DataArguments:
 
 @dataclass
 class TermRetrievalArguments(TrainingArguments):
-    """`TrainingArguments` with the objective and defaults of term retrieval."""
+    """`TrainingArguments` with the objective and defaults of term retrieval.
 
+    Attributes:
+        recorded: what trackers are told of the run beside these settings: recipe, model, data.
+    """
+
+    recorded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     output_dir: str = field(default="outputs/term_retrieval", metadata={"help": "Checkpoints, metrics and the model."})
     loss: str = field(
         default="infonce",
@@ -125,7 +126,10 @@ class TermRetrievalArguments(TrainingArguments):
         default=None,
         metadata={"help": "Initial softmax temperature, learned from there; none: 0.07, or what `model` has learned."},
     )
-    sigmoid_bias: float = field(default=-10.0, metadata={"help": "Where the bias of the sigmoid loss starts."})
+    sigmoid_bias: float | None = field(
+        default=None,
+        metadata={"help": "Initial bias of the sigmoid loss, learned from there; none: -10, or what `model` has."},
+    )
     window_reduction: str = field(
         default="argmax",
         metadata={"help": "Windows of a clip of unknown term spans: the best (`argmax`) or a soft best (`logsumexp`)."},
@@ -265,9 +269,7 @@ class TermRetrievalArguments(TrainingArguments):
         if self.eval_strategy in ("no", IntervalStrategy.NO):
             self.load_best_model_at_end = False
         super().__post_init__()
-        for name, remedy in _NOT_READ.items():
-            if getattr(self, name) != self.__dataclass_fields__[name].default:
-                raise ValueError(f"{name} would change nothing: {remedy}")
+        refuse_unread(self)
         if self.resume and self.overwrite:
             raise ValueError("resume goes on with an earlier run, overwrite deletes it: give one of the two")
         self._set_batch_size()
@@ -350,6 +352,15 @@ class TermRetrievalArguments(TrainingArguments):
             raise ValueError(f"max_batch_seconds must be positive, not {self.max_batch_seconds}")
         if self.max_batch_seconds is not None and self.contrastive_batch_size is not None:
             raise ValueError("max_batch_seconds and contrastive_batch_size both set the size of a batch; give one")
+
+    def record(self, *others: ModelArguments | DataArguments) -> None:
+        """Tell trackers of these settings too."""
+        for settings in others:
+            self.recorded |= {each.name: getattr(settings, each.name) for each in fields(settings) if each.init}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report_to` shows of a run, secrets masked."""
+        return {**self.recorded, **super().to_dict()}
 
     @property
     def steps_built_ahead(self) -> int:

@@ -155,11 +155,22 @@ class SearchableTrainer(Trainer):
                     f"{getattr(before.config, name)!r}: trials share the frames of the audio tower. Search each alone."
                 )
         self.retrieval_model = model
-        if self.args.loss == "sigmoid":
-            model.add_logit_bias(self.args.sigmoid_bias)
+        self._start_logits()
+
+    @torch.no_grad()
+    def _start_logits(self) -> None:
+        """Temperature, and the bias that one loss has: where the settings let them start, or as the model has them."""
+        args, model = self.args, self.retrieval_model
+        if args.temperature is not None:
+            model.set_temperature(args.temperature)
+        if args.loss == "sigmoid":
+            model.add_logit_bias()
+            if args.sigmoid_bias is not None:
+                model.config.logit_bias = args.sigmoid_bias
+                model.logit_bias.fill_(args.sigmoid_bias)
         if model.config.logit_bias is not None:
             # What the loss does not use must not wait for a gradient under DDP.
-            model.logit_bias.requires_grad_(self.args.loss == "sigmoid")
+            model.logit_bias.requires_grad_(args.loss == "sigmoid")
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Start a trial as a run of its own would start."""
@@ -172,7 +183,7 @@ class SearchableTrainer(Trainer):
         if "per_device_train_batch_size" in trial.params:
             self.args.contrastive_batch_size = None
         self.args.check_objective()
-        self._start_scalars(trial.params)
+        self._start_logits()  # the model was made before the trial's settings were known
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
                 callback.early_stopping_patience_counter = 0
@@ -181,16 +192,6 @@ class SearchableTrainer(Trainer):
             elif isinstance(callback, HardNegativeRefreshCallback):
                 callback.table.folder = Path(self._get_output_dir(trial), "hard_negatives")
                 callback.table.refresh_steps = self.args.hard_neg_refresh_steps
-
-    @torch.no_grad()
-    def _start_scalars(self, settings: Mapping[str, Any]) -> None:
-        """The model was made before the trial's settings were known."""
-        model = self.retrieval_model
-        if "temperature" in settings:
-            model.set_temperature(settings["temperature"])
-        if "sigmoid_bias" in settings and model.config.logit_bias is not None:
-            model.config.logit_bias = self.args.sigmoid_bias
-            model.logit_bias.fill_(self.args.sigmoid_bias)
 
 
 def _kwargs_of_study(given: Mapping[str, Any]) -> dict[str, Any]:

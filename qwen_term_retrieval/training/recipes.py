@@ -51,14 +51,21 @@ def parse_recipe(
     chooser.add_argument("--recipe", default="demo")
     choice, flags = chooser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     parser = _SettingsParser(choice.recipe, script)
-    parser.set_defaults(**_read_recipe(_find_recipe(choice.recipe, recipes), parser))
+    recipe = _read_recipe(_find_recipe(choice.recipe, recipes), parser)
+    parser.set_defaults(**recipe)
     try:
         model, data, training, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     except ValueError as error:  # also from transformers, where no `refusals.one_line_errors` would know it for one
         raise ValueError(str(error)) from error
     for flag in unknown:
-        _refuse_unknown(flag.removeprefix("--").partition("=")[0], parser.flags, "the command line")
+        _refuse_unknown(_name_of(flag), parser.flags, "the command line")
+    training.recorded["recipe"] = choice.recipe
+    model.given = frozenset({*recipe, *map(_name_of, flags)} & vars(model).keys())
     return model, data, training
+
+
+def _name_of(flag: str) -> str:
+    return flag.removeprefix("--").partition("=")[0]
 
 
 class _SettingsParser(HfArgumentParser):

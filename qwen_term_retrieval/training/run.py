@@ -49,6 +49,7 @@ def run_training(
         HubPushError: the Hub takes no repository, before anything else; or the model, once it is on disk.
     """
     configure_logging(args)
+    args.record(model_args, data_args)
     if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
     with args.main_process_first(desc="preparing the output folder"):
@@ -239,8 +240,6 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
         warn_of_ignored(model_args, model.config)
     else:
         model = TermRetrievalModel(model_config(model_args))
-    if args.temperature is not None:
-        model.set_temperature(args.temperature)
     for setting, tower, found in (
         ("lora_r", "audio", model.config.lora),
         ("text_lora_r", "text", model.config.text_lora),
@@ -254,15 +253,19 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
 
 
 def warn_of_ignored(model_args: ModelArguments, config: TermRetrievalConfig) -> None:
-    """Name the settings that are neither their defaults nor those of the checkpoint."""
+    """Name the settings that were given, or are not their defaults, and that the checkpoint has otherwise."""
     windows, text_tower = config.windows or {}, config.text_tower_config or {}
     kept = {name: getattr(config, name) for name in _OF_A_CHECKPOINT}
     kept |= {"window_sizes": windows.get("sizes"), "window_stride": windows.get("stride")}
-    kept["text_tower_config"] = {name: text_tower.get(name) for name in model_args.text_tower_config or ()}
+    kept["text_tower_config"] = {name: text_tower.get(name) for name in model_args.text_tower_config or ()} or None
+    for setting, lora in (("lora_r", config.lora), ("text_lora_r", config.text_lora)):
+        if lora is not None:
+            kept |= {setting: lora["r"], "lora_alpha": lora["lora_alpha"], "lora_dropout": lora["lora_dropout"]}
     ignored = [
         f"{name} {value!r} (not {asked!r})"
         for name, value in kept.items()
-        if (asked := getattr(model_args, name)) not in (value, getattr(ModelArguments, name))
+        if (asked := getattr(model_args, name)) != value
+        and (name in model_args.given or asked != getattr(ModelArguments, name))
     ]
     if ignored:
         logger.warning("%s keeps its own %s", model_args.model, ", ".join(ignored))

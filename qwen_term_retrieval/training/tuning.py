@@ -64,6 +64,7 @@ def tune(
         raise RuntimeError("a search runs in one process: python scripts/tune.py")
     settings = {**settings_of(model_args, data_args, args), "output_dir": f"{args.output_dir}-tuned"}
     configure_logging(args)
+    args.record(model_args, data_args)
     args.output_dir, args.push_to_hub = f"{args.output_dir}-tuning", False
     prepare_output_dir(args)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a run does not do: cut its model up over the processes. Every process holds it whole (DDP)."""
+"""What `TrainingArguments` and `accelerate launch` can ask for, and a run does not do: refused, not passed over."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+# What a run does not read; what to do instead.
+_NOT_READ = {
+    "resume_from_checkpoint": "--resume goes on from the last checkpoint in output_dir",
+    "do_train": "a run always trains",
+    "do_predict": "a run ends with the test_split, if there is one",
+    "train_sampling_strategy": "clips come in random order, or with --max_batch_seconds those of like length together",
+    "label_smoothing_factor": "the losses compare clips with terms and have no labels to smooth",
+}
 # The setting, and what `accelerate launch` puts into the environment. On a CPU accelerate 1.15 passes over FSDP and
 # DeepSpeed in silence and trains by DDP.
 _SHARDED = {
@@ -16,6 +24,17 @@ _SHARDED = {
     "Megatron-LM": (None, "ACCELERATE_USE_MEGATRON_LM"),
     "a parallelism_config": ("parallelism_config", "ACCELERATE_USE_PARALLELISM_CONFIG"),
 }
+
+
+def refuse_unread(args: TrainingArguments) -> None:
+    """Refuse settings that would change nothing.
+
+    Raises:
+        ValueError: naming the first, and what to do instead.
+    """
+    for name, remedy in _NOT_READ.items():
+        if getattr(args, name) != args.__dataclass_fields__[name].default:
+            raise ValueError(f"{name} would change nothing: {remedy}")
 
 
 def refuse_sharding(args: TrainingArguments) -> None:
