@@ -69,7 +69,7 @@ def test_a_folder_in_place_of_a_recording_is_called_a_folder(listening_model, tm
 
 def test_a_folder_without_weights_is_no_model(other_folder, tmp_path):
     (tmp_path / "terms.txt").write_text("helicopter\n")
-    line = error_of("search", other_folder, tmp_path / "terms.txt", "clip.wav")
+    line = error_of("index", other_folder, tmp_path / "terms.txt", tmp_path / "index")
     assert line.startswith(f"error: {other_folder} holds no model: ")
 
 

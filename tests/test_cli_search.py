@@ -207,3 +207,61 @@ def test_a_calibrated_threshold_is_stored_and_used(model_folder, dataset, record
     assert read_card((model_folder / "README.md").read_text()).threshold == threshold
     found = qtr("search", model_folder, recordings / "terms.txt", recordings / "kubernetes.wav", "--json")
     assert [json.loads(line)["term"] for line in found.stdout.splitlines() if line[0] == "{"] == ["kubernetes"]
+
+
+def test_what_is_no_recording_is_refused_before_the_model_is_looked_for(recordings, tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("no sound")
+    search = ("search", "no/model", recordings / "terms.txt", recordings / "saxophone.wav")
+    assert f"{tmp_path / 'empty.wav'}: the file is empty" in qtr(*search, tmp_path / "empty.wav").output
+    assert "text.wav: soundfile cannot read it" in qtr(*search, tmp_path / "text.wav").output
+
+
+def test_what_was_found_in_one_file_is_shown_although_a_later_one_is_broken(
+    model_folder, recordings, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("qwen_term_retrieval.cli.retrieval._FILES_AT_ONCE", 1)
+    soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    clips = (recordings / "saxophone.wav", tmp_path / "nan.wav")
+    result = qtr("search", model_folder, recordings / "terms.txt", *clips, "--top-k", 1)
+    assert result.exit_code == 1
+    assert "saxophone.wav: 1 term\n" in result.stdout
+    assert "nan.wav" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "message"),
+    [("--plot", ".", "is a folder"), ("--output", "terms.txt/eval.json", "terms.txt")],
+)
+def test_a_file_that_cannot_be_written_is_named_before_the_evaluation(recordings, option, file, message):
+    result = qtr("evaluate", "no/model", "no/dataset", option, recordings / file)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "no/" not in result.stderr
+
+
+def test_a_dataset_without_a_training_split_has_no_seen_terms(model_folder, dataset, tmp_path):
+    shutil.copy(dataset / "test.parquet", tmp_path)
+    result = qtr("evaluate", model_folder, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "| all " in result.stdout
+    assert "seen" not in result.stdout
+    assert "has no split 'train'" in qtr("evaluate", model_folder, tmp_path, "--train-split", "train").stderr
+
+
+def test_a_report_is_written_by_name(model_folder, dataset, tmp_path):
+    result = qtr("report", model_folder, dataset, tmp_path / "report", "--threshold", 0.7)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "report" / "report.html")
+    assert "unseen" in result.stdout
+    again = qtr("report", "no/model", "no/dataset", tmp_path / "report")
+    assert "already holds a report; pass --overwrite to replace it" in again.stderr
+
+
+@pytest.mark.parametrize("threshold", ["7", "-1.5"])
+def test_a_threshold_that_no_cosine_has_is_refused(model_folder, recordings, threshold):
+    result = qtr(
+        "search", model_folder, recordings / "terms.txt", recordings / "saxophone.wav", "--threshold", threshold
+    )
+    assert result.exit_code == 2
+    assert "--threshold" in result.stderr

@@ -194,6 +194,8 @@ def merge(
     """
     from qwen_term_retrieval.audio.merging import merge_packs
 
+    if len(packs) < 2:
+        raise ValueError(f"{packs[0]} alone is nothing to merge; give packs, and last the folder to make: PACK... OUT")
     log_to_terminal(quiet)
     merged = merge_packs(packs[:-1], packs[-1], overwrite=overwrite, quiet=quiet)
     typer.echo(f"{merged.folder}: {merged.num_clips} clips in {len(merged.shards)} shards")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,18 @@ if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.matches import TermMatch
     from qwen_term_retrieval.text.glossary import Glossary
 
+# What is found is shown after so many, and so many share the work of the towers.
+_FILES_AT_ONCE = 32
+
 Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
+]
+Threshold = Annotated[
+    float | None, typer.Option(min=-1, max=1, help="Lowest score, a cosine; default the model's calibrated one.")
+]
+TrainSplit = Annotated[
+    str | None,
+    typer.Option(help="Its terms are the seen ones; default train, where there is one; '' for no such groups."),
 ]
 
 
@@ -30,14 +41,15 @@ def search(
     ],
     clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
     top_k: Annotated[int, typer.Option(min=1, help="Most terms to show for a file.")] = 10,
-    threshold: Annotated[float | None, typer.Option(help="Lowest score; default the model's calibrated one.")] = None,
+    threshold: Threshold = None,
     revision: Revision = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a match.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the terms of a glossary in recordings, each where it was heard best.
 
-    Without a threshold, the nearest terms come whether they were said or not.
+    Without a threshold, the nearest terms come whether they were said or not. Files are opened before the model is, and
+    what was found in one is shown before the last is searched.
 
     For example:
 
@@ -48,21 +60,47 @@ def search(
 
     _log_to_terminal(quiet)
     terms = _terms_of(glossary)
+    _check_audio(clips)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
     retriever.index(terms, show_progress=not quiet)
-    # All of them, to show by how much the best one misses the threshold.
-    answers = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=not quiet)
     lowest = retriever.threshold if threshold is None else threshold
-    for clip, matches in zip(clips, answers, strict=True):
-        heard = [match for match in matches if lowest is None or match.score >= lowest]
-        if not json_lines:
-            typer.echo(f"{clip}: {len(heard)} terms{_near_miss(matches, lowest)}")
-        for match in heard:
-            found = {"term": match.term, "score": round(match.score, 4), "start": match.start, "end": match.end}
-            found |= {"language": match.language} if match.language else {}
-            shown = f"{match.term} ({match.language})" if match.language else match.term
-            line = f"  {shown:<40} {match.score:6.3f} {match.start:9.2f} – {match.end:.2f} s"
-            typer.echo(json.dumps({"clip": str(clip), **found}, ensure_ascii=False) if json_lines else line)
+    for first in range(0, len(clips), _FILES_AT_ONCE):
+        group = clips[first : first + _FILES_AT_ONCE]
+        # All of them, to show by how much the best one misses the threshold.
+        answers = retriever.search_batch(group, top_k=top_k, threshold=-1.0, show_progress=not quiet)
+        for clip, matches in zip(group, answers, strict=True):
+            heard = [match for match in matches if lowest is None or match.score >= lowest]
+            if not json_lines:
+                typer.echo(f"{clip}: {_count(heard)}{_near_miss(matches, lowest)}")
+            for match in heard:
+                typer.echo(_json_line(clip, match) if json_lines else _line(match))
+
+
+def _check_audio(clips: Sequence[Path]) -> None:
+    """Refuse before the model is loaded what is no recording."""
+    from qwen_term_retrieval.audio.files.sound_files import BadAudioError, opened_sound
+
+    for clip in clips:
+        try:
+            with opened_sound(clip):
+                pass
+        except BadAudioError as error:
+            raise BadAudioError(f"{clip}: {error}") from error
+
+
+def _json_line(clip: Path, match: TermMatch) -> str:
+    found = {"clip": str(clip), "term": match.term, "score": round(match.score, 4)}
+    found |= {"start": match.start, "end": match.end} | ({"language": match.language} if match.language else {})
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _line(match: TermMatch) -> str:
+    shown = f"{match.term} ({match.language})" if match.language else match.term
+    return f"  {shown:<40} {match.score:6.3f} {match.start:9.2f} – {match.end:.2f} s"
+
+
+def _count(heard: Sequence[TermMatch]) -> str:
+    return "1 term" if len(heard) == 1 else f"{len(heard)} terms"
 
 
 def _near_miss(matches: Sequence[TermMatch], threshold: float | None) -> str:
@@ -108,8 +146,8 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     glossary: Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")] = None,
     distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
-    train_split: Annotated[str, typer.Option(help="Its terms are the seen ones; '' reports no such groups.")] = "train",
-    threshold: Annotated[float | None, typer.Option(help="Lowest score; default the model's calibrated one.")] = None,
+    train_split: TrainSplit = None,
+    threshold: Threshold = None,
     revision: Revision = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for all metrics.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG for recall over k.")] = None,
@@ -124,10 +162,12 @@ def evaluate(
         qtr evaluate outputs/demo builders/term_audio
         qtr evaluate outputs/demo packs/mine --split validation --distractors wordnet.txt --output eval.json
     """
-    from qwen_term_retrieval.evaluation.evaluator import evaluate_dataset
+    from qwen_term_retrieval.evaluation.dataset_evaluation import evaluate_dataset
     from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 
     _log_to_terminal(quiet)
+    for file in filter(None, (output, plot)):
+        _check_output(file)
     metrics = evaluate_dataset(
         model,
         dataset,
@@ -135,17 +175,67 @@ def evaluate(
         split=split,
         glossary=glossary,
         distractors=distractors,
-        train_split=train_split or None,
+        train_split=train_split,
         threshold=threshold,
         show_progress=not quiet,
     )
     typer.echo(f"{int(metrics['clips'])} clips, a bank of {int(metrics['bank'])} terms\n\n{recall_table(metrics)}\n")
     typer.echo(threshold_line(metrics))
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if plot is not None:
         plot_recall(metrics, plot)
+
+
+@app.command()
+def report(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.")],
+    dataset: Annotated[str, typer.Argument(help="Pack, corpus folder or Hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make; report.html is the page.")],
+    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
+    glossary: Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")] = None,
+    distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
+    train_split: TrainSplit = None,
+    threshold: Threshold = None,
+    revision: Revision = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is at OUT.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate a model and write a page: tables, pictures, and the worst misses and false alarms to listen to.
+
+    With `--distractors`, recall is drawn among 1,000, 10,000, … terms; of the output folder of a run, its training too.
+
+    For example:
+
+        qtr report outputs/demo builders/term_audio reports/demo
+        qtr report outputs/mine packs/mine reports/mine --distractors wordnet.txt
+    """
+    from qwen_term_retrieval.evaluation import html_report
+    from qwen_term_retrieval.evaluation.dataset_evaluation import dataset_evaluator
+    from qwen_term_retrieval.evaluation.report import recall_table
+    from qwen_term_retrieval.retrieval.retriever import TermRetriever
+
+    _log_to_terminal(quiet)
+    html_report.check_report(out, overwrite)
+    evaluator = dataset_evaluator(
+        dataset,
+        split=split,
+        glossary=glossary,
+        distractors=distractors,
+        train_split=train_split,
+        threshold=threshold,
+        bank_sizes=html_report.BANK_SIZES,
+    )
+    evaluation = evaluator.run(TermRetriever.from_pretrained(model, revision=revision), show_progress=not quiet)
+    page = html_report.write_report(
+        evaluator,
+        evaluation,
+        out,
+        title=f"{model} on {dataset}, split {split}",
+        trainer_state=html_report.read_trainer_state(model),
+        overwrite=overwrite,
+    )
+    typer.echo(f"{recall_table(evaluation.metrics)}\n\n{page}")
 
 
 @app.command()
@@ -154,7 +244,9 @@ def calibrate(
     dataset: Annotated[str, typer.Argument(help="Pack, corpus folder or Hub id.")],
     glossary: Annotated[Path, typer.Argument(help="Glossary as large as the one in use, or a folder of `qtr index`.")],
     split: Annotated[str, typer.Option(help="Split with known terms, and clips without any.")] = "validation",
-    target_precision: Annotated[float | None, typer.Option(help="Precision to reach; default: the best F1.")] = None,
+    target_precision: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Precision to reach; default: the best F1.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Choose the score from which a term counts as heard, and store it in the model and its card.
@@ -195,6 +287,15 @@ def _terms_of(glossary: Path) -> Glossary | Path:
     from qwen_term_retrieval.text.glossary import Glossary
 
     return glossary if glossary.is_dir() else Glossary.from_file(glossary)
+
+
+def _check_output(file: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; give the name of a file")
+    if file.suffix == ".png" and find_spec("matplotlib") is None:
+        raise ImportError("a picture is drawn with matplotlib: pip install 'qwen_term_retrieval[report]'")
+    file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _log_to_terminal(quiet: bool) -> None:

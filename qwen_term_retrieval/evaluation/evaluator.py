@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -24,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from qwen_term_retrieval.audio.loading import load_rows, split_of
 from qwen_term_retrieval.evaluation.ranking import (
     bootstrap_interval,
     mean_reciprocal_rank,
@@ -33,7 +31,12 @@ from qwen_term_retrieval.evaluation.ranking import (
 )
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.retrieval.calibration import gold_ids, judge_matches, unlabelled_ids
+from qwen_term_retrieval.retrieval.calibration import (
+    gold_ids,
+    judge_matches,
+    unlabelled_ids,
+    warn_of_unknown_terms,
+)
 from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -166,6 +169,23 @@ def evaluate_vectors(
     return ranking_metrics(pairs, seen_ids, ks, intervals=intervals)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What `RetrievalEvaluator.run` found.
+
+    metrics: see `RetrievalEvaluator`. matches: the best `top_k` of each clip, best first, whatever the threshold.
+    pairs: the rank of every (clip, term), and clips: int64 (P,), the clip of each. metrics_by_bank: Recall@k and MRR
+    among so many terms. index: the bank as it was searched.
+    """
+
+    metrics: dict[str, float]
+    matches: list[list[TermMatch]]
+    pairs: RankedPairs
+    clips: NDArray[np.int64]
+    metrics_by_bank: dict[int, dict[str, float]]
+    index: TermIndex
+
+
 class RetrievalEvaluator:
     """Evaluate a model on clips of the row schema, searched the way `TermRetriever` searches.
 
@@ -178,6 +198,8 @@ class RetrievalEvaluator:
         ks: of Recall@k.
         threshold: for precision, recall and false alarms; default the model's calibrated one, if any.
         top_k: matches looked at in each clip at the threshold.
+        bank_sizes: so many terms, all of the glossary and a random few of the distractors, are a bank of their own;
+            sizes that lie outside are the smallest and the largest there is. See `Evaluation.metrics_by_bank`.
 
     Example:
         >>> evaluator = RetrievalEvaluator(rows["test"], distractors=wordnet_terms())  # doctest: +SKIP
@@ -201,14 +223,17 @@ class RetrievalEvaluator:
         ks: Sequence[int] = RECALL_AT,
         threshold: float | None = None,
         top_k: int = 10,
+        bank_sizes: Iterable[int] = (),
     ):
         if not len(rows):
             raise ValueError("no clip to evaluate")
         self.rows = rows
         if not isinstance(glossary, Glossary):
-            said: Iterable[Any] = _said_in(rows) if glossary is None else glossary
+            said: Iterable[Any] = terms_said_in(rows) if glossary is None else glossary
             glossary = Glossary(said, source="the terms to find")
         self.bank = Glossary([*glossary, *distractors], language=glossary.language, source="the evaluation bank")
+        self.num_wanted = len(glossary)
+        self.bank_sizes = sorted({min(max(size, self.num_wanted), len(self.bank)) for size in bank_sizes})
         self.seen_terms = None if seen_terms is None else list(seen_terms)
         self.ks = tuple(ks)
         self.threshold = threshold
@@ -217,10 +242,20 @@ class RetrievalEvaluator:
     def __call__(
         self, model: TermRetrievalModel | TermRetriever, *, batch_size: int = 8, show_progress: bool = True
     ) -> dict[str, float]:
+        """The metrics of `run`."""
+        return self.run(model, batch_size=batch_size, show_progress=show_progress).metrics
+
+    def run(
+        self, model: TermRetrievalModel | TermRetriever, *, batch_size: int = 8, show_progress: bool = True
+    ) -> Evaluation:
+        """The metrics, and what they were counted from."""
         retriever = model if isinstance(model, TermRetriever) else TermRetriever(model)
         index = TermRetriever(retriever.model).index(self.bank, show_progress=show_progress)
         threshold = retriever.threshold if self.threshold is None else self.threshold
-        ranks: list[RankedPairs] = []
+        gold = [sorted(gold_ids(row, index)) for row in self.rows_without_audio()]
+        warn_of_unknown_terms(self.rows_without_audio(), index)
+        banks = {size: self._bank_of(size, index) for size in {*self.bank_sizes, len(self.bank)}}
+        ranks: dict[int, list[RankedPairs]] = {size: [] for size in banks}
         matches: list[list[TermMatch]] = []
         span_errors: list[tuple[float, float]] = []
         hidden = None if show_progress else True
@@ -228,32 +263,43 @@ class RetrievalEvaluator:
             for first in range(0, len(self.rows), _CLIPS_AT_ONCE):
                 rows = [self.rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(self.rows)))]
                 batch = _pad(retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size))
-                ranks.append(self._rank(batch, rows, index))
+                neutral = [sorted(unlabelled_ids(row, index)) for row in rows]
+                for size, bank in banks.items():
+                    ranks[size].append(_rank(batch, gold[first : first + len(rows)], neutral, *bank))
                 matches += best_matches(batch, index, self.top_k)
                 bar.update(len(rows))
-        for row, found in zip(self.rows, matches, strict=True):
+        for row, found in zip(self.rows_without_audio(), matches, strict=True):
             span_errors += _span_errors(row, found, index)
-        pairs = RankedPairs(np.concatenate([p.ranks for p in ranks]), np.concatenate([p.term_ids for p in ranks]))
-        metrics = ranking_metrics(pairs, self._seen_ids(), self.ks)
+        pairs = {size: _joined(found) for size, found in ranks.items()}
+        metrics = ranking_metrics(pairs[len(self.bank)], self._seen_ids(), self.ks)
         metrics |= {"clips": len(self.rows), "bank": len(self.bank)}
         if span_errors:
             metrics["span_error"], metrics["span_iou"] = np.mean(span_errors, axis=0).tolist()
         if threshold is not None:
             metrics |= self._at_threshold(matches, index, threshold)
-        return metrics
-
-    def _rank(self, batch: EncodedChunks, rows: Sequence[Mapping[str, Any]], index: TermIndex) -> RankedPairs:
-        # A silent clip has no window: all terms tie at 0 and the right one stands last.
-        heard_B = batch.mask.any(dim=1)
-        mask_BW = batch.mask | ~heard_B[:, None]
-        return rank_pairs(
-            batch.vectors * batch.mask[..., None],
-            [sorted(gold_ids(row, index)) for row in rows],
-            index.vectors_ND,
-            index.vector_term_ids,
-            neutral=[sorted(unlabelled_ids(row, index)) for row in rows],
-            window_mask=mask_BW,
+        return Evaluation(
+            metrics,
+            matches,
+            pairs[len(self.bank)],
+            np.repeat(np.arange(len(gold)), [len(ids) for ids in gold]),
+            {size: ranking_metrics(pairs[size], ks=self.ks) for size in self.bank_sizes},
+            index,
         )
+
+    def rows_without_audio(self) -> Iterable[Mapping[str, Any]]:
+        """The rows; of a dataset without the column that takes time to read."""
+        return self.rows.remove_columns("audio") if isinstance(self.rows, datasets.Dataset) else self.rows
+
+    def _bank_of(self, size: int, index: TermIndex) -> tuple[torch.Tensor, list[int]]:
+        """Vectors and term ids of the bank's spellings: all terms of the glossary, distractors up to `size`."""
+        if size == len(self.bank):
+            return index.vectors_ND, index.vector_term_ids
+        others = np.random.default_rng(0).permutation(np.arange(self.num_wanted, len(self.bank)))
+        places = [*range(self.num_wanted), *others[: size - self.num_wanted].tolist()]
+        chosen = {self.bank[place].term_id for place in places}
+        ids = index.vector_term_ids
+        rows = [row for row, identity in enumerate(ids) if identity in chosen]
+        return index.vectors_ND[rows], [ids[row] for row in rows]
 
     def _seen_ids(self) -> set[int] | None:
         if self.seen_terms is None:
@@ -284,40 +330,29 @@ class RetrievalEvaluator:
         return metrics
 
 
-def evaluate_dataset(
-    model: str | Path,
-    dataset: str,
-    *,
-    revision: str | None = None,
-    split: str = "test",
-    glossary: str | Path | None = None,
-    distractors: str | Path | None = None,
-    train_split: str | None = None,
-    threshold: float | None = None,
-    show_progress: bool = True,
-) -> dict[str, float]:
-    """`RetrievalEvaluator` on a split of a dataset, everything given by name; what `qtr evaluate` calls.
-
-    `revision`: of a model on the Hub, see `TermRetriever.from_pretrained`.
-    """
-    terms = None if glossary is None else Glossary.from_file(glossary)
-    others = () if distractors is None else Glossary.from_file(distractors)
-    splits = load_rows(dataset)
-    seen = None if train_split is None else split_of(splits, train_split, dataset, "--train-split")
-    evaluator = RetrievalEvaluator(
-        split_of(splits, split, dataset),
-        terms,
-        distractors=others,
-        seen_terms=None if seen is None else _said_in(seen),
-        threshold=threshold,
-    )
-    return evaluator(TermRetriever.from_pretrained(model, revision=revision), show_progress=show_progress)
-
-
-def _said_in(rows: Sequence[Mapping[str, Any]]) -> list[Term]:
+def terms_said_in(rows: Sequence[Mapping[str, Any]]) -> list[Term]:
+    """The terms of the rows, each once in each language, in the order of the alphabet."""
     if isinstance(rows, datasets.Dataset):  # not the audio
         rows = rows.select_columns([name for name in ("terms", "language") if name in rows.column_names])
     return distinct_terms((term, row.get("language")) for row in rows for term in row["terms"])
+
+
+def _rank(
+    batch: EncodedChunks,
+    gold: Sequence[Sequence[int]],
+    neutral: Sequence[Sequence[int]],
+    bank_ND: torch.Tensor,
+    bank_ids: Sequence[int],
+) -> RankedPairs:
+    # A silent clip has no window: all terms tie at 0 and the right one stands last.
+    heard_B = batch.mask.any(dim=1)
+    mask_BW = batch.mask | ~heard_B[:, None]
+    vectors_BWD = batch.vectors * batch.mask[..., None]
+    return rank_pairs(vectors_BWD, gold, bank_ND, bank_ids, neutral=neutral, window_mask=mask_BW)
+
+
+def _joined(pairs: Sequence[RankedPairs]) -> RankedPairs:
+    return RankedPairs(np.concatenate([p.ranks for p in pairs]), np.concatenate([p.term_ids for p in pairs]))
 
 
 def _pad(windows: Sequence[ClipWindows]) -> EncodedChunks:

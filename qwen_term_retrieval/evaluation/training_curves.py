@@ -10,7 +10,7 @@ from typing import Any
 from qwen_term_retrieval.atomic import atomic_file
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 _RECALL = re.compile(r"recall@(\d+)$")
 _SUFFIXES = {"": ("", "-"), "_unseen": (", unseen terms", "--")}
 
@@ -54,15 +54,15 @@ def draw_training_curves(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if best_step is not None:
-            axes.axvline(best_step, color=_GREY, linewidth=1, linestyle=":", zorder=1, label="best checkpoint")
+            axes.axvline(best_step, color=GREY, linewidth=1, linestyle=":", zorder=1, label="best checkpoint")
     figure.legend(*recall.get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=8, frameon=False)
     with atomic_file(Path(path), durable=False) as file:
         figure.savefig(file, format="png", dpi=150)
 
 
 def _draw_recall(axes: Any, log_history: Sequence[Mapping[str, Any]], prefix: str, ks: Sequence[int]) -> None:
-    curves = {f"recall@{k}": (f"Recall@{k}", colour) for k, colour in zip(reversed(ks), (_BLUE, _ORANGE), strict=False)}
-    for metric, (label, colour) in {**curves, "mrr": ("MRR", _GREEN)}.items():
+    curves = {f"recall@{k}": (f"Recall@{k}", colour) for k, colour in zip(reversed(ks), (BLUE, ORANGE), strict=False)}
+    for metric, (label, colour) in {**curves, "mrr": ("MRR", GREEN)}.items():
         for suffix, (group, line) in _SUFFIXES.items():
             steps, values = _points(log_history, f"{prefix}_{metric}{suffix}")
             if steps:
@@ -77,7 +77,7 @@ def _draw_training(axes: Any, log_history: Sequence[Mapping[str, Any]]) -> None:
 
     steps, losses = _points(log_history, "loss")
     axes.set(ylabel="loss", title="Training")
-    axes.plot(steps, losses, color=_BLUE, linewidth=1.5)
+    axes.plot(steps, losses, color=BLUE, linewidth=1.5)
     if steps and min(losses) > 0:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -86,9 +86,9 @@ def _draw_training(axes: Any, log_history: Sequence[Mapping[str, Any]]) -> None:
     steps, rates = _points(log_history, "learning_rate")
     if steps:
         beside = axes.twinx()
-        beside.plot(steps, rates, color=_GREY, linewidth=1, linestyle="--")
-        beside.set_ylabel("learning rate (dashed)", color=_GREY)
-        beside.tick_params(axis="y", colors=_GREY)
+        beside.plot(steps, rates, color=GREY, linewidth=1, linestyle="--")
+        beside.set_ylabel("learning rate (dashed)", color=GREY)
+        beside.tick_params(axis="y", colors=GREY)
         beside.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         beside.set_ylim(bottom=0)
         beside.spines[["top", "left"]].set_visible(False)

@@ -8,7 +8,8 @@ high by chance, so calibrate with a glossary as large as the one in use.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.index import TermIndex
     from qwen_term_retrieval.retrieval.matches import TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
+
+
+logger = logging.getLogger(__name__)
 
 
 class CalibrationError(ValueError):
@@ -87,6 +91,18 @@ def gold_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
     """Ids of the row's terms that the index knows, in the row's `language` if it has one."""
     ids = (index.id_of(term, row.get("language")) for term in row["terms"])
     return {identity for identity in ids if identity is not None}
+
+
+def warn_of_unknown_terms(rows: Iterable[Mapping[str, Any]], index: TermIndex) -> None:
+    """Say how many of the terms said in the rows the index does not know: they are not looked for."""
+    known = [index.id_of(term, row.get("language")) is not None for row in rows for term in row["terms"]]
+    if not all(known):
+        logger.warning(
+            "%d of the %d terms said in the clips are not in the glossary: they are not looked for, and their clips "
+            "count as clips without them",
+            known.count(False),
+            len(known),
+        )
 
 
 def unlabelled_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
@@ -175,6 +191,7 @@ def calibrate(
         top_k: matches judged in each clip.
         show_progress: see `TermRetriever.search_batch`.
     """
+    warn_of_unknown_terms(rows, retriever.term_index)
     clips = [row["audio"] for row in rows]
     matches = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=show_progress)
     judged = judge_matches(matches, rows, retriever.term_index)

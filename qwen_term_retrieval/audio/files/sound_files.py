@@ -168,13 +168,17 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[bytes | Bi
 
 def _local_file(path: str | Path) -> str:
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 (a Path costs more)
+        status = os.stat(path)  # noqa: PTH116 (a Path costs more)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise BadAudioError("the file does not exist") from error
     except OSError as error:
         raise BadAudioError(f"the file cannot be found: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise BadAudioError("it is a folder; give the recordings in it" if stat.S_ISDIR(mode) else "it is no file")
+    if not stat.S_ISREG(status.st_mode):
+        raise BadAudioError(
+            "it is a folder; give the recordings in it" if stat.S_ISDIR(status.st_mode) else "it is no file"
+        )
+    if not status.st_size:
+        raise BadAudioError("the file is empty")
     return str(path)
 
 

@@ -1,0 +1,259 @@
+"""One page on how well a model finds terms: tables, pictures, and the worst misses and false alarms to listen to.
+
+A folder with `report.html`, the pictures and clips that it shows, and `metrics.json`. It is written beside its place
+and renamed, so it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
+from qwen_term_retrieval.evaluation.evaluator import Evaluation, RetrievalEvaluator
+from qwen_term_retrieval.evaluation.report import GROUPS, threshold_line
+from qwen_term_retrieval.evaluation.report_pictures import draw_precision_recall, draw_recall_by_bank, draw_scores
+from qwen_term_retrieval.evaluation.training_curves import draw_training_curves
+from qwen_term_retrieval.retrieval.calibration import gold_ids, precision_recall_curve, unlabelled_ids
+from qwen_term_retrieval.retrieval.matches import TermMatch
+
+PAGE = "report.html"
+METRICS = "metrics.json"
+BANK_SIZES = (1, 1_000, 10_000, 100_000, 1_000_000)
+MOST_SHOWN = 20
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+img { width: 32rem; max-width: 100% } audio { width: 14rem; height: 2rem } small, .note { color: #666 }
+"""
+
+
+def check_report(folder: str | Path, overwrite: bool = False) -> None:
+    """Raise where a report cannot be written, before the work of an evaluation.
+
+    Raises:
+        FileExistsError: the folder holds something else, or a report and `overwrite` is off.
+        ImportError: matplotlib is missing.
+    """
+    folder = Path(folder)
+    if find_spec("matplotlib") is None:
+        raise ImportError("a report is drawn with matplotlib: pip install 'qwen_term_retrieval[report]'")
+    if not folder.exists():
+        return
+    if not ((folder / PAGE).is_file() and (folder / METRICS).is_file()):
+        raise FileExistsError(f"{folder} exists and is not a report; it is left alone. Choose another folder.")
+    if not overwrite:
+        raise FileExistsError(f"{folder} already holds a report; pass overwrite=True to replace it")
+
+
+def write_report(
+    evaluator: RetrievalEvaluator,
+    evaluation: Evaluation,
+    folder: str | Path,
+    *,
+    title: str = "Evaluation",
+    trainer_state: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a report on an evaluation, and return the path of its page.
+
+    Args:
+        evaluator: its rows give texts and sound.
+        evaluation: what its `run` returned.
+        folder: to make.
+        title: of the page.
+        trainer_state: see `read_trainer_state`; without it there are no training curves.
+        overwrite: replace the report that is there.
+
+    Raises:
+        FileExistsError, ImportError: see `check_report`.
+    """
+    check_report(folder, overwrite)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        new = Path(scratch) / "new"
+        (new / "clips").mkdir(parents=True, mode=0o755)
+        page = _page(evaluator, evaluation, new, title, trainer_state)
+        (new / PAGE).write_text(page, encoding="utf-8")
+        by_bank = {f"among {size} terms": metrics for size, metrics in evaluation.metrics_by_bank.items()}
+        text = json.dumps(evaluation.metrics | by_bank, indent=2)
+        (new / METRICS).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        new.rename(folder)
+    return folder / PAGE
+
+
+def read_trainer_state(model: str | Path) -> dict[str, Any] | None:
+    """What a run logged, if `model` is its output folder or one of its checkpoints."""
+    state = Path(model) / "trainer_state.json"
+    return json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
+
+
+def _page(
+    evaluator: RetrievalEvaluator,
+    evaluation: Evaluation,
+    folder: Path,
+    title: str,
+    trainer_state: Mapping[str, Any] | None,
+) -> str:
+    metrics = evaluation.metrics
+    spans = f" Spans are off by {metrics['span_error']:.2f} s on average." if "span_error" in metrics else ""
+    judged = _judge_each(evaluator, evaluation)
+    pictures = _draw(evaluator, evaluation, judged, folder, trainer_state)
+    clips = _Clips(evaluator.rows, folder)
+    misses = [_missed(evaluation, clips, place) for place in _worst_pairs(evaluation)]
+    alarms = [_false_alarm(clips, clip, match) for clip, match in _worst_alarms(judged, metrics.get("threshold", -1.0))]
+    missed = int((evaluation.pairs.ranks > 1).sum())
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{metrics['clips']:,} clips, a bank of {metrics['bank']:,} terms.{spans}</p>",
+        _table(["terms", "pairs", *(f"R@{k}" for k in evaluator.ks), "MRR"], _recall_rows(metrics, evaluator.ks)),
+        f"<p>{escape(threshold_line(metrics)) or 'No threshold was given or calibrated.'}</p>",
+        *(f'<img src="{name}" alt="{escape(alt)}">' for name, alt in pictures.items()),
+        f"<h2>Worst misses</h2><p class=note>{missed} of {len(evaluation.pairs.ranks)} (clip, term) pairs are not "
+        f"first; the {len(misses)} that stand last.</p>",
+        _table(["clip", "said", "rank", "heard instead"], misses) if misses else "",
+        f"<h2>Worst false alarms</h2><p class=note>The {len(alarms)} best scores of terms that were not said"
+        + (", at or above the threshold.</p>" if "threshold" in metrics else ".</p>"),
+        _table(["clip", "said", "heard", "score"], alarms) if alarms else "",
+    ]
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return head + "\n".join(parts) + "\n</html>\n"
+
+
+def _draw(
+    evaluator: RetrievalEvaluator,
+    evaluation: Evaluation,
+    judged: Sequence[Sequence[tuple[TermMatch, bool]]],
+    folder: Path,
+    trainer_state: Mapping[str, Any] | None,
+) -> dict[str, str]:
+    """Draw what there is something to draw of; file names and what they show."""
+    drawn = {}
+    threshold = evaluation.metrics.get("threshold")
+    num_gold = [len(gold_ids(row, evaluation.index)) for row in evaluator.rows_without_audio()]
+    if len(evaluation.metrics_by_bank) > 1 and len(evaluation.pairs.ranks):
+        draw_recall_by_bank(evaluation.metrics_by_bank, folder / "recall_by_bank.png", ks=evaluator.ks)
+        drawn["recall_by_bank.png"] = "recall against bank size"
+    matches = [match for found in judged for match in found]
+    if matches and sum(num_gold):
+        curve = precision_recall_curve([m.score for m, _ in matches], [right for _, right in matches], sum(num_gold))
+        draw_precision_recall(curve, folder / "precision_recall.png", threshold=threshold)
+        drawn["precision_recall.png"] = "precision against recall"
+    if matches:
+        groups = _score_groups(judged, [number > 0 for number in num_gold])
+        draw_scores(groups, folder / "scores.png", threshold=threshold)
+        drawn["scores.png"] = "scores of right and of wrong terms"
+    if trainer_state and any("eval_mrr" in line for line in trainer_state["log_history"]):
+        best_step = trainer_state.get("best_global_step")
+        draw_training_curves(trainer_state["log_history"], folder / "training.png", best_step=best_step)
+        drawn["training.png"] = "training curves"
+    return drawn
+
+
+def _judge_each(evaluator: RetrievalEvaluator, evaluation: Evaluation) -> list[list[tuple[TermMatch, bool]]]:
+    """The matches of each clip, and whether they are right; those that are neither right nor wrong are left out."""
+    judged = []
+    for row, found in zip(evaluator.rows_without_audio(), evaluation.matches, strict=True):
+        right, excused = gold_ids(row, evaluation.index), unlabelled_ids(row, evaluation.index)
+        judged.append([(match, match.term_id in right) for match in found if match.term_id not in excused])
+    return judged
+
+
+def _score_groups(
+    judged: Sequence[Sequence[tuple[TermMatch, bool]]], has_term: Sequence[bool]
+) -> dict[str, list[float]]:
+    right = [match.score for found in judged for match, is_right in found if is_right]
+    best_wrong: dict[bool, list[float]] = {True: [], False: []}
+    for found, with_term in zip(judged, has_term, strict=True):
+        best_wrong[with_term] += [match.score for match, is_right in found if not is_right][:1]
+    return {
+        "terms that were said": right,
+        "best wrong term of a clip": best_wrong[True],
+        "best term of a clip without one": best_wrong[False],
+    }
+
+
+class _Clips:
+    """Writes the clips that a page shows, each once."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], folder: Path):
+        self.rows = rows
+        self.folder = folder
+
+    def player(self, clip: int) -> str:
+        row, name = self.rows[clip], f"clips/{clip:06d}.wav"
+        if not (self.folder / name).exists():
+            soundfile.write(self.folder / name, clip_pcm(row), SAMPLING_RATE)
+        key = escape(str(row.get("key") or f"clip {clip}"))
+        return f'<audio controls preload="none" src="{name}"></audio><br><small>{key}</small>'
+
+    def said(self, clip: int) -> str:
+        row = self.rows[clip]
+        return f"{escape(', '.join(row['terms'])) or '–'}<br><small>{escape(row.get('text') or '')}</small>"
+
+
+def _worst_pairs(evaluation: Evaluation) -> Iterable[int]:
+    ranks = evaluation.pairs.ranks
+    return [place for place in np.argsort(-ranks, kind="stable")[:MOST_SHOWN].tolist() if ranks[place] > 1]
+
+
+def _missed(evaluation: Evaluation, clips: _Clips, place: int) -> list[str]:
+    clip, rank = int(evaluation.clips[place]), int(evaluation.pairs.ranks[place])
+    heard = "<br>".join(_heard(match) for match in evaluation.matches[clip][:3])
+    return [clips.player(clip), clips.said(clip), _number(f"{rank:,}"), heard]
+
+
+def _worst_alarms(judged: Sequence[Sequence[tuple[TermMatch, bool]]], lowest: float) -> list[tuple[int, TermMatch]]:
+    alarms = [(clip, match) for clip, found in enumerate(judged) for match, right in found if not right]
+    alarms = [(clip, match) for clip, match in alarms if match.score >= lowest]
+    return sorted(alarms, key=lambda alarm: -alarm[1].score)[:MOST_SHOWN]
+
+
+def _false_alarm(clips: _Clips, clip: int, match: TermMatch) -> list[str]:
+    return [clips.player(clip), clips.said(clip), _heard(match, score=False), _number(f"{match.score:.3f}")]
+
+
+def _heard(match: TermMatch, score: bool = True) -> str:
+    where = f"<small>{match.start:.2f} – {match.end:.2f} s</small>"
+    return f"{escape(match.term)} {f'{match.score:.3f} ' if score else ''}{where}"
+
+
+def _recall_rows(metrics: Mapping[str, float], ks: Sequence[int]) -> list[list[str]]:
+    rows = []
+    for suffix, group in GROUPS.items():
+        if f"mrr{suffix}" in metrics:
+            cells = [_with_interval(metrics, f"recall@{k}{suffix}") for k in ks]
+            rows.append(
+                [group, _number(f"{metrics[f'pairs{suffix}']:,}"), *cells, _number(f"{metrics[f'mrr{suffix}']:.3f}")]
+            )
+    return rows
+
+
+def _with_interval(metrics: Mapping[str, float], name: str) -> str:
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return _number(f"{metrics[name]:.3f} <small>[{low:.2f}, {high:.2f}]</small>")
+
+
+def _number(text: str) -> str:
+    return f"<td class=number>{text}</td>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(
+        f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>"
