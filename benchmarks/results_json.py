@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qwen_term_retrieval.atomic import atomic_file
+
 
 def machine() -> dict[str, Any]:
     return {
@@ -45,6 +47,5 @@ def write_results(path: Path, results: Mapping[str, Any], *, packages: Sequence[
         "versions": versions(packages),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(about | dict(results), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with atomic_file(path) as file:
+        file.write((json.dumps(about | dict(results), indent=2, ensure_ascii=False) + "\n").encode())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.packages import file_sha256
 
 _SAVE_EVERY = 20
@@ -61,7 +62,6 @@ def transcribe_all(transcriber: WhisperTranscriber, clips: Sequence[NDArray[np.i
         cache[key] = transcriber.transcribe(pcm)
         if done % _SAVE_EVERY == 0 or done == len(missing):
             cache_file.parent.mkdir(parents=True, exist_ok=True)
-            partial = cache_file.with_suffix(".partial")
-            partial.write_text(json.dumps(cache, indent=0, ensure_ascii=False), encoding="utf-8")
-            partial.replace(cache_file)
+            with atomic_file(cache_file) as file:
+                file.write(json.dumps(cache, indent=0, ensure_ascii=False).encode())
     return [cache[key] for key in keys]

@@ -34,4 +34,4 @@ def test_a_word_list_holds_many_distinct_sayable_terms(function, at_least, known
 
 def test_what_cannot_be_said_or_repeats_or_is_long_is_left_out():
     raw = ["linked list", "Linked  List", "--c-=c-c--", "$1", "42", "", "a b c", "C++"]
-    assert wordlists.distinct_terms(raw, max_words=2) == ["linked list", "C++"]
+    assert wordlists.sayable_terms(raw, max_words=2) == ["linked list", "C++"]

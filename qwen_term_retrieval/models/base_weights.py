@@ -37,7 +37,11 @@ def build_audio_tower(config: TermRetrievalConfig, attn_implementation: str | No
 
 
 def load_strictly(encoder: nn.Module, tensors: dict[str, torch.Tensor], name: Any) -> None:
-    """Copy base weights in, whatever LoRA did to the names."""
+    """Copy base weights in, whatever LoRA did to the names.
+
+    Raises:
+        CheckpointError: they are not those of such an encoder; names the checkpoint and the tensor.
+    """
     own = base_state(encoder)
     if set(own) != set(tensors):
         missing, unexpected = sorted(set(own) - set(tensors))[:3], sorted(set(tensors) - set(own))[:3]
@@ -50,6 +54,11 @@ def load_strictly(encoder: nn.Module, tensors: dict[str, torch.Tensor], name: An
 
 
 def checked_digest(name: Any, expected: str | None, tensors: dict[str, torch.Tensor]) -> str:
+    """The digest of base weights.
+
+    Raises:
+        CheckpointError: another was `expected`, that of the weights that the model was trained on.
+    """
     digest = tower_sha256(tensors)
     if expected not in (None, digest):
         raise CheckpointError(
@@ -60,4 +69,5 @@ def checked_digest(name: Any, expected: str | None, tensors: dict[str, torch.Ten
 
 
 def is_trained(encoder: nn.Module) -> bool:
+    """Whether any of an encoder's own weights is trained, adapters left aside."""
     return any(values.requires_grad for name, values in encoder.named_parameters() if "lora_" not in name)

@@ -227,11 +227,14 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
             Windows of the config's grid, clips in the order given.
 
         Raises:
-            BadAudioError: naming the clip by its path or number.
+            BadAudioError: a clip cannot be heard; named by its path or number.
+            ValueError: one is longer than the audio tower takes, or too short for one frame; or there are none.
         """
         if not len(clips):
             raise ValueError("no clips to encode")
-        pcm = [clip_pcm(clip, SAMPLING_RATE, name=f"clip {index}") for index, clip in enumerate(clips)]
+        names = [str(clip) if isinstance(clip, str | Path) else f"clip {index}" for index, clip in enumerate(clips)]
+        pcm = [clip_pcm(clip, SAMPLING_RATE, name=name) for clip, name in zip(clips, names, strict=True)]
+        self.audio_tower.check_lengths(torch.tensor([len(samples) for samples in pcm]), names)
         rows: list[Any] = [None] * len(pcm)
         with (
             self._evaluating(),

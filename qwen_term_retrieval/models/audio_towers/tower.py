@@ -15,6 +15,7 @@ Shapes: B clips, S samples, T encoder frames, H hidden, L layers.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -126,7 +127,7 @@ class AudioTower(nn.Module, abc.ABC):
         Raises:
             ValueError: a clip is longer than the tower takes, or too short for one frame.
         """
-        self._check_lengths(num_samples_B)
+        self.check_lengths(num_samples_B)
         mel, num_mel_B = self.mel(pcm_BS, num_samples_B)
         layers = self.encode(mel, num_mel_B.to(mel.device), num_layers)
         features = layers[0] if num_layers == 1 else torch.stack(layers, dim=1)
@@ -142,16 +143,22 @@ class AudioTower(nn.Module, abc.ABC):
                 outputs.append(hidden)
         return outputs
 
-    def _check_lengths(self, num_samples_B: torch.Tensor) -> None:
+    def check_lengths(self, num_samples_B: torch.Tensor, names: Sequence[str] | None = None) -> None:
+        """See that the tower takes clips of so many samples; `names` are what messages call them.
+
+        Raises:
+            ValueError: a clip is longer than the tower takes, or too short for one frame.
+        """
         lengths = num_samples_B.tolist()
         for row, (length, frames) in enumerate(zip(lengths, self.num_frames(num_samples_B).tolist(), strict=True)):
+            name = f"clip {row} of the batch" if names is None else names[row]
             if length > self.max_seconds * SAMPLING_RATE:
                 raise ValueError(
-                    f"clip {row} of the batch lasts {length / SAMPLING_RATE:.1f} s; the audio tower takes at most "
+                    f"{name} lasts {length / SAMPLING_RATE:.1f} s; the audio tower takes at most "
                     f"{self.max_seconds:g} s. Cut it into shorter clips, or search it as a stream."
                 )
             if length < self.min_samples or frames <= 0:
                 raise ValueError(
-                    f"clip {row} of the batch has {length} samples: too short for one encoder frame "
+                    f"{name} has {length} samples: too short for one encoder frame "
                     f"({1 / self.frame_rate:g} s). Drop it, or pad it with silence."
                 )
