@@ -27,10 +27,22 @@ class Pairs(NamedTuple):
 
 
 def positions_of(ids_QM: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    """Position of each id among the distinct `ids_N`, -1 where it is not there or is padding: int64 (Q, M)."""
+    """Position of each id among the distinct `ids_N`, -1 where it is not there or is padding: int64 (Q, M).
+
+    Raises:
+        ValueError: an id stands twice in `ids_N`. The second would be a negative of what was said.
+
+    >>> positions_of(torch.tensor([[7, 5], [6, -1]]), torch.tensor([5, 7]))
+    tensor([[ 1,  0],
+            [-1, -1]])
+    """
     if not len(ids_N):
         return torch.full_like(ids_QM, NO_ID)
     sorted_N, order_N = ids_N.sort()
+    repeated_N = sorted_N[1:] == sorted_N[:-1]
+    if bool(repeated_N.any()):
+        identity = int(sorted_N[1:][repeated_N][0])
+        raise ValueError(f"id {identity} stands twice among the candidates: gather them, or keep the first of each")
     nearest_QM = torch.searchsorted(sorted_N, ids_QM.contiguous()).clamp(max=len(ids_N) - 1)
     found_QM = (sorted_N[nearest_QM] == ids_QM) & (ids_QM != NO_ID)
     return order_N[nearest_QM].masked_fill(~found_QM, NO_ID)

@@ -226,7 +226,8 @@ class _NegativeSoftplusSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_sums_Q, grad_positive_P):
         vectors_VD, candidates_ND, logit_scale, logit_bias = ctx.saved_tensors
-        grad_bias = torch.zeros_like(logit_bias)
+        scores = _Scores(vectors_VD, candidates_ND, logit_scale, ctx.table)
+        grad_bias = scores.vectors.new_zeros(())
 
         def to_gradient(block: _Block, scores_RN: torch.Tensor) -> None:
             scores_RN[block.excluded] = torch.finfo(scores_RN.dtype).min
@@ -234,8 +235,7 @@ class _NegativeSoftplusSum(torch.autograd.Function):
             grad_bias.add_(scores_RN.sum())
             scores_RN[block.positives] = grad_positive_P[block.positive_rows]
 
-        scores = _Scores(vectors_VD, candidates_ND, logit_scale, ctx.table)
-        return *scores.gradients(to_gradient), grad_bias, None
+        return *scores.gradients(to_gradient), grad_bias.to(logit_bias.dtype), None
 
 
 class _Scores:
