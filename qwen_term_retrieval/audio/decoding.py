@@ -66,6 +66,11 @@ def pcm_blocks(
         raise BadAudioError("holds 0 samples")
 
 
+def resampled_length(num_samples: int, source_rate: int, rate: int) -> int:
+    """Samples that `pcm_blocks` makes of so many: halves go up, in double precision, as soxr (1.1) rounds."""
+    return int(num_samples / (source_rate / rate) + 0.5)
+
+
 def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip") -> np.ndarray:
     """Any kind of clip as int16 (num_samples,), 16 kHz, mono.
 

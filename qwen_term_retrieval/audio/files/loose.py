@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 
 from qwen_term_retrieval.audio.corpus import with_unique_keys
-from qwen_term_retrieval.audio.decoding import BadAudioError, probe
+from qwen_term_retrieval.audio.decoding import BadAudioError, probe, resampled_length
 from qwen_term_retrieval.audio.files.file_audio import FileAudio
 from qwen_term_retrieval.audio.pack_format.rows import row_features
 from qwen_term_retrieval.audio.pack_writing.parts import clip_row
@@ -116,7 +116,7 @@ def _reference(utterance: Utterance, rate: int) -> dict[str, Any]:
     header = probe(audio)
     if utterance.channel is not None and not 0 <= utterance.channel < header.num_channels:
         raise BadAudioError(f"has no channel {utterance.channel}, counted from 0, but {header.num_channels} in all")
-    num_samples = round(header.num_frames * rate / header.sampling_rate)
+    num_samples = resampled_length(header.num_frames, header.sampling_rate, rate)
     start, end = segment_bounds(utterance, num_samples, rate)
     place: dict[str, Any] = {"byte_offset": None, "suffix": "", "modified": None, "num_bytes": None}
     if isinstance(audio, FileSlice):
