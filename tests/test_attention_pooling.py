@@ -132,3 +132,23 @@ def test_a_model_with_attention_pooling_trains_every_parameter_and_comes_back(mo
 def test_another_pooling_is_refused():
     with pytest.raises(ValueError, match="pooling must be one of pyramid, mean, attention, not 'max'"):
         TermRetrievalConfig(pooling="max")
+
+
+def test_what_lies_behind_a_clip_reaches_no_gradient_even_where_it_is_not_a_number():
+    pooling, features = trained(), frames(6, 3)
+    features[1, 3:] = torch.nan
+    features.requires_grad_()
+    spans = (torch.tensor([0, 1]), torch.zeros(2), torch.tensor([6.0, 3.0]))
+    pooling(features, torch.tensor([6, 3]), *spans).sum().backward()
+    assert features.grad.isfinite().all()
+    assert features.grad[1, :3].any()
+    assert not features.grad[1, 3:].any()
+    assert all(values.grad.isfinite().all() for values in pooling.parameters())
+
+
+def test_a_clip_without_a_frame_is_pooled_to_zeros_as_by_the_pyramid():
+    pooling, features = trained(), frames(6, 3)
+    clips = (torch.tensor([6, 0]), torch.tensor([0, 1]), torch.zeros(2), torch.tensor([6.0, 0.0]))
+    for pooled_P in (pooling(features, *clips), pool_pyramid(features, *clips, (1, 2))):
+        assert pooled_P.isfinite().all()
+        assert not pooled_P[1].any()

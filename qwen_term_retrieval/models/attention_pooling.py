@@ -52,6 +52,9 @@ class AttentionPooling(nn.Module):
         end_P: torch.Tensor,
     ) -> torch.Tensor:
         """Weighted means (P, sum(segments) * H) of spans, taken and laid out as by `pool_pyramid`."""
+        # `pool_pyramid` leaves out what lies behind a clip's end, but 0 times its gradient would be NaN where that is NaN.
+        padding_BT = torch.arange(features_BTH.shape[1], device=features_BTH.device) >= num_frames_B[:, None]
+        features_BTH = features_BTH.masked_fill(padding_BT[..., None], 0.0)
         score_BTA = self.norm(features_BTH.to(self.norm.weight.dtype)) @ self.queries_AH.T
         with torch.autocast(features_BTH.device.type, enabled=False):
             # Double precision, because light frames beside heavy ones must survive the sum; Apple's GPU has none.
@@ -63,6 +66,7 @@ class AttentionPooling(nn.Module):
             pooled_P = pool_pyramid(joined_BTH, num_frames_B, clip_index_P, start_P, end_P, self.segments)
             pooled_PKH = pooled_P.unflatten(-1, (sum(self.segments), -1))
             mean_PKAH = pooled_PKH[..., : -self.num_heads].unflatten(-1, (self.num_heads, -1))
-            mean_PKAH = mean_PKAH / pooled_PKH[..., -self.num_heads :].unsqueeze(-1)
+            # All weights are above e^-8; a clip without a frame has none.
+            mean_PKAH = mean_PKAH / pooled_PKH[..., -self.num_heads :].unsqueeze(-1).clamp(min=1e-6)
             out_dtype = torch.float64 if features_BTH.dtype == torch.float64 else torch.float32
             return mean_PKAH.flatten(1).to(out_dtype)
