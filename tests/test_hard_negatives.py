@@ -13,15 +13,14 @@ from transformers import TrainerControl, TrainerState
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
 from qwen_term_retrieval.training import hard_negatives
-from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms
 from qwen_term_retrieval.training.hard_negatives import (
     HardNegativeTable,
-    meaning_of,
     mine_hard_negatives,
     mix_negatives,
     said_in,
 )
 from qwen_term_retrieval.training.mining import NO_TERM
+from qwen_term_retrieval.training.resuming import data_identity
 from tests import mining_process
 from tests.mining_process import prepare, some_rows, windowed_model
 from tests.test_mining import by_hand
@@ -95,7 +94,7 @@ def test_minings_of_other_data_are_refused_with_what_changed_and_what_to_do(tmp_
     more_terms = Glossary([*glossary, "and another"])
 
     def table(rows, glossary):
-        return HardNegativeTable(tmp_path, 10, 0, meaning_of(TrainingClips(annotate_terms(rows, glossary)), glossary))
+        return HardNegativeTable(tmp_path, 10, 0, data_identity(rows, glossary))
 
     table(rows, glossary).write(0, np.zeros((4, 1), np.int32))
     resume_at(5, table(rows, glossary))

@@ -17,7 +17,7 @@ from qwen_term_retrieval.models.model_card import read_card
 
 TESTS = Path(__file__).parent
 MODEL = {"README.md", "config.json", "model.safetensors"}
-CHECKPOINT = MODEL | {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+CHECKPOINT = MODEL | {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_data.json"}
 
 
 def run_python(hub, home, script, *arguments, **environment):

@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import torch.distributed as dist
-import xxhash
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -31,6 +30,7 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.training.clips import TrainingClips, languages_of
 from qwen_term_retrieval.training.mining import NO_TERM, nearest_wrong_terms
+from qwen_term_retrieval.training.resuming import changes
 from qwen_term_retrieval.training.sampling import Visit
 
 _TERMS_AT_ONCE = 256
@@ -48,7 +48,7 @@ class HardNegativeTable:
         folder: of the files, `step_00000500.npy`: int32 (C, K), -1 where a clip has fewer.
         refresh_steps: optimizer steps from one mining to the next.
         lag: steps by which batches are built ahead, at most.
-        meaning: what the numbers in the files stand for, see `meaning_of`; kept beside them.
+        meaning: what the numbers in the files stand for, see `data_identity`; kept beside them.
     """
 
     def __init__(self, folder: Path, refresh_steps: int, lag: int, meaning: Mapping[str, str]):
@@ -85,15 +85,9 @@ class HardNegativeTable:
         """
         if not self._meaning_path.is_file():
             return
-        kept = json.loads(self._meaning_path.read_text(encoding="utf-8"))
-        changed = [
-            f"{name}: {kept.get(name)} then, {self.meaning.get(name)} now"
-            for name in sorted({*kept, *self.meaning})
-            if kept.get(name) != self.meaning.get(name)
-        ]
-        if changed:
+        if changed := changes(json.loads(self._meaning_path.read_text(encoding="utf-8")), self.meaning):
             raise ValueError(
-                f"{self.folder}: its hard negatives were mined for other data ({'; '.join(changed)}). Resume with the "
+                f"{self.folder}: its hard negatives were mined for other data ({changed}). Resume with the "
                 "rows and the glossary of the run that was stopped, or start anew with --overwrite."
             )
 
@@ -115,18 +109,6 @@ class HardNegativeTable:
     @property
     def _meaning_path(self) -> Path:
         return self.folder / "meaning.json"
-
-
-def meaning_of(clips: TrainingClips, glossary: Glossary) -> dict[str, str]:
-    """What the numbers in a table stand for: the clips in their order with their terms, and the glossary in its."""
-    of_clips = xxhash.xxh3_64()
-    for batch in clips.rows.select_columns(["key", "spelling_ids"]).with_format("arrow").iter(10_000):
-        of_clips.update(repr((batch["key"].to_pylist(), batch["spelling_ids"].to_pylist())).encode())
-    of_terms = xxhash.xxh3_64_hexdigest(repr(list(glossary)).encode())
-    return {
-        "clips": f"{len(clips)} with digest {of_clips.hexdigest()}",
-        "terms": f"{len(glossary)} with digest {of_terms}",
-    }
 
 
 def _table_path(folder: Path, step: int) -> Path:

@@ -28,8 +28,9 @@ from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.clips import spoken_terms
+from qwen_term_retrieval.training.clips import spoken_terms, training_glossary
 from qwen_term_retrieval.training.hub import recall_rows, threshold_rows
+from qwen_term_retrieval.training.resuming import check_same_data, data_identity
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def run_training(
     Raises:
         FileExistsError: `output_dir` holds an earlier run and neither `resume` nor `overwrite` was given.
         ValueError: a split or a column that the dataset does not have; a clip the tower cannot take; a checkpoint of
-            another model.
+            another model, or of other data.
         HubPushError: the Hub takes no repository, before anything else; or the model, once it is on disk.
     """
     configure_logging(args)
@@ -61,6 +62,8 @@ def run_training(
     model = build_model(model_args, args)
     if checkpoint is not None:
         check_same_model(model.config, checkpoint)
+        train_rows = rows[data_args.train_split]
+        check_same_data(checkpoint, data_identity(train_rows, training_glossary(train_rows, glossary)))
     trainer = TermRetrievalTrainer(
         model,
         args,

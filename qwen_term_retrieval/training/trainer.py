@@ -52,7 +52,6 @@ from qwen_term_retrieval.training.frozen_texts import cache_frozen_texts
 from qwen_term_retrieval.training.gradcache import gradcache_step
 from qwen_term_retrieval.training.hard_negatives import (
     HardNegativeTable,
-    meaning_of,
     mine_hard_negatives,
     mix_negatives,
 )
@@ -63,10 +62,11 @@ from qwen_term_retrieval.training.memory_check import check_memory
 from qwen_term_retrieval.training.phonetic_negatives import sounding_alike
 from qwen_term_retrieval.training.preparation import audio_source, prepare_clips
 from qwen_term_retrieval.training.recall import evaluate_recall
+from qwen_term_retrieval.training.resuming import ResumableTrainer, data_identity
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
 
 
-class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
+class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
     """Train a `TermRetrievalModel` on rows of the row schema (`load_dataset` of a pack gives them).
 
     Args:
@@ -117,6 +117,7 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         trained = spoken_terms(train_dataset) if train_dataset is not None else []
         known = (glossary.id_of(term.text, term.language) for term in trained)
         self.trained_ids = {identity for identity in known if identity is not None}
+        self.data_identity = None if train_dataset is None else data_identity(train_dataset, glossary)
         callbacks = list(kwargs.pop("callbacks", []))
         if args.check_memory:
             callbacks.insert(0, MemoryCheckCallback(lambda: check_memory(self)))
@@ -127,8 +128,8 @@ class TermRetrievalTrainer(SearchableTrainer, HubTrainer):
         self.train_clips = None if train_dataset is None else prepared(train_dataset, augmented=True)
         eval_clips = None if eval_dataset is None else prepared(eval_dataset)
         if args.enable_hard_neg and hard_negatives_of is None and self.train_clips is not None:
-            folder, meaning = Path(args.output_dir, "hard_negatives"), meaning_of(self.train_clips, glossary)
-            hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, args.steps_built_ahead, meaning)
+            folder, ahead = Path(args.output_dir, "hard_negatives"), args.steps_built_ahead
+            hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, ahead, self.data_identity or {})
             callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
         self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
         if args.patience and args.load_best_model_at_end:
