@@ -52,7 +52,7 @@ class AttentionPooling(nn.Module):
         end_P: torch.Tensor,
     ) -> torch.Tensor:
         """Weighted means (P, sum(segments) * H) of spans, taken and laid out as by `pool_pyramid`."""
-        # `pool_pyramid` leaves out what lies behind a clip's end, but 0 times its gradient would be NaN where that is NaN.
+        # `pool_pyramid` leaves out what lies behind a clip's end, but where that is NaN so is 0 times its gradient.
         padding_BT = torch.arange(features_BTH.shape[1], device=features_BTH.device) >= num_frames_B[:, None]
         features_BTH = features_BTH.masked_fill(padding_BT[..., None], 0.0)
         score_BTA = self.norm(features_BTH.to(self.norm.weight.dtype)) @ self.queries_AH.T
