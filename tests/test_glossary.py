@@ -103,7 +103,8 @@ def test_an_alias_never_takes_another_terms_spelling():
     glossary = Glossary(["aspirin", {"term": "acetylsalicylic acid", "aliases": ["Aspirin", "ASA"]}])
     assert glossary[1].aliases == ("ASA",)
     assert glossary.id_of("aspirin") == glossary[0].term_id
-    assert glossary.num_duplicates == 1
+    assert (glossary.num_duplicates, glossary.num_foreign_aliases) == (0, 1)
+    assert glossary.summary() == "2 terms, aliases left out that another term has: 1"
 
 
 FILES = {
@@ -148,6 +149,9 @@ def test_parquet_is_read(tmp_path):
     ("name", "content", "message"),
     [
         ("latin.txt", "sepsis\ncaf\xe9\n".encode("latin-1"), r"latin\.txt, line 2: not UTF-8"),
+        ("utf16.txt", "sepsis\nshock\n".encode("utf-16"), r"utf16\.txt, line 1: not UTF-8"),
+        ("book.xlsx", b"PK\x03\x04\x14\0\0\0", r"book\.xlsx is no text\. .* save a workbook as CSV"),
+        ("book.csv", b"PK\x03\x04\x14\0\0\0", r"book\.csv is no text"),
         ("broken.json", b'["sepsis",\n', r"broken\.json, line 2: not JSON"),
         ("broken.jsonl", b'"sepsis"\n{oops\n', r"broken\.jsonl, line 2: not JSON"),
         ("wrong.csv", b"word\nsepsis\n", r"wrong\.csv: no column 'term'; it has \['word'\]"),
@@ -171,3 +175,20 @@ def test_bad_files_are_refused_with_file_and_row(tmp_path, name, content, messag
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt does not exist"):
         Glossary.from_file(tmp_path / "nowhere.txt")
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+def test_a_table_of_a_spreadsheet_may_be_divided_by_semicolons_or_tabs(tmp_path, delimiter):
+    lines = [["term", "aliases"], ["sepsis", "SIRS|blood poisoning"], ["shock", ""]]
+    text = "\r\n".join(delimiter.join(line) for line in lines)
+    (tmp_path / "terms.csv").write_text(text, encoding="utf-8-sig", newline="")
+    glossary = Glossary.from_file(tmp_path / "terms.csv")
+    assert [term.spellings for term in glossary] == [("sepsis", "SIRS", "blood poisoning"), ("shock",)]
+
+
+def test_a_bare_string_is_no_list_of_letters():
+    with pytest.raises(ValueError, match=r"'San Francisco' is one string; one term is a list of one"):
+        Glossary("San Francisco")
+    assert (
+        repr(Glossary(["sepsis", "Sepsis"])) == "<Glossary glossary: 1 terms, 0 blank and 1 repeated entries left out>"
+    )

@@ -213,3 +213,16 @@ def test_vectors_of_a_loaded_index_stay_on_disk(tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         TermIndex.load(tmp_path / "nowhere")
+
+
+def test_a_bare_string_removes_no_letters():
+    index = TermIndex(2, fingerprint="m")
+    index.add([Term("a", 1), Term("b", 2)], torch.eye(2))
+    with pytest.raises(ValueError, match="'ab' is one string"):
+        index.remove("ab")
+    assert repr(index) == "<TermIndex of 2 terms, 2 spellings, 2 dimensions>"
+
+
+def test_a_folder_of_something_else_is_no_index(tmp_path):
+    with pytest.raises(TermIndexError, match=r"is no term index: it has no meta\.json"):
+        TermIndex.load(tmp_path)

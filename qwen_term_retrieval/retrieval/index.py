@@ -97,6 +97,9 @@ class TermIndex:
     def __len__(self) -> int:
         return len(self._terms)
 
+    def __repr__(self) -> str:
+        return f"<TermIndex of {len(self)} terms, {len(self.vectors_ND)} spellings, {self.dim} dimensions>"
+
     def __contains__(self, spelling: str) -> bool:
         return self._positions().get(spelling) is not None
 
@@ -182,7 +185,10 @@ class TermIndex:
 
         Raises:
             KeyError: a spelling is not in the index; nothing is removed then.
+            ValueError: a bare string.
         """
+        if isinstance(spellings, str):
+            raise ValueError(f"{spellings!r} is one string; one term is a list of one: [{spellings!r}]")
         positions = self._positions()
         doomed = set()
         for spelling in spellings:

@@ -35,9 +35,11 @@ def read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"index folder {folder} does not exist")
+    if not (folder / "meta.json").is_file():
+        raise TermIndexError(f"{folder} is no term index: it has no meta.json. Make one with `qtr index`.")
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
         raise TermIndexError(f"{folder} is not a complete term index: meta.json: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise TermIndexError(f"{folder} is not a term index: its meta.json says nothing of {FORMAT!r}")

@@ -12,8 +12,6 @@ no evaluation takes one for a wrong answer to the other, see `SpellingTable.ever
 from __future__ import annotations
 
 import functools
-import io
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,10 +22,10 @@ from typing import Any
 import xxhash
 from num2words import num2words
 
+from qwen_term_retrieval.text.glossary_files import read_entries
 from qwen_term_retrieval.text.languages import ENGLISH, language_code, primary_language
 
 MAX_TERM_WORDS = 50
-_COLUMNS = ("term", "aliases", "language")
 _NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
 _APOSTROPHES = re.compile("[’ʼ]")
 _NOT_WORD = re.compile(r"(?:[^\w+#']|_|(?<!\w)'|'(?!\w))+")
@@ -195,8 +193,8 @@ def distinct_terms(said: Iterable[tuple[str, str | None]]) -> list[Term]:
 class Glossary(Sequence[Term]):
     """An ordered list of distinct terms.
 
-    Blanks and repeats in the input are dropped and counted (`num_blank`, `num_duplicates`), never silently:
-    `summary()` says how many.
+    Blanks, repeats and aliases that another term has already are dropped and counted (`num_blank`, `num_duplicates`,
+    `num_foreign_aliases`), never silently: `summary()` says how many.
 
     Args:
         entries: strings, `Term`s, or mappings with the keys `term` and, where there are any, `aliases` and `language`.
@@ -204,7 +202,7 @@ class Glossary(Sequence[Term]):
         source: what messages call it.
 
     Raises:
-        ValueError: no term, a sentence for a term, an entry of another kind; says which.
+        ValueError: no term, a sentence for a term, an entry of another kind, a bare string; says which.
     """
 
     def __init__(
@@ -214,10 +212,13 @@ class Glossary(Sequence[Term]):
         language: str | None = None,
         source: str = "glossary",
     ):
+        if isinstance(entries, str):
+            raise ValueError(f"{source}: {entries[:60]!r} is one string; one term is a list of one: [{entries[:60]!r}]")
         self.language = language_code(language)
         self.source = source
         self.num_blank = 0
         self.num_duplicates = 0
+        self.num_foreign_aliases = 0
         self.spellings = SpellingTable()
         self._terms: list[Term] = []
         for row, entry in enumerate(entries, start=1):
@@ -245,7 +246,7 @@ class Glossary(Sequence[Term]):
         for alias in aliases:
             spelling = normalize_term(alias, language)
             if spelling and self.spellings.add(alias, language, identity) != identity:
-                self.num_duplicates += 1  # it is another term's spelling already
+                self.num_foreign_aliases += 1
             elif spelling and spelling != normalized:
                 kept.append(alias)
         self._terms.append(Term(text.strip(), identity, tuple(kept), language))
@@ -256,7 +257,7 @@ class Glossary(Sequence[Term]):
 
         `.txt` holds a term a line; `.json` a list of strings or of `{"term": …, "aliases": […], "language": "fr"}`, or
         a dict keyed by term; `.jsonl` such an entry a line; `.csv`, `.tsv` and `.parquet` a column `term` and, if there
-        are any, columns `aliases`, split by `|`, and `language`.
+        are any, columns `aliases`, split by `|`, and `language`. A `.csv` may be divided by semicolons or tabs.
 
         Args:
             language: of the entries that name none.
@@ -267,7 +268,7 @@ class Glossary(Sequence[Term]):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"glossary {path} does not exist")
-        return cls(_read_entries(path), language=language, source=str(path))
+        return cls(read_entries(path), language=language, source=str(path))
 
     @property
     def texts(self) -> list[str]:
@@ -293,7 +294,15 @@ class Glossary(Sequence[Term]):
 
     def summary(self) -> str:
         dropped = f", {self.num_blank} blank and {self.num_duplicates} repeated entries left out"
-        return f"{len(self)} terms" + (dropped if self.num_blank or self.num_duplicates else "")
+        foreign = f", aliases left out that another term has: {self.num_foreign_aliases}"
+        return (
+            f"{len(self)} terms"
+            + (dropped if self.num_blank or self.num_duplicates else "")
+            + (foreign if self.num_foreign_aliases else "")
+        )
+
+    def __repr__(self) -> str:
+        return f"<Glossary {self.source}: {self.summary()}>"
 
     def __len__(self) -> int:
         return len(self._terms)
@@ -325,58 +334,3 @@ def _parse_entry(entry: str | Term | Mapping[str, Any], where: str) -> tuple[str
             raise ValueError(f"{where}: language must be a code such as 'fr', or nothing, not {language!r}")
         return entry["term"], aliases, language
     raise ValueError(f"{where}: expected a string or a mapping with the key 'term', not {str(entry)[:80]!r}")
-
-
-def _read_entries(path: Path) -> Iterable[str | Mapping[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix in {".csv", ".tsv", ".parquet"}:
-        return _read_table(path, suffix)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8.") from error
-    if suffix == ".json":
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
-        if isinstance(content, dict):
-            return [{"term": key, **(value if isinstance(value, dict) else {})} for key, value in content.items()]
-        if not isinstance(content, list):
-            raise ValueError(f"{path}: expected a list of terms or a dict keyed by term, not {type(content).__name__}")
-        return content
-    # Not `splitlines`, which also splits at U+2028 and others that JSON may hold as they are.
-    lines = [line.rstrip("\n") for line in io.StringIO(text)]
-    if suffix == ".jsonl":
-        return [_parse_json_line(path, number, line) for number, line in enumerate(lines, start=1)]
-    return lines
-
-
-def _parse_json_line(path: Path, number: int, line: str) -> str | Mapping[str, Any]:
-    try:
-        return json.loads(line) if line.strip() else ""
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from error
-
-
-def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    try:
-        if suffix == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            # As they are written: a column of numbers would lose "0", and "007" its zeros.
-            as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
-            layout = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-            table = csv.read_csv(path, parse_options=layout, convert_options=as_text)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: {error}") from error
-    if "term" not in table.column_names:
-        raise ValueError(
-            f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'."
-        )
-    columns = [name for name in _COLUMNS if name in table.column_names]
-    return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]

@@ -1,0 +1,89 @@
+"""Glossary files to entries, in whichever format."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_COLUMNS = ("term", "aliases", "language")
+
+
+def read_entries(path: Path) -> Iterable[str | Mapping[str, Any]]:
+    """The entries of a glossary file, unchecked; see `Glossary.from_file`."""
+    suffix = path.suffix.lower()
+    if suffix != ".parquet":
+        _check_text(path)
+    if suffix in {".csv", ".tsv", ".parquet"}:
+        return _read_table(path, suffix)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8.") from error
+    if suffix == ".json":
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
+        if isinstance(content, dict):
+            return [{"term": key, **(value if isinstance(value, dict) else {})} for key, value in content.items()]
+        if not isinstance(content, list):
+            raise ValueError(f"{path}: expected a list of terms or a dict keyed by term, not {type(content).__name__}")
+        return content
+    # Not `splitlines`, which also splits at U+2028 and others that JSON may hold as they are.
+    lines = [line.rstrip("\n") for line in io.StringIO(text)]
+    if suffix == ".jsonl":
+        return [_parse_json_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    return lines
+
+
+def _parse_json_line(path: Path, number: int, line: str) -> str | Mapping[str, Any]:
+    try:
+        return json.loads(line) if line.strip() else ""
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from error
+
+
+def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        if suffix == ".parquet":
+            table = parquet.read_table(path)
+        else:
+            # As they are written: a column of numbers would lose "0", and "007" its zeros.
+            as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
+            layout = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else _delimiter(path))
+            table = csv.read_csv(path, parse_options=layout, convert_options=as_text)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: {error}") from error
+    if "term" not in table.column_names:
+        raise ValueError(
+            f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'."
+        )
+    columns = [name for name in _COLUMNS if name in table.column_names]
+    return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]
+
+
+def _check_text(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    # UTF-16 has zeros too, and a remedy of its own.
+    if b"\0" in start and not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(
+            f"{path} is no text. A glossary is a .txt, .csv, .tsv, .json, .jsonl or .parquet file; save a workbook as "
+            "CSV in UTF-8."
+        )
+
+
+def _delimiter(path: Path) -> str:
+    """Spreadsheets divide by semicolons where the comma is the decimal sign."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    by = [each for each in ",;\t" if "term" in (name.strip(' "\n') for name in header.split(each))]
+    return by[0] if by else ","
