@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
+import datasets
 import numpy as np
 import xxhash
 
@@ -35,6 +35,7 @@ from qwen_term_retrieval.audio.readers.folder import (
     read_audio,
     read_folder,
 )
+from qwen_term_retrieval.audio.readers.hf_datasets import num_rows, read_dataset, read_saved_dataset
 from qwen_term_retrieval.audio.readers.json_rows import json_rows
 from qwen_term_retrieval.audio.readers.kaldi import WAV_SCP, read_kaldi
 from qwen_term_retrieval.audio.readers.lhotse import is_cut, read_lhotse
@@ -45,18 +46,9 @@ from qwen_term_retrieval.audio.readers.rows import RowRules
 from qwen_term_retrieval.audio.readers.webdataset import TAR_SUFFIXES, read_webdataset
 from qwen_term_retrieval.audio.utterance import CorpusError, Utterance, checked_split, split_of_path
 
-if TYPE_CHECKING:
-    import datasets
-
 __all__ = ["FORMATS", "CorpusError", "Utterance", "is_manifest", "read_corpus", "with_unique_keys"]
 
 Reader = Callable[[Location, RowRules], Iterator[Utterance]]
-
-
-def _read_saved_dataset(folder: Location, rules: RowRules) -> Iterator[Utterance]:
-    from qwen_term_retrieval.audio.readers.hf_datasets import read_saved_dataset
-
-    return read_saved_dataset(folder, rules)
 
 
 def _read_legacy(folder: Location, rules: RowRules) -> Iterator[Utterance]:
@@ -71,7 +63,7 @@ READERS_OF_FOLDERS: dict[str, Reader] = {
     "audio": read_audio,
     "kaldi": read_kaldi,
     "webdataset": read_webdataset,
-    "datasets": _read_saved_dataset,
+    "datasets": read_saved_dataset,
     "parquet": read_parquet_dataset,
     "legacy": _read_legacy,
 }
@@ -151,8 +143,6 @@ def read_corpus(
         raise CorpusError(f"unknown format {format!r}; known are auto, {', '.join(FORMATS)}")
     split = None if split is None else checked_split(split, "split")
     if not isinstance(source, str | Path):
-        from qwen_term_retrieval.audio.readers.hf_datasets import num_rows, read_dataset
-
         rules = RowRules(Path(), split, key_rule, columns or {})
         return CorpusReader("the dataset", read_dataset(source, rules), partial(num_rows, source))
     location = located(source)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _HEAD_SIZE = 64
@@ -143,8 +144,6 @@ def write_hf_whisper(weights: bytes, ct2_config: Path, tokenizer_json: Path, fol
     Raises:
         ValueError: the weights are not a whole CTranslate2 Whisper model.
     """
-    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor
-
     tensors = read_ct2_tensors(weights)
     state = whisper_state_dict(tensors)
     tokens = _special_tokens(Tokenizer.from_file(str(tokenizer_json)))
