@@ -7,9 +7,49 @@ and transformers when one of their names is first used.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_term_retrieval.registration import register
+
+if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
+    from qwen_term_retrieval.audio.appending import append_corpus as append_corpus
+    from qwen_term_retrieval.audio.clip_reader import ClipReader as ClipReader
+    from qwen_term_retrieval.audio.collate import pad_pcm as pad_pcm
+    from qwen_term_retrieval.audio.corpus import CorpusError as CorpusError
+    from qwen_term_retrieval.audio.corpus import Utterance as Utterance
+    from qwen_term_retrieval.audio.corpus import read_corpus as read_corpus
+    from qwen_term_retrieval.audio.exporting import export_pack as export_pack
+    from qwen_term_retrieval.audio.feature import Clip as Clip
+    from qwen_term_retrieval.audio.feature import MmapAudio as MmapAudio
+    from qwen_term_retrieval.audio.feature import to_hf_audio as to_hf_audio
+    from qwen_term_retrieval.audio.files.file_audio import FileAudio as FileAudio
+    from qwen_term_retrieval.audio.files.file_audio import FileClip as FileClip
+    from qwen_term_retrieval.audio.legacy import MMapAudioCollection as MMapAudioCollection
+    from qwen_term_retrieval.audio.legacy import legacy_utterances as legacy_utterances
+    from qwen_term_retrieval.audio.merging import merge_packs as merge_packs
+    from qwen_term_retrieval.audio.pack import Pack as Pack
+    from qwen_term_retrieval.audio.pack_format.locations import MissingShardError as MissingShardError
+    from qwen_term_retrieval.audio.pack_format.locations import register_pack as register_pack
+    from qwen_term_retrieval.audio.pack_format.shards import PackError as PackError
+    from qwen_term_retrieval.audio.pack_writing.parts import make_part as make_part
+    from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor as MapExecutor
+    from qwen_term_retrieval.audio.packing import pack_corpus as pack_corpus
+    from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
+    from qwen_term_retrieval.models import AudioEmbeddings as AudioEmbeddings
+    from qwen_term_retrieval.models import TermRetrievalConfig as TermRetrievalConfig
+    from qwen_term_retrieval.models import TermRetrievalModel as TermRetrievalModel
+    from qwen_term_retrieval.models import resolve_checkpoint as resolve_checkpoint
+    from qwen_term_retrieval.retrieval.index import TermIndex as TermIndex
+    from qwen_term_retrieval.retrieval.matches import TermMatch as TermMatch
+    from qwen_term_retrieval.retrieval.retriever import TermRetriever as TermRetriever
+    from qwen_term_retrieval.text.glossary import Glossary as Glossary
+    from qwen_term_retrieval.text.glossary import Term as Term
+    from qwen_term_retrieval.text.glossary import normalize_term as normalize_term
+    from qwen_term_retrieval.text.token_files import TokenPack as TokenPack
+    from qwen_term_retrieval.text.token_packing import pack_tokens as pack_tokens
+    from qwen_term_retrieval.text.tokens import MmapTokens as MmapTokens
+    from qwen_term_retrieval.training.arguments import TermRetrievalArguments as TermRetrievalArguments
+    from qwen_term_retrieval.training.trainer import TermRetrievalTrainer as TermRetrievalTrainer
 
 _HOME = {
     "AudioEmbeddings": "models",

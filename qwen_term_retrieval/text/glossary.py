@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import xxhash
 from num2words import num2words
@@ -307,7 +307,13 @@ class Glossary(Sequence[Term]):
     def __len__(self) -> int:
         return len(self._terms)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Term: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Term]: ...
+
+    def __getitem__(self, index: int | slice) -> Term | list[Term]:
         return self._terms[index]
 
     def __iter__(self) -> Iterator[Term]:
