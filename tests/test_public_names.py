@@ -13,7 +13,3 @@ def test_type_checkers_see_every_public_name_where_it_comes_from():
     )
     seen = {alias.asname: node.module for node in block.body for alias in node.names}
     assert seen == {name: f"qwen_term_retrieval.{home}" for name, home in qwen_term_retrieval._HOME.items()}
-
-
-def test_every_public_name_can_be_imported():
-    assert all(getattr(qwen_term_retrieval, name) is not None for name in qwen_term_retrieval.__all__)
