@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -16,7 +15,7 @@ from qwen_term_retrieval.audio.pack_format.keys import keys_name, named_keys
 from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON, write_pack_json
 from qwen_term_retrieval.audio.pack_format.rows import split_totals, table_name, united_schema
 from qwen_term_retrieval.audio.pack_format.shards import PackError, index_name, index_of, shard_name
-from qwen_term_retrieval.audio.pack_writing.staging import check_free, publish, staging_of
+from qwen_term_retrieval.audio.pack_writing.staging import check_free, link_or_copy, publish, staging_of
 from qwen_term_retrieval.audio.pack_writing.tables import write_card
 
 
@@ -50,7 +49,7 @@ def merge_packs(packs: Sequence[str | Path], out: str | Path, *, overwrite: bool
         total = sum(source.stat().st_size for source, _ in moves)
         with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=True if quiet else None) as progress:
             for source, name in moves:
-                _link_or_copy(source, folder / name)
+                link_or_copy(source, folder / name)
                 progress.update(source.stat().st_size)
         write_card(folder, split_totals(increments))
         write_pack_json(folder, opened[0].sampling_rate, increments, files)
@@ -101,13 +100,3 @@ def _new_names(entry: dict[str, Any], number: int, first_shard: int) -> Iterator
     for split, each in entry["splits"].items():
         yield each["file"], table_name(split, number)
     yield entry["keys"], keys_name(number)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # Another file system, or one without hard links.
-        shutil.copyfile(source, target)
-        with target.open("rb") as file:
-            os.fsync(file.fileno())

@@ -6,8 +6,6 @@ The folder is what `read_corpus` and `qtr pack` read: `<split>.termaudio` (JSON 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qwen_term_retrieval.audio.pack_writing.staging import link_or_copy
 from qwen_term_retrieval.synthesis.ogg import encode_opus
 from qwen_term_retrieval.synthesis.rendering import RenderedClip, RenderReport, SpeechRequest, read_rendered, render
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE
@@ -90,7 +89,7 @@ def _write_audio(
         if audio_format == "ogg":
             path.write_bytes(encode_opus(clip.pcm, SAMPLING_RATE))
         else:
-            _link(row.request.path, path)
+            link_or_copy(row.request.path, path)
         manifests[row.split].append({"key": key, "audio": f"{key}.{audio_format}", **_describe_clip(row, clip)})
     return dict(manifests)
 
@@ -125,10 +124,3 @@ def _describe(spoken: Sequence[tuple[CorpusRow, RenderedClip]], report: RenderRe
         "wall_seconds": round(report.wall_s, 1),
         "not_spoken": [{"text": text, "reason": reason} for text, reason in report.failed],
     }
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

@@ -12,13 +12,11 @@ import logging
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +24,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from qwen_term_retrieval.audio.pack_writing.workers import end_with_parent
 from qwen_term_retrieval.packages import cache_root
 from qwen_term_retrieval.synthesis.engines import ENGINE_NAMES, get_engine
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE, Speech, as_int16, at_16_khz
@@ -154,21 +153,13 @@ def _run_chunks(chunks: Sequence[list[SpeechRequest]], num_workers: int) -> Iter
         return
     # Spawned, because the engines' libraries and onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         futures = [pool.submit(_render_chunk, chunk) for chunk in chunks]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A pool's processes wait for ever when the process that owns them is killed; these end with it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        sentinel = parent.sentinel
-        threading.Thread(target=lambda: (wait_for([sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _render_chunk(requests: list[SpeechRequest]) -> list[_Outcome]:

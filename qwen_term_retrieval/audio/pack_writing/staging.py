@@ -1,4 +1,4 @@
-"""The folder beside a pack in which it is made, and the step that puts it in its place."""
+"""The folder beside a pack in which it is made, and the steps that put files, and at last the pack, in their place."""
 
 from __future__ import annotations
 
@@ -83,3 +83,13 @@ def publish(pack: Path, out: Path) -> None:
     sync_folder(out.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name: a hard link, or a copy on another file system or one without hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())

@@ -56,12 +56,12 @@ def worker_pool(executor: Pool, num_workers: int | None) -> Iterator[Pool]:
         return
     # Fork needs no `if __name__ == "__main__"` in the caller's script; the workers touch nothing that has threads.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=_die_with_parent, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         yield pool
 
 
-def _die_with_parent(parent: int) -> None:
-    """A pool's workers outlive a parent that was killed with SIGKILL, waiting for work for ever."""
+def end_with_parent(parent: int) -> None:
+    """Initializer of a pool's workers, which else wait for work for ever when their parent, of this id, is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
