@@ -5,7 +5,7 @@ Recall intervals are 95 % bootstrap intervals over clips; differences between sy
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from qwen_term_retrieval.evaluation.ranking import bootstrap_interval, recall_at
 
 OURS = "ours"
 CUTOFFS = (1, 5, 10)
+PICTURED = (1, 10)
 TARGET_TIME_RATIO = 15
 COMPARED_BANK = "+10k"
 _LABELS = {
@@ -193,7 +194,6 @@ def draw_recall_against_bank_size(
     bank_sizes: Mapping[str, int],
     *,
     title: str,
-    cutoffs: Sequence[int] = (1, 10),
 ) -> None:
     import matplotlib
 
@@ -202,8 +202,8 @@ def draw_recall_against_bank_size(
 
     banks = [name for name in bank_sizes if name != HARD]
     sizes = np.array([bank_sizes[bank] for bank in banks])
-    figure, panels = plt.subplots(1, len(cutoffs), figsize=(9, 3.8), sharey=True, layout="constrained")
-    for k, panel in zip(cutoffs, panels, strict=True):
+    figure, panels = plt.subplots(1, len(PICTURED), figsize=(9, 3.8), sharey=True, layout="constrained")
+    for k, panel in zip(PICTURED, panels, strict=True):
         # Each system stands a little beside the last, so that error bars do not cover one another.
         for shift, (name, by_bank) in zip(np.geomspace(0.94, 1.06, len(recalls)), recalls.items(), strict=True):
             cells = [by_bank[bank][f"R@{k}"] for bank in banks]

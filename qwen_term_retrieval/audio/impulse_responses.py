@@ -1,4 +1,4 @@
-"""Impulse responses: of rooms, made or measured, and of band-limited channels.
+"""Impulse responses at 16 kHz: of rooms, made or measured, and of band-limited channels.
 
 All of them start at the direct sound or are centred on it, so that convolving with one moves no sound in time, and
 the spans of terms stay where they are.
@@ -19,7 +19,7 @@ _LONGEST_SECONDS = 1.5
 
 
 def synthetic_impulse_response(
-    rt60_seconds: float, direct_to_reverberant_db: float, generator: np.random.Generator, rate: int = SAMPLING_RATE
+    rt60_seconds: float, direct_to_reverberant_db: float, generator: np.random.Generator
 ) -> np.ndarray:
     """A room nobody has been in: the direct sound, some early reflections, and noise that decays (Polack 1988).
 
@@ -34,11 +34,12 @@ def synthetic_impulse_response(
     >>> len(room), float(room[0]), round(float(10 * np.log10(1 / (room[1:] ** 2).sum())), 2)
     (6400, 1.0, 6.0)
     """
-    seconds = np.arange(round(rt60_seconds * rate)) / rate
+    seconds = np.arange(round(rt60_seconds * SAMPLING_RATE)) / SAMPLING_RATE
     decay = 10 ** (-3 * seconds / rt60_seconds)
     response = decay * generator.standard_normal(len(seconds))
     # A few mirror images of the source stand out of the diffuse field: the nearest walls, floor, and ceiling.
-    first, last = round(_DIRECT_SECONDS * rate), min(round(_EARLY_SECONDS * rate), len(seconds))
+    first = round(_DIRECT_SECONDS * SAMPLING_RATE)
+    last = min(round(_EARLY_SECONDS * SAMPLING_RATE), len(seconds))
     early = generator.integers(first, last, size=generator.integers(4, 12))
     response[early] += decay[early] * generator.choice([-1.0, 1.0], len(early)) * generator.uniform(1, 4, len(early))
     response[:first] = 0
@@ -47,7 +48,7 @@ def synthetic_impulse_response(
     return response.astype(np.float32)
 
 
-def measured_impulse_response(pcm: np.ndarray, rate: int = SAMPLING_RATE) -> np.ndarray:
+def measured_impulse_response(pcm: np.ndarray) -> np.ndarray:
     """A recorded response, float32, cut to start at its direct sound (its peak) and to last at most 1.5 s.
 
     Raises:
@@ -56,18 +57,18 @@ def measured_impulse_response(pcm: np.ndarray, rate: int = SAMPLING_RATE) -> np.
     peak = int(np.argmax(np.abs(pcm.astype(np.int32))))
     if pcm[peak] == 0:
         raise ValueError("holds no sound, so it is no impulse response; take it out of the folder")
-    response = pcm[peak : peak + round(_LONGEST_SECONDS * rate)].astype(np.float32)
+    response = pcm[peak : peak + round(_LONGEST_SECONDS * SAMPLING_RATE)].astype(np.float32)
     return response / response[0]
 
 
 @functools.lru_cache(maxsize=64)
-def band_filter(low_hz: float, high_hz: float, rate: int = SAMPLING_RATE) -> np.ndarray:
+def band_filter(low_hz: float, high_hz: float) -> np.ndarray:
     """Linear-phase filter that passes `low_hz` to `high_hz`: float32 (513,), centred on tap 256.
 
     A windowed sinc (Hamming): 53 dB down within some 100 Hz of each edge, 6 dB down at it.
     """
     tap = np.arange(FILTER_TAPS) - FILTER_TAPS // 2
-    response = sum(
-        sign * 2 * edge / rate * np.sinc(2 * edge / rate * tap) for sign, edge in ((1, high_hz), (-1, low_hz))
-    )
+    # Edges as shares of the highest frequency there is.
+    low, high = 2 * low_hz / SAMPLING_RATE, 2 * high_hz / SAMPLING_RATE
+    response = high * np.sinc(high * tap) - low * np.sinc(low * tap)
     return (response * np.hamming(FILTER_TAPS)).astype(np.float32)

@@ -59,18 +59,18 @@ _SYLLABIC = re.compile("(.)\u0329")
 
 
 class KokoroEngine:
-    """Kokoro-82M. `num_threads` goes to onnxruntime; several processes with one thread each are faster than threads."""
+    """Kokoro-82M in one thread: several processes are faster than threads."""
 
     name = "kokoro"
     version = f"82m-int8-{MODEL_SHA256[:8]}"
 
-    def __init__(self, num_threads: int = 1) -> None:
+    def __init__(self) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise PackageError("onnxruntime is missing: pip install 'qwen_term_retrieval[synthesis]'") from error
         self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = num_threads
+        self._options.intra_op_num_threads = 1
         self._options.log_severity_level = 3
         self._new_session = onnxruntime.InferenceSession
         self._espeak = EspeakEngine()

@@ -179,14 +179,6 @@ class MmapTokens:
             raise IndexError(f"{self.path}: windows start at offsets 0 to {last}, not at {offset}")
         return self._window(offset)
 
-    def windows(self, offsets: Sequence[int] | np.ndarray, out: Window | None = None) -> Window:
-        """Windows at any offsets of the stream; otherwise like `batch`."""
-        offset_B = np.asarray(offsets, np.int64)
-        last = self.num_tokens - 1 - self.sequence_length
-        if offset_B.ndim != 1 or ((offset_B < 0) | (offset_B > last)).any():
-            raise IndexError(f"{self.path}: windows start at offsets 0 to {last}, not at {offsets!r:.80}")
-        return self._windows(offset_B, out)
-
     def _window(self, start: int) -> Window:
         ids_T = self._stream.read(start, start + self.sequence_length + 1)
         if self.output == "numpy":
