@@ -2,8 +2,8 @@
 
 torchrun --nproc_per_node 2 tests/frames_process.py OUTPUT_DIR
 
-Each rank leaves `<rank>.json` in the folder: of each of `CASES` what it computed and read, or its error; and of a
-training run which share of the clips it computed.
+Each rank leaves `<rank>.json` in the folder: of each of `CASES` what it computed and read, or its error; of a
+training run which share of the clips it computed; and what it says of an output folder that only rank 0 sees.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.feature_cache import FeatureCache, clip_digests
 from qwen_term_retrieval.training.frame_sharing import frames_by_all_ranks
+from qwen_term_retrieval.training.run import check_one_output_dir
 from tests.tiny_trainer import make_tiny_trainer, tiny_model
 
 BATCH_SIZE = 2
@@ -89,6 +90,10 @@ def main(output_dir):
         frozen=True, num_clips=64, max_steps=1, eval_strategy="no", save_strategy="no",
     )  # fmt: skip
     trainer.train()
+    try:
+        check_one_output_dir(trainer.args, None if rank() else str(output_dir / "run" / "checkpoint-2"))
+    except FileNotFoundError as error:
+        found["output_dir"] = str(error)
     cache = trainer.train_clips.feature_cache
     found["run"] = {"computed": cache.num_computed, "clips": len(cache)}
     (output_dir / f"{dist.get_rank()}.json").write_text(json.dumps(found))

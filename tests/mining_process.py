@@ -2,7 +2,8 @@
 
 torchrun --nproc_per_node 2 tests/mining_process.py OUTPUT_DIR
 
-Each rank leaves `<rank>.npz` in the folder: the table of each case, and `vectors` of the terms.
+Each rank leaves `<rank>.npz` in the folder: the table of each case, `vectors` of the terms, and of an evaluation `mrr`
+and `embedded`, how many terms it embedded.
 """
 
 import os
@@ -22,6 +23,7 @@ from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.audio_source import PcmFrames
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, spoken_terms
 from qwen_term_retrieval.training.hard_negatives import encode_by_all_ranks, mine_hard_negatives
+from qwen_term_retrieval.training.recall import evaluate_recall
 from tests.tiny_trainer import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -78,11 +80,27 @@ def encode():
     return encode_by_all_ranks(windowed_model(), prepare(some_rows(*CASES["shared"]))[2])
 
 
+def evaluate():
+    """Recall of the shared clips by an untrained model, and how many terms this rank embedded for it."""
+    clips, load_audio, glossary = prepare(some_rows(*CASES["shared"]))
+    model = windowed_model()
+    encode, embedded = model.encode_terms, []
+
+    def encode_terms(texts, **settings):
+        embedded.extend(texts)
+        return encode(texts, **settings)
+
+    model.encode_terms = encode_terms
+    metrics = evaluate_recall(model, clips, load_audio, glossary, trained_ids=set(), batch_size=4)
+    return metrics["mrr"], len(embedded)
+
+
 def main(output_dir):
     datasets.disable_caching()  # no rank may read what another is still writing
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     found = {case: mine(case, batch_size=4) for case in CASES} | {"vectors": encode().numpy()}
+    found["mrr"], found["embedded"] = evaluate()
     np.savez(Path(output_dir, f"{dist.get_rank()}.npz"), **found)
     dist.destroy_process_group()
 

@@ -162,6 +162,11 @@ def test_an_unknown_recipe_names_those_there_are():
         ({"do_predict": True}, "do_predict would change nothing: a run ends with the test_split"),
         ({"train_sampling_strategy": "group_by_length"}, "would change nothing: .*max_batch_seconds"),
         ({"label_smoothing_factor": 0.1}, "would change nothing: the losses"),
+        (
+            {"bf16_full_eval": True, "use_cpu": True},
+            "would change nothing: evaluation computes as training does: --bf16",
+        ),
+        ({"eval_accumulation_steps": 2}, "would change nothing: evaluation keeps ranks"),
     ],
 )
 def test_settings_that_would_break_the_objective_are_refused(tmp_path, setting, message):

@@ -104,3 +104,9 @@ def test_a_run_on_two_ranks_has_the_frames_of_its_frozen_tower_computed_by_both(
     shares = [found["run"]["computed"] for found in two_ranks]
     assert all(shares)
     assert sum(shares) == two_ranks[0]["run"]["clips"]
+
+
+@pytest.mark.slow
+def test_an_output_folder_that_not_all_machines_see_is_refused_on_all(two_ranks):
+    for found in two_ranks:
+        assert "rank 0 goes on from checkpoint-2, rank 1 from None. All machines must see one" in found["output_dir"]

@@ -214,6 +214,15 @@ def test_terms_that_the_ranks_embed_in_shares_are_those_of_one_rank_to_the_bit(t
         np.testing.assert_array_equal(found["vectors"], whole)
 
 
+@pytest.mark.slow
+def test_an_evaluation_embeds_each_term_on_one_rank_alone(two_ranks):
+    mrr, embedded = mining_process.evaluate()
+    assert [found["mrr"] for found in two_ranks] == [mrr, mrr]
+    shares = [int(found["embedded"]) for found in two_ranks]
+    assert sum(shares) == embedded
+    assert all(shares)
+
+
 def test_sources_are_mixed_in_their_shares_and_fill_up_for_each_other():
     mined, alike = (
         np.array([[1, 2, 3, 4], [1, 2, -1, -1]], np.int32),

@@ -87,6 +87,14 @@ def test_a_run_refuses_other_data_before_anything_is_prepared(stopped, monkeypat
         run.run_training(model_args, DataArguments(), args)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_without_its_optimizer_is_not_resumed_from_as_if_it_had_one(tmp_path):
+    make_tiny_trainer(tmp_path, num_train_epochs=1, save_only_model=True).train()
+    again = make_tiny_trainer(tmp_path, num_train_epochs=2)
+    with pytest.raises(ValueError, match=r"has no optimizer\.pt and no scheduler\.pt, .* save_only_model"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_gone_on_from_with_a_warning(tmp_path, caplog):
     check_same_data(tmp_path, {"clips": "1"})
     assert "does not say what it was trained on" in caplog.text

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from qwen_term_retrieval.models import TermRetrievalModel
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
+from tests.tiny_trainer import tiny_model
 from tests.trainer_process import make_trainer
 
 SCRIPT = Path(__file__).parent / "trainer_process.py"
@@ -139,3 +140,20 @@ def test_a_resumed_run_still_knows_how_long_it_has_not_improved(tmp_path):
     resumed = make_trainer(tmp_path, 16, max_steps=20, learning_rate=0.0, load_best_model_at_end=True, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.state.global_step == 4
+
+
+@pytest.mark.parametrize(
+    "part", ["data_collator", "compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"]
+)
+def test_parts_that_the_trainer_would_pass_over_are_refused(tmp_path, part):
+    args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match=f"TermRetrievalTrainer takes no {part}: "):
+        TermRetrievalTrainer(tiny_model(), args, **{part: len})
+
+
+def test_clips_of_several_splits_are_refused_where_those_of_one_are_asked_for(tmp_path, demo_rows):
+    args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(TypeError, match=r"the rows of one split, not as a DatasetDict"):
+        TermRetrievalTrainer(tiny_model(), args, demo_rows)
+    with pytest.raises(TypeError, match=r"the rows of one split, not as a dict"):
+        TermRetrievalTrainer(tiny_model(), args, demo_rows["test"].select(range(8)), {"near": demo_rows["validation"]})

@@ -12,22 +12,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 import xxhash
 
 from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.feature_cache import FeatureCache
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.training.every_rank import gathered, on_every_rank
 
-T = TypeVar("T")
 _IDENTITY = "identity"
-
-
-class OtherRankError(RuntimeError):
-    """Another process of the run failed; the message says which, and on what."""
 
 
 def frames_by_all_ranks(
@@ -68,7 +63,7 @@ def frames_by_all_ranks(
     cache, lengths = on_every_rank(opened)
     while True:
         batches = on_every_rank(missing)
-        work = _gathered((_identity(cache.folder), xxhash.xxh3_128_hexdigest(repr(batches).encode()), len(batches)))
+        work = gathered((_identity(cache.folder), xxhash.xxh3_128_hexdigest(repr(batches).encode()), len(batches)))
         if not any(num_batches for *_, num_batches in work):
             return cache
         # A rank that finds other clips missing, because another run fills the same folder, shares with nobody.
@@ -92,34 +87,6 @@ def equal_shares(costs: Sequence[int], num_shares: int) -> list[list[int]]:
         shares[share].append(position)
         heapq.heappush(least, (total + costs[position], share))
     return shares
-
-
-def on_every_rank(do: Callable[[], T]) -> T:
-    """What `do`, which talks to no other rank, gives here, once it is over everywhere; its error on all if on one.
-
-    Raises:
-        OtherRankError: it failed on another rank, and not here.
-    """
-    failure: Exception | None = None
-    try:
-        done = do()
-    except Exception as error:  # raised below, when the others know
-        failure = error
-    told = _gathered(failure and f"{type(failure).__name__}: {failure}")
-    if failure is not None:
-        raise failure
-    for other, message in enumerate(told):
-        if message is not None:
-            raise OtherRankError(f"rank {other} failed: {message}")
-    return done
-
-
-def _gathered(value: Any) -> list[Any]:
-    """The value of each rank, in their order."""
-    values = [value] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def _identify(folder: Path) -> None:

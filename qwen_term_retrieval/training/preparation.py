@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
 
 from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
@@ -13,6 +15,16 @@ from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.audio_source import CachedFrames, PcmFrames, cached_features
 from qwen_term_retrieval.training.augmentation import Augmentation
 from qwen_term_retrieval.training.clips import TrainingClips, annotate_terms, check_languages
+
+
+def check_rows(rows: Any) -> None:
+    """Refuse what is not the rows of one split.
+
+    Raises:
+        TypeError: says what it is.
+    """
+    if not isinstance(rows, datasets.Dataset):
+        raise TypeError(f"clips come as a `datasets.Dataset`, the rows of one split, not as a {type(rows).__name__}")
 
 
 def prepare_clips(
@@ -29,8 +41,10 @@ def prepare_clips(
         augmented: distort the clips as `args.augmentation` says: those to train on, never those to evaluate on.
 
     Raises:
+        TypeError: not the rows of one split.
         ValueError: a column is missing, a language cannot be pronounced, a clip is unfit.
     """
+    check_rows(rows)
     pronouncer = pronouncer_of(model.text_tower)
     if pronouncer is not None:
         check_languages(rows, glossary, pronouncer)

@@ -1,4 +1,4 @@
-"""Recall during training: every rank ranks the terms of its share of the clips, and all report the same numbers.
+"""Recall during training: ranks share the clips and the terms, and all report the same numbers.
 
 The bank is every term of the training glossary, by all of its spellings, and every term said in the evaluated clips;
 see `evaluation/evaluator` for what a pair and its rank are.
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.nn.utils.rnn import pad_sequence
 
 from qwen_term_retrieval.audio.collate import length_buckets
@@ -20,6 +19,8 @@ from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.training.clips import TrainingClips, languages_of
+from qwen_term_retrieval.training.every_rank import gathered
+from qwen_term_retrieval.training.hard_negatives import encode_by_all_ranks
 from qwen_term_retrieval.training.sampling import Visit
 
 
@@ -40,9 +41,9 @@ def evaluate_recall(
     bank = search_bank(glossary, clips)
     was_training = model.training
     model.eval()
-    spelled = [(spelling, term.language, term.term_id) for term in bank for spelling in term.spellings]
-    texts, languages, bank_ids = (list(column) for column in zip(*spelled, strict=True))
-    bank_ND = model.encode_terms(texts, languages=languages).to(model.device)
+    spelled = [Term(spelling, term.term_id, language=term.language) for term in bank for spelling in term.spellings]
+    bank_ids = [term.term_id for term in spelled]
+    bank_ND = encode_by_all_ranks(model, spelled)
     found = []
     share = np.arange(rank(), len(clips), world_size())
     for batch in length_buckets(clips.durations[share], batch_size):
@@ -88,11 +89,7 @@ def embed_windows(
 
 def gather_pairs(found: list[RankedPairs]) -> RankedPairs:
     """The pairs of all ranks, in an order that does not depend on who ranked them: means are then equal to the bit."""
-    shares: list[Any] = [found]
-    if world_size() > 1:
-        shares = [None] * world_size()
-        dist.all_gather_object(shares, found)
-    pairs = [pair for share in shares for pair in share]
+    pairs = [pair for share in gathered(found) for pair in share]
     ranks = np.concatenate([pair.ranks for pair in pairs])
     term_ids = np.concatenate([pair.term_ids for pair in pairs])
     order = np.lexsort((ranks, term_ids))

@@ -78,6 +78,20 @@ class ResumableTrainer(Trainer):
                 file.write(json.dumps(self.data_identity, indent=2).encode())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights.
+
+        Raises:
+            ValueError: the checkpoint is of other data, or of a model alone.
+        """
+        missing = [
+            name for name in ("optimizer.pt", "scheduler.pt") if not Path(resume_from_checkpoint, name).is_file()
+        ]
+        if missing:
+            raise ValueError(
+                f"{resume_from_checkpoint} has no {' and no '.join(missing)}, so it cannot be resumed from: it was "
+                "saved with save_only_model, or not copied whole. Train its model on with --model and another "
+                "--output_dir"
+            )
         if self.data_identity:
             check_same_data(resume_from_checkpoint, self.data_identity)
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -29,6 +29,7 @@ from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.clips import spoken_terms, training_glossary
+from qwen_term_retrieval.training.every_rank import gathered
 from qwen_term_retrieval.training.hub import recall_rows, threshold_rows
 from qwen_term_retrieval.training.resuming import check_same_data, data_identity
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -53,8 +54,9 @@ def run_training(
     args.record(model_args, data_args)
     if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
-    with args.main_process_first(desc="preparing the output folder"):
+    with args.main_process_first(local=False, desc="preparing the output folder"):
         checkpoint = prepare_output_dir(args)
+    check_one_output_dir(args, checkpoint)
     heading("rows", f"{data_args.dataset}")
     rows = checked_rows(data_args)
     glossary = Glossary.from_file(data_args.glossary) if data_args.glossary else None
@@ -174,6 +176,21 @@ def prepare_output_dir(args: TermRetrievalArguments) -> str | None:
     if args.process_index == 0:
         shutil.rmtree(folder)
     return None
+
+
+def check_one_output_dir(args: TermRetrievalArguments, checkpoint: str | None) -> None:
+    """Refuse an `output_dir` that is another folder on another machine: ranks would begin at different steps.
+
+    Raises:
+        FileNotFoundError: the ranks found different checkpoints.
+    """
+    found = gathered(checkpoint and Path(checkpoint).name)
+    if len({*found}) > 1:
+        lacking = next(rank for rank, name in enumerate(found) if name != found[0])
+        raise FileNotFoundError(
+            f"{args.output_dir}: rank 0 goes on from {found[0]}, rank {lacking} from {found[lacking]}. All machines "
+            "must see one output_dir: put it on a disk that they share"
+        )
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:

@@ -60,10 +60,11 @@ from qwen_term_retrieval.training.hyperparameter_search import SearchableTrainer
 from qwen_term_retrieval.training.loader import EpochLoader
 from qwen_term_retrieval.training.memory_check import check_memory
 from qwen_term_retrieval.training.phonetic_negatives import sounding_alike
-from qwen_term_retrieval.training.preparation import audio_source, prepare_clips
+from qwen_term_retrieval.training.preparation import audio_source, check_rows, prepare_clips
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.resuming import ResumableTrainer, data_identity
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
+from qwen_term_retrieval.training.unsupported import refuse_own_parts
 
 
 class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
@@ -73,7 +74,7 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         model: with a frozen audio tower, or with LoRA in it; None with a `model_init`, for `hyperparameter_search`.
         args: the run.
         train_dataset: rows to train on.
-        eval_dataset: rows that pick the best checkpoint.
+        eval_dataset: rows that pick the best checkpoint; `evaluate` takes others.
         glossary: gives aliases one identity; its terms join the evaluation bank.
         hard_negatives_of: with `enable_hard_neg`: row number of a training clip and optimizer step -> positions, in the
             trainer's `glossary`, of the terms it is compared with alone; -1 for none. Left out, they are mined by the
@@ -81,6 +82,7 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
 
     Raises:
         ValueError: no terms to search, a column missing, fewer clips than one batch.
+        TypeError: clips that are no `datasets.Dataset`; a part that the trainer makes itself, such as a data_collator.
         RuntimeError: the launcher promised more processes than run.
 
     Example:
@@ -105,7 +107,9 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         hard_negatives_of: Callable[[int, int], Sequence[int]] | None = None,
         **kwargs: Any,
     ):
+        refuse_own_parts(kwargs)
         if train_dataset is not None:
+            check_rows(train_dataset)
             glossary = training_glossary(train_dataset, glossary)
         if glossary is None:
             raise ValueError("give a train_dataset or a glossary: without either there are no terms to search")
