@@ -15,7 +15,7 @@ from qwen_term_retrieval.audio import packing
 from qwen_term_retrieval.audio.corpus import Utterance
 from qwen_term_retrieval.audio.pack import Pack
 from qwen_term_retrieval.audio.pack_format.shards import PackError
-from qwen_term_retrieval.audio.pack_writing import increment
+from qwen_term_retrieval.audio.pack_writing import increment, staging
 from qwen_term_retrieval.audio.pack_writing.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.audio.pack_writing.sealing import ShardSealer
 from qwen_term_retrieval.audio.packing import pack_corpus
@@ -187,6 +187,20 @@ def test_a_pack_that_is_replaced_stays_until_the_new_one_is_whole(corpus, noise,
         with pytest.raises(Crash):
             pack_corpus([Utterance("u", noise(1), sampling_rate=RATE)], tmp_path / "pack", overwrite=True, **QUIET)
     assert contents(tmp_path / "pack") == before
+
+
+def test_nothing_stays_of_a_pack_that_was_replaced_by_a_run_that_was_killed_then(noise, tmp_path, monkeypatch):
+    def pack(seed: int) -> None:
+        pack_corpus([Utterance("u", noise(seed), sampling_rate=RATE)], tmp_path / "pack", overwrite=True, **QUIET)
+
+    pack(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(staging, "sync_folder", crash)
+        with pytest.raises(Crash):
+            pack(2)
+    pack(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+    np.testing.assert_array_equal(Pack.open(tmp_path / "pack").find("u").clip.pcm, noise(3))
 
 
 def test_clips_of_a_pack_deleted_while_open_are_still_read_and_what_was_not_open_is_an_error(corpus, tmp_path):

@@ -75,14 +75,13 @@ def _drop_if_empty(staging: Path) -> None:
 
 
 def publish(pack: Path, out: Path) -> None:
-    """Rename a finished pack to `out`, where another pack may be that it replaces."""
-    replaced = out.with_name(f"{out.name}.replaced-{os.getpid()}")
+    """Rename a finished pack to `out`; another that it replaces goes with the staging folder."""
     if out.exists():
+        replaced = pack.with_name("replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
         out.rename(replaced)
     pack.rename(out)
     sync_folder(out.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
