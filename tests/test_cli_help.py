@@ -18,3 +18,15 @@ def test_each_example_in_the_help_of_a_command_is_a_line_of_its_own(name, monkey
     assert examples
     assert [line.strip() for line in shown if line.strip()][: len(examples)] == examples
     assert not shown[0].strip()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_argument_of_a_command_is_named_as_the_help_names_it(name):
+    for argument in COMMANDS[name].params:
+        if argument.param_type_name == "argument":
+            assert argument.metavar
+            assert argument.metavar.isupper()
+
+
+def test_the_help_of_the_whole_names_every_command_in_a_group():
+    assert all(command.rich_help_panel for command in COMMANDS.values())

@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 from qwen_term_retrieval.training.refusals import REFUSALS, is_refusal
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
+# Groups of commands in `qtr --help`.
+MODELS, PACKS, DATA = "Models", "Packs", "Making data"
 # In a message: name=True, name=3, name='value', names={'ours': 'theirs'}.
 _ARGUMENT = re.compile(
     r"""\b(?P<name>[a-z]+(_[a-z]+)*)=(?:True\b|(?P<number>-?\d+)|(?P<quote>['"])(?P<text>.*?)(?P=quote)"""
@@ -78,7 +80,7 @@ def qtr() -> None:
         qtr inspect packs/mine
         accelerate launch scripts/train.py --recipe laptop --dataset packs/mine --output_dir outputs/mine
         qtr models outputs/mine             # its checkpoints
-        qtr evaluate outputs/mine packs/mine
+        qtr report outputs/mine packs/mine reports/mine
         qtr search outputs/mine glossary.txt clip.wav
 
     `qtr COMMAND --help` explains each command with examples.

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen_term_retrieval.cli.app import app
+from qwen_term_retrieval.cli.app import MODELS, app
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.models.model_card import CardNumbers
     from qwen_term_retrieval.models.revisions import Checkpoint, HubModel, Revision
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def models(
     name: Annotated[
-        str, typer.Argument(metavar="[MODEL]", help="Output folder of a run, Hub id as me/terms, or author as me/.")
+        str, typer.Argument(metavar="MODEL", help="Output folder of a run, Hub id as me/terms, or author as me/.")
     ] = "",
     author: Annotated[
         str, typer.Option(help="List this author's models on the Hub, as `qtr models AUTHOR/` does.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
+from qwen_term_retrieval.cli.app import PACKS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.audio.corpus import CorpusReader
@@ -60,7 +60,9 @@ ShardBytes = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one a core unless given.")]
 BadAudio = Annotated[OnError, typer.Option(help="What to do with audio that cannot be used.")]
-Source = Annotated[str, typer.Argument(help="Folder, manifest or URL of a corpus; docs/data.md lists the layouts.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Folder, manifest or URL of a corpus; docs/data.md lists the layouts.")
+]
 Layout = Annotated[
     str, typer.Option("--format", help="Layout of SOURCE where it is not seen: manifest, nemo, kaldi, lhotse …")
 ]
@@ -90,10 +92,10 @@ def corpus_of(
     return read_corpus(source, format=layout, split=split, key_rule=key_rule, columns=names, allow_pickle=allow_pickle)
 
 
-@app.command()
+@app.command(rich_help_panel=PACKS)
 def pack(
     source: Source,
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     sampling_rate: Annotated[int, typer.Option(help="Rate of the packed audio, in Hz.")] = 16_000,
     shard_bytes: ShardBytes = "2GiB",  # type: ignore[assignment]
     workers: Workers = None,
@@ -115,6 +117,7 @@ def pack(
         recordings/metadata.csv:   file_name,text,terms
                                    a.wav,patient has atrial fibrillation,atrial fibrillation
                                    b.wav,good morning,
+                               c.wav,aspirin after a heart attack,aspirin|heart attack
 
     or JSON Lines: `{"audio": "a.wav", "text": "…", "terms": ["…"], "term_starts": [0.8], "term_ends": [1.9]}`.
 
@@ -140,7 +143,7 @@ def pack(
     typer.echo(summary)
 
 
-@app.command()
+@app.command(rich_help_panel=PACKS)
 def append(
     source: Source,
     folder: Annotated[Path, typer.Argument(metavar="PACK", help="The pack that grows.")],
@@ -178,7 +181,7 @@ def append(
     typer.echo(f"added to {summary}")
 
 
-@app.command()
+@app.command(rich_help_panel=PACKS)
 def merge(
     packs: Annotated[list[Path], typer.Argument(metavar="PACK... OUT", help="Packs, and last the folder to make.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pack that is at OUT.")] = False,
@@ -201,10 +204,10 @@ def merge(
     typer.echo(f"{merged.folder}: {merged.num_clips} clips in {len(merged.shards)} shards")
 
 
-@app.command()
+@app.command(rich_help_panel=PACKS)
 def export(
     folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     format: Annotated[
         ExportFormat, typer.Option(help="Audio files, or a dataset that holds them.")
     ] = ExportFormat.FLAC,
@@ -228,7 +231,7 @@ def export(
     typer.echo(f"{out}: {num_clips} clips")
 
 
-@app.command()
+@app.command(rich_help_panel=PACKS)
 def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")]) -> None:
     """Show what is inside a pack.
 
@@ -241,7 +244,7 @@ def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack 
     typer.echo(_open(folder).inspect())
 
 
-@app.command()
+@app.command(rich_help_panel=PACKS)
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")], quiet: Quiet = False
 ) -> None:

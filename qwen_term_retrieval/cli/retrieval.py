@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
+from qwen_term_retrieval.cli.app import MODELS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # What is found is shown after so many, and so many share the work of the towers.
 _FILES_AT_ONCE = 32
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a trained model.")]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Pack, corpus folder or Hub id.")]
 Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
 ]
@@ -33,13 +35,14 @@ TrainSplit = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def search(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.")],
+    model: Model,
     glossary: Annotated[
-        Path, typer.Argument(help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`.")
+        Path,
+        typer.Argument(metavar="GLOSSARY", help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`."),
     ],
-    clips: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIPS", help="Audio files.")],
     top_k: Annotated[int, typer.Option(min=1, help="Most terms to show for a file.")] = 10,
     threshold: Threshold = None,
     revision: Revision = None,
@@ -109,11 +112,11 @@ def _near_miss(matches: Sequence[TermMatch], threshold: float | None) -> str:
     return f" (best: {matches[0].term} {matches[0].score:.3f}, threshold {threshold:.3f})"
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def index(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.")],
-    glossary: Annotated[Path, typer.Argument(help="Glossary file.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    model: Model,
+    glossary: Annotated[Path, typer.Argument(metavar="GLOSSARY", help="Glossary file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     revision: Revision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is at OUT.")] = False,
     quiet: Quiet = False,
@@ -139,10 +142,10 @@ def index(
     typer.echo(f"{out}: {len(retriever.term_index)} terms")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.")],
-    dataset: Annotated[str, typer.Argument(help="Pack, corpus folder or Hub id.")],
+    model: Model,
+    dataset: Dataset,
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     glossary: Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")] = None,
     distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
@@ -184,14 +187,14 @@ def evaluate(
     if output is not None:
         output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if plot is not None:
-        plot_recall(metrics, plot)
+        plot_recall(metrics, plot, title=f"{Path(model).name} on {Path(dataset).name}, {split}")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def report(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a trained model.")],
-    dataset: Annotated[str, typer.Argument(help="Pack, corpus folder or Hub id.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make; report.html is the page.")],
+    model: Model,
+    dataset: Dataset,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; report.html is the page.")],
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
     glossary: Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")] = None,
     distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
@@ -238,11 +241,16 @@ def report(
     typer.echo(f"{recall_table(evaluation.metrics)}\n\n{page}")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Folder of a trained model; its config takes the threshold.")],
-    dataset: Annotated[str, typer.Argument(help="Pack, corpus folder or Hub id.")],
-    glossary: Annotated[Path, typer.Argument(help="Glossary as large as the one in use, or a folder of `qtr index`.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder of a trained model; its config takes the threshold.")
+    ],
+    dataset: Dataset,
+    glossary: Annotated[
+        Path,
+        typer.Argument(metavar="GLOSSARY", help="Glossary as large as the one in use, or a folder of `qtr index`."),
+    ],
     split: Annotated[str, typer.Option(help="Split with known terms, and clips without any.")] = "validation",
     target_precision: Annotated[
         float | None, typer.Option(min=0, max=1, help="Precision to reach; default: the best F1.")

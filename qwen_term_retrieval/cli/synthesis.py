@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
+from qwen_term_retrieval.cli.app import DATA, Quiet, app, log_to_terminal
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def synthesize(
-    glossary: Annotated[Path, typer.Argument(help="Glossary (.txt, .csv, .json, .parquet …).")],
-    out: Annotated[Path, typer.Argument(help="Folder to make; `qtr pack` reads it.")],
+    glossary: Annotated[Path, typer.Argument(metavar="GLOSSARY", help="Glossary (.txt, .csv, .json, .parquet …).")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; `qtr pack` reads it.")],
     voices_per_term: Annotated[int, typer.Option(min=1, help="Voices that say each term for training.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the corpus that is at OUT.")] = False,

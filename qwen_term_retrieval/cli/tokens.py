@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from qwen_term_retrieval.cli.app import Quiet, app, log_to_terminal
+from qwen_term_retrieval.cli.app import DATA, Quiet, app, log_to_terminal
 from qwen_term_retrieval.cli.packs import ShardBytes, Workers
 
 
-@app.command()
+@app.command(rich_help_panel=DATA)
 def tokenize(
-    source: Annotated[list[Path], typer.Argument(help="Parquet or JSON Lines files (.gz too), or folders of them.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE", help="Parquet or JSON Lines files (.gz too), or folders of them.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     tokenizer: Annotated[str, typer.Option(help="Hub id, folder, or tokenizer.json.")],
     column: Annotated[
         list[str] | None, typer.Option(help="Column of text, repeatable; else text, or prompt and response.")

@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
+from qwen_term_retrieval.evaluation.training_curves import BLUE, GREEN, ORANGE
+
 GROUPS = {"": "all", "_seen": "seen", "_unseen": "unseen"}
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": BLUE, "linewidth": 3},
+    {"color": ORANGE, "linewidth": 1.5},
+    {"color": GREEN, "linewidth": 1.5, "linestyle": "--"},
+)
 _RECALL = re.compile(r"recall@(\d+)$")
 
 
@@ -71,18 +79,20 @@ def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str =
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for suffix, group in GROUPS.items():
+    # Lines that lie on one another: the wider ones are drawn first, those on top are dashed.
+    for (suffix, group), style in zip(GROUPS.items(), _STYLES, strict=True):
         points = [(k, values[f"recall@{k}{suffix}"]) for k in ks if f"recall@{k}{suffix}" in values]
         if not points:
             continue
-        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=group)
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=group, **style)
         bounds = [(k, values.get(f"recall@{k}{suffix}_low"), values.get(f"recall@{k}{suffix}_high")) for k, _ in points]
         if all(low is not None and high is not None for _, low, high in bounds):
             x, low, high = zip(*bounds, strict=True)
-            axes.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+            axes.fill_between(x, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
     axes.set(xlabel="k", ylabel="Recall@k", xticks=ks, ylim=(0, 1.02), title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
