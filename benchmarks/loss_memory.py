@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def open_clip(queries, candidates, scale):
 
 
 # Name: function, windows a query, settings of the loss.
-CASES = {
+CASES: dict[str, Any] = {
     "infonce": (infonce, 1, {}),
     "sigmoid": (sigmoid, 1, {}),
     "infonce, best of 3 windows": (infonce, 3, {}),
@@ -67,7 +68,7 @@ CASES = {
     "sigmoid, best of 3 windows": (sigmoid, 3, {}),
     "sigmoid, soft windows": (sigmoid, 3, {"window_temperature": SOFT}),
 }
-PEERS = {"cross-entropy": (cross_entropy, 1, {}), "open_clip": (open_clip, 1, {})}
+PEERS: dict[str, Any] = {"cross-entropy": (cross_entropy, 1, {}), "open_clip": (open_clip, 1, {})}
 ALL = CASES | PEERS
 
 
