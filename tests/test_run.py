@@ -31,7 +31,7 @@ from qwen_term_retrieval.training.run import (
     show_loss_behind_the_bar,
 )
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
-from tests.tiny_trainer import make_tiny_trainer
+from tests.tiny_trainer import make_tiny_trainer, tiny_model
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "configs" / "recipes"
@@ -228,6 +228,26 @@ def test_a_run_does_not_go_on_from_the_checkpoint_of_another_model(tmp_path):
     config.embedding_dim = 8
     with pytest.raises(ValueError, match="was trained with embedding_dim 16, not 8: resume with its own settings"):
         check_same_model(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("world_size", 2, "2 processes were asked for but 1 run: launch with torchrun"),
+        ("n_gpu", 8, "one process sees 8 GPUs, .* launch one process a GPU with torchrun"),
+    ],
+)
+def test_a_launch_that_is_not_one_process_a_gpu_is_refused_before_an_earlier_run_is_deleted(
+    tmp_path, monkeypatch, name, number, message
+):
+    (tmp_path / "model.safetensors").touch()
+    args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, overwrite=True)
+    monkeypatch.setattr(TermRetrievalArguments, name, number)
+    with pytest.raises(RuntimeError, match=message):
+        run_training(ModelArguments(), DataArguments(), args)
+    with pytest.raises(RuntimeError, match=message):
+        TermRetrievalTrainer(tiny_model(), args)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_evaluations_need_a_split_to_evaluate_on(tmp_path):

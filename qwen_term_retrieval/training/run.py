@@ -33,6 +33,7 @@ from qwen_term_retrieval.training.every_rank import gathered
 from qwen_term_retrieval.training.hub import recall_rows, threshold_rows
 from qwen_term_retrieval.training.resuming import check_same_data, data_identity
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
+from qwen_term_retrieval.training.unsupported import refuse_launch
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +49,11 @@ def run_training(
         FileExistsError: `output_dir` holds an earlier run and neither `resume` nor `overwrite` was given.
         ValueError: a split or a column that the dataset does not have; a clip the tower cannot take; a checkpoint of
             another model, or of other data.
+        RuntimeError: not one process a GPU, or fewer processes than were asked for.
         HubPushError: the Hub takes no repository, before anything else; or the model, once it is on disk.
     """
     configure_logging(args)
+    refuse_launch(args)
     args.record(model_args, data_args)
     if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")

@@ -64,7 +64,7 @@ from qwen_term_retrieval.training.preparation import audio_source, check_rows, p
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.resuming import ResumableTrainer, data_identity
 from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
-from qwen_term_retrieval.training.unsupported import refuse_own_parts
+from qwen_term_retrieval.training.unsupported import refuse_launch, refuse_own_parts
 
 
 class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
@@ -107,6 +107,7 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         hard_negatives_of: Callable[[int, int], Sequence[int]] | None = None,
         **kwargs: Any,
     ):
+        refuse_launch(args)
         refuse_own_parts(kwargs)
         if train_dataset is not None:
             check_rows(train_dataset)
@@ -155,16 +156,6 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         for tracker in get_reporting_integration_callbacks(args.report_to):
             if (callback := self.pop_callback(tracker)) is not None:
                 self.add_callback(callback)
-        # `accelerate launch --cpu --num_processes 2` starts one process and says nothing (accelerate 1.15).
-        if args.world_size != world_size():
-            raise RuntimeError(
-                f"{args.world_size} processes were asked for but {world_size()} run: launch with torchrun"
-            )
-        if args.n_gpu > 1:
-            raise RuntimeError(
-                f"one process sees {args.n_gpu} GPUs, and `DataParallel` would cut batches apart from their queries: "
-                "launch one process a GPU with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
-            )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """See `Trainer.train`. The workers that build batches end with it, also where it raises."""

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qwen_term_retrieval.losses.distributed import world_size
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -57,6 +59,22 @@ def refuse_own_parts(given: Mapping[str, Any]) -> None:
     for name, instead in _OWN_PARTS.items():
         if given.get(name) is not None:
             raise TypeError(f"TermRetrievalTrainer takes no {name}: {instead}")
+
+
+def refuse_launch(args: TrainingArguments) -> None:
+    """Refuse processes that are not one a GPU, or fewer than were asked for, before anything costly starts.
+
+    Raises:
+        RuntimeError: says how to launch instead.
+    """
+    # `accelerate launch --cpu --num_processes 2` starts one process and says nothing (accelerate 1.15).
+    if args.world_size != world_size():
+        raise RuntimeError(f"{args.world_size} processes were asked for but {world_size()} run: launch with torchrun")
+    if args.n_gpu > 1:
+        raise RuntimeError(
+            f"one process sees {args.n_gpu} GPUs, and `DataParallel` would cut batches apart from their queries: "
+            "launch one process a GPU with torchrun or `accelerate launch`, or set CUDA_VISIBLE_DEVICES"
+        )
 
 
 def refuse_sharding(args: TrainingArguments) -> None:
