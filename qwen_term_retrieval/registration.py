@@ -21,7 +21,7 @@ from datasets.features.features import register_feature
 BUILDER_NAME = "term_audio"
 BUILDER_MODULE = "qwen_term_retrieval.builders.term_audio.builder"
 # Part of the cache folder of `load_dataset("term_audio", …)`: to be changed when the same files give other rows.
-BUILDER_HASH = "v1"
+BUILDER_HASH = "v2"
 SUFFIXES = (".termaudio", ".dat")
 TABLES = (
     "_PACKAGED_DATASETS_MODULES",

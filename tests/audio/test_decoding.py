@@ -252,6 +252,14 @@ def test_what_is_not_where_it_should_be_is_refused_with_the_reason(tmp_path):
         decode(found["url of a member"])
 
 
+def test_a_file_that_another_system_named_is_pointed_at(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "cafe\u0301.flac").write_bytes(encoded("FLAC"))
+    for name in ("sub/caf\u00e9.flac", "sub\\cafe\u0301.flac"):
+        with pytest.raises(BadAudioError, match=r"does not exist, but '.*/sub/cafe\\u0301.flac' does: write its slash"):
+            decode(f"{tmp_path}/{name}")
+
+
 def test_a_header_tells_length_rate_and_channels_without_decoding():
     assert probe(encoded("OGG", "OPUS", 48_000, channels=2)) == AudioHeader(len(speech()), 48_000, 2)
     assert probe(np.zeros((7, 2), np.float32), array_rate=8000) == AudioHeader(7, 8000, 2)

@@ -11,6 +11,7 @@ import io
 import os
 import re
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def _local_file(path: str | Path) -> str:
     try:
         status = os.stat(path)  # noqa: PTH116 (a Path costs more)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise BadAudioError("the file does not exist") from error
+        raise BadAudioError(f"the file does not exist{_nearly_named(str(path))}") from error
     except OSError as error:
         raise BadAudioError(f"the file cannot be found: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
@@ -180,6 +181,13 @@ def _local_file(path: str | Path) -> str:
     if not status.st_size:
         raise BadAudioError("the file is empty")
     return str(path)
+
+
+def _nearly_named(path: str) -> str:
+    """A hint, where a file that is not there is there as another system writes its name."""
+    others = (path.replace("\\", "/"), *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    found = next((other for other in others if other != path and Path(other).is_file()), None)
+    return "" if found is None else f", but {found!a} does: write its slashes and accents so"
 
 
 @contextmanager
