@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.evaluation.training_curves import draw_training_curves
+from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _ROWS_PER_HEADER = 20
 class RecallReporterCallback(TrainerCallback):
     """Print a row of recalls after each evaluation, add all its metrics to `recall_history.jsonl`, and draw them.
 
-    A star marks the best value of `metric_for_best_model` so far. The file lies in `output_dir`, a JSON object a line:
+    A star marks the best so far, see `is_best`. The file lies in `output_dir`, a JSON object a line:
     `{"step": …, "epoch": …, "eval_recall@10": …}`. A resumed run goes on in it from its checkpoint's step. Beside it
     lies `recall_history.png`: recall and MRR, training loss and learning rate, the best checkpoint marked. It takes
     matplotlib (extra `report`). Files appear whole. Only the main process prints, draws and writes.
@@ -67,7 +68,7 @@ class RecallReporterCallback(TrainerCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         before = read_history(path) if path.is_file() else []
         _write_history(path, [*before, {"step": state.global_step, "epoch": state.epoch, **metrics}])
-        best = _is_best(args, state, metrics)
+        best = is_best(args, state, metrics)
         self._print(metrics, found, state, best)
         if self._training:
             self._drawn = found[0].rpartition("_recall@")[0]
@@ -121,16 +122,3 @@ def _label(name: str) -> str:
         return name
     prefix = "" if found["prefix"] == "eval" else f"{found['prefix']} "
     return f"{prefix}R@{found['k']}{' unseen' if found['group'] else ''}"
-
-
-def _is_best(args: TrainingArguments, state: TrainerState, metrics: dict[str, float]) -> bool:
-    """Whether this is the best so far; `state.best_metric` is that of the evaluations before."""
-    name = args.metric_for_best_model
-    if name is None:
-        return False
-    value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
-    if value is None:
-        return False
-    if state.best_metric is None:
-        return True
-    return value > state.best_metric if args.greater_is_better else value < state.best_metric

@@ -31,6 +31,7 @@ from qwen_term_retrieval.evaluation.evaluator import RECALL_AT
 from qwen_term_retrieval.evaluation.report import GROUPS
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 
 logger = logging.getLogger(__name__)
@@ -68,27 +69,13 @@ class HubTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
-        is_best = self._is_best(metrics, trial)
-        if self.args.save_every_epochs > 1 and (is_best or self.control.should_training_stop):
-            self.control.should_save = True
-        return is_best
-
-    def _is_best(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Of evaluations with equal recall, which saturates first, the better ranked is the best."""
-        best_before = self.state.best_metric
-        is_best = super()._determine_best_metric(metrics=metrics, trial=trial)
-        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
-        if is_best or metrics.get(name) != best_before:
-            return is_best
-        best_mrr = [
-            entry["eval_mrr"]
-            for entry in self.state.log_history
-            if entry["step"] == self.state.best_global_step and "eval_mrr" in entry
-        ]
-        if best_mrr and metrics["eval_mrr"] > best_mrr[-1]:
+        best = is_best(self.args, self.state, metrics)
+        super()._determine_best_metric(metrics=metrics, trial=trial)
+        if best and self.state.best_global_step is not None:
             self.state.best_global_step = self.state.global_step
-            return True
-        return False
+        if self.args.save_every_epochs > 1 and (best or self.control.should_training_stop):
+            self.control.should_save = True
+        return best
 
     def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]
         """Leave a run that was resumed at its end where it is: the Trainer would take another step, or many."""

@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
 
@@ -40,6 +39,7 @@ from qwen_term_retrieval.trainer_callbacks import (
     HardNegativeRefreshCallback,
     MemoryCheckCallback,
     NonFiniteGuardCallback,
+    PatienceCallback,
     SaveEveryEpochsCallback,
     ThroughputCallback,
 )
@@ -138,7 +138,7 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
             callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
         self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
         if args.patience and args.load_best_model_at_end:
-            callbacks.append(EarlyStoppingCallback(args.patience))
+            callbacks.append(PatienceCallback(args.patience))
         if args.save_every_epochs != 1:
             callbacks.append(SaveEveryEpochsCallback(args.save_every_epochs))
         if args.skip_nonfinite_steps:

@@ -1,0 +1,30 @@
+"""Ends a run that no longer gets better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
+
+
+class PatienceCallback(EarlyStoppingCallback):
+    """`EarlyStoppingCallback` that counts evaluations since the best one, as `is_best` has it.
+
+    That of transformers takes equal recall for no progress, and would end a run whose ranks still rise.
+    """
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        self.early_stopping_patience_counter = (
+            0 if is_best(args, state, metrics) else self.early_stopping_patience_counter + 1
+        )
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
