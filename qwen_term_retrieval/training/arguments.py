@@ -218,8 +218,8 @@ class TermRetrievalArguments(TrainingArguments):
     patience: int = field(
         default=3,
         metadata={
-            "help": "Evaluations without a better eval_recall@10, or MRR where that is the same, before stopping; 0: never, as "
-            "without load_best_model_at_end."
+            "help": "Evaluations without a better eval_recall@10, or MRR where that is the same, before stopping; 0: "
+            "never, as without load_best_model_at_end."
         },
     )
     feature_cache_dir: str | None = field(
