@@ -22,23 +22,23 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 
 
 class TermRetrievalModule(InputModule):
-    """Terms and clips to unit vectors, through the retriever it holds.
+    """Terms and clips to unit vectors, through the model it holds.
 
     Example:
         >>> model = SentenceTransformer("exported", trust_remote_code=True)                 # doctest: +SKIP
         >>> model.similarity(model.encode(["clip.wav"]), model.encode(["sepsis", "gout"]))  # doctest: +SKIP
     """
 
-    def __init__(self, retriever: TermRetrievalModel):
+    def __init__(self, model: TermRetrievalModel):
         super().__init__()
-        self.retriever = retriever
+        self.model = model
 
     @property
     def modalities(self) -> list[Any]:
         return ["text", "audio"]
 
     def get_embedding_dimension(self) -> int:
-        return self.retriever.config.embedding_dim
+        return self.model.config.embedding_dim
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Tokens of terms, or padded samples of clips.
@@ -50,7 +50,7 @@ class TermRetrievalModule(InputModule):
             raise ValueError(f"a term is spoken without a prompt: leave out {prompt!r}")
         modality = infer_batch_modality(inputs, supported_modalities=self.modalities)
         if modality == "text":
-            return {"modality": "text", **self.retriever.tokenize(list(inputs))}
+            return {"modality": "text", **self.model.tokenize(list(inputs))}
         if modality != "audio":
             raise ValueError("encode terms and clips in calls of their own: one batch is either")
         pcm = [clip_pcm(clip, SAMPLING_RATE, name=f"clip {index}") for index, clip in enumerate(inputs)]
@@ -61,17 +61,15 @@ class TermRetrievalModule(InputModule):
         """Adds `sentence_embedding`, (B, D) or (N, D)."""
         if features["modality"] == "text":
             inputs = {name: values for name, values in features.items() if name != "modality"}
-            vectors = self.retriever.embed_texts(**inputs)
+            vectors = self.model.embed_texts(**inputs)
         else:
-            frames, num_frames_B = self.retriever.audio_features(features["pcm_BS"], features["num_samples_B"])
+            frames, num_frames_B = self.model.audio_features(features["pcm_BS"], features["num_samples_B"])
             clip_B = torch.arange(len(num_frames_B), device=num_frames_B.device)
-            vectors = self.retriever.pool_spans(
-                frames, num_frames_B, clip_B, torch.zeros_like(num_frames_B), num_frames_B
-            )
+            vectors = self.model.pool_spans(frames, num_frames_B, clip_B, torch.zeros_like(num_frames_B), num_frames_B)
         return {**features, "sentence_embedding": vectors}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        self.retriever.save_pretrained(output_path)
+        self.model.save_pretrained(output_path)
 
     @classmethod
     def load(  # type: ignore[override]  # what it does not name comes in kwargs

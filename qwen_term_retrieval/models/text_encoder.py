@@ -55,7 +55,7 @@ class HFTextEncoder(nn.Module):
         if unknown:
             raise ValueError(f"text_tower_config: unknown keys {sorted(unknown)}; a text encoder takes 'pooling'")
         self.checkpoint = checkpoint
-        self._encoder_config = settings.get("encoder") or _encoder_config(self._small_files())
+        self._encoder_config = settings.get("encoder") or _encoder_config(self._checkpoint_folder())
         config = AutoConfig.for_model(**self._encoder_config)
         self.pooling = settings.get("pooling", "auto")
         if self.pooling not in TEXT_POOLINGS:
@@ -63,7 +63,7 @@ class HFTextEncoder(nn.Module):
                 f"text_tower_config: pooling must be one of {', '.join(TEXT_POOLINGS)}, not {self.pooling!r}"
             )
         if self.pooling == "auto":
-            self.pooling = _pooling_of(self._small_files(), config)
+            self.pooling = _pooling_of(self._checkpoint_folder(), config)
         config.use_cache = False
         with attention_refused_by_name(attn_implementation, checkpoint):
             self.encoder: Any = AutoModel.from_config(config, attn_implementation=attn_implementation)
@@ -72,8 +72,8 @@ class HFTextEncoder(nn.Module):
         self.cache: TextCache | None = None
         self._tokenizer: Any = None
 
-    def _small_files(self) -> Path:
-        """The checkpoint's folder, whether its weights are there or not."""
+    def _checkpoint_folder(self) -> Path:
+        """With its config and tokenizer, whether its weights are there or not."""
         return resolve_checkpoint(self.checkpoint, ())
 
     @property
@@ -85,7 +85,7 @@ class HFTextEncoder(nn.Module):
 
     def base_tensors(self) -> dict[str, torch.Tensor]:
         """The checkpoint's weights. Through `AutoModel`, because it knows each architecture's old names."""
-        prefixes = _LANGUAGE_MODEL_PREFIXES.get(_model_type(self._small_files()))
+        prefixes = _LANGUAGE_MODEL_PREFIXES.get(_model_type(self._checkpoint_folder()))
         if prefixes is not None:
             return load_tensors(resolve_checkpoint(self.checkpoint, prefixes), prefixes)
         weights = AutoModel.from_pretrained(resolve_checkpoint(self.checkpoint), dtype=torch.float32).state_dict()
@@ -108,7 +108,7 @@ class HFTextEncoder(nn.Module):
         if self.cache is not None and self.cache.has(texts):
             return {"pooled_NH": self.cache.get(texts)}
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._small_files(), padding_side="right")
+            self._tokenizer = AutoTokenizer.from_pretrained(self._checkpoint_folder(), padding_side="right")
             if self._tokenizer.pad_token is None:
                 self._tokenizer.pad_token = self._tokenizer.eos_token
         limit = min(self._tokenizer.model_max_length, getattr(self.encoder.config, "max_position_embeddings", 512))
