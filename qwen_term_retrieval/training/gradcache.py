@@ -50,12 +50,7 @@ def gradcache_step(
         The loss, detached.
     """
     chunks = split_inputs(model_inputs, chunk_size)
-    states, pieces = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(RandomState.take(next(model.parameters()).device))
-            pieces.append(_embeddings(model(**chunk.inputs)))
-    embeddings = _join(pieces, chunks)
+    embeddings, states = _embed_without_graph(model, chunks)
     with torch.enable_grad():
         loss = loss_of(embeddings)
     gradients = _gradients(loss, embeddings)
@@ -154,19 +149,23 @@ def _embeddings(outputs: Any) -> Embeddings:
     return Embeddings(outputs["audio_PD"], outputs["text_ND"], outputs["logit_scale"], outputs.get("logit_bias"))
 
 
-def _join(pieces: list[Embeddings], chunks: list[InputChunk]) -> Embeddings:
-    """The batch's embeddings as leaves of a new graph."""
+def _embed_without_graph(model: nn.Module, chunks: list[InputChunk]) -> tuple[Embeddings, list[RandomState]]:
+    """The batch's embeddings as leaves of a new graph, and the random state before each chunk."""
+    states, pieces = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(RandomState.take(next(model.parameters()).device))
+            pieces.append(_embeddings(model(**chunk.inputs)))
+        order_P = torch.cat([chunk.spans for chunk in chunks]).argsort()
+        audio_PD = torch.cat([piece.audio_PD for piece in pieces])[order_P]
+        texts = [piece.text_ND for piece, chunk in zip(pieces, chunks, strict=True) if not chunk.repeated_text]
 
     def leaf(values: torch.Tensor) -> torch.Tensor:
-        return values.detach().clone().requires_grad_()
+        return values.detach().requires_grad_()
 
-    order_P = torch.cat([chunk.spans for chunk in chunks]).argsort()
-    audio_PD = torch.cat([piece.audio_PD for piece in pieces])[order_P]
-    text_ND = torch.cat([piece.text_ND for piece, chunk in zip(pieces, chunks, strict=True) if not chunk.repeated_text])
-    logit_bias = pieces[0].logit_bias
-    return Embeddings(
-        leaf(audio_PD), leaf(text_ND), leaf(pieces[0].logit_scale), None if logit_bias is None else leaf(logit_bias)
-    )
+    bias = pieces[0].logit_bias
+    scalars = leaf(pieces[0].logit_scale), None if bias is None else leaf(bias)
+    return Embeddings(leaf(audio_PD), leaf(torch.cat(texts)), *scalars), states
 
 
 def _gradients(loss: torch.Tensor, embeddings: Embeddings) -> Embeddings:

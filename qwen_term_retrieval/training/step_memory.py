@@ -28,7 +28,7 @@ from qwen_term_retrieval.training.live_memory import LiveMemory
 GB = 1e9
 _FLOAT = 4
 # Copies of a block of scores that a loss holds at its fullest, and of the vectors that the block was made from.
-_SCORE_COPIES, _VECTOR_COPIES = 5, 3
+_SCORE_COPIES, _VECTOR_COPIES = 2, 3
 # States of an optimizer in numbers a trained parameter; every other one keeps two, as Adam does.
 _OPTIMIZER_STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
 
