@@ -265,3 +265,23 @@ def test_a_threshold_that_no_cosine_has_is_refused(model_folder, recordings, thr
     )
     assert result.exit_code == 2
     assert "--threshold" in result.stderr
+
+
+def test_a_term_is_shown_each_time_it_is_said(model_folder, recordings, tmp_path):
+    said = ["saxophone", "pneumonia", "saxophone"]
+    speech = [soundfile.read(recordings / f"{term}.wav", dtype="int16")[0] for term in said]
+    soundfile.write(tmp_path / "lecture.wav", np.concatenate(speech), 16_000)
+    search = ("search", model_folder, recordings / "terms.txt", tmp_path / "lecture.wav", "--each-time")
+    result = qtr(*search, "--json", "--threshold", 0.7)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [match["term"] for match in found] == said
+    starts = np.cumsum([0, *map(len, speech)]) / 16_000
+    assert all(low < match["start"] < high for match, low, high in zip(found, starts[:-1], starts[1:], strict=True))
+
+
+def test_each_time_without_a_threshold_is_refused(listening_model, recordings, tmp_path):
+    listening_model.save_pretrained(tmp_path / "uncalibrated")
+    clip = recordings / "saxophone.wav"
+    result = qtr("search", tmp_path / "uncalibrated", recordings / "terms.txt", clip, "--each-time")
+    assert result.exit_code == 1
+    assert "--each-time needs --threshold, or a model that `qtr calibrate` has given one" in result.stderr

@@ -16,6 +16,7 @@ from qwen_term_retrieval.cli.app import MODELS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.matches import TermMatch
+    from qwen_term_retrieval.retrieval.retriever import TermRetriever
     from qwen_term_retrieval.text.glossary import Glossary
 
 # What is found is shown after so many, and so many share the work of the towers.
@@ -45,6 +46,9 @@ def search(
     clips: Annotated[list[Path], typer.Argument(metavar="CLIPS", help="Audio files.")],
     top_k: Annotated[int, typer.Option(min=1, help="Most terms to show for a file.")] = 10,
     threshold: Threshold = None,
+    each_time: Annotated[
+        bool, typer.Option("--each-time", help="Show a term each time it is said, in order; takes a threshold.")
+    ] = False,
     revision: Revision = None,
     json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a match.")] = False,
     quiet: Quiet = False,
@@ -58,6 +62,7 @@ def search(
 
         qtr search outputs/demo glossary.txt clip.wav
         qtr search me/model glossary.txt *.wav --threshold 0.6 --json
+        qtr search outputs/mine glossary.txt lecture.mp3 --each-time
     """
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
@@ -67,6 +72,9 @@ def search(
     retriever = TermRetriever.from_pretrained(model, revision=revision)
     retriever.index(terms, show_progress=not quiet)
     lowest = retriever.threshold if threshold is None else threshold
+    if each_time:
+        _search_each_time(retriever, clips, top_k, lowest, json_lines)
+        return
     for first in range(0, len(clips), _FILES_AT_ONCE):
         group = clips[first : first + _FILES_AT_ONCE]
         # All of them, to show by how much the best one misses the threshold.
@@ -77,6 +85,24 @@ def search(
                 typer.echo(f"{clip}: {_count(heard)}{_near_miss(matches, lowest)}")
             for match in heard:
                 typer.echo(_json_line(clip, match) if json_lines else _line(match))
+
+
+def _search_each_time(
+    retriever: TermRetriever, clips: Sequence[Path], top_k: int, threshold: float | None, json_lines: bool
+) -> None:
+    from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, pcm_blocks
+
+    if threshold is None:
+        raise ValueError("--each-time needs --threshold, or a model that `qtr calibrate` has given one")
+    for clip in clips:
+        if not json_lines:
+            typer.echo(f"{clip}:")
+        blocks = (pcm for pcm, _ in pcm_blocks(clip, SAMPLING_RATE))
+        try:
+            for match in retriever.stream(blocks, threshold=threshold, top_k=top_k):
+                typer.echo(_json_line(clip, match) if json_lines else _line(match))
+        except BadAudioError as error:
+            raise BadAudioError(f"{clip}: {error}") from error
 
 
 def _check_audio(clips: Sequence[Path]) -> None:

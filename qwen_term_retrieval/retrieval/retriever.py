@@ -89,6 +89,9 @@ class TermRetriever:
             loaded.to(torch.device(device))  # type: ignore[arg-type]
         return cls(loaded, windows=windows)
 
+    def __repr__(self) -> str:
+        return f"<TermRetriever: {self._index or 'no glossary'}, threshold {self.threshold}>"
+
     @property
     def threshold(self) -> float | None:
         """The calibrated threshold, kept in the model's config; None before calibration."""
@@ -102,6 +105,7 @@ class TermRetriever:
 
     @property
     def term_index(self) -> TermIndex:
+        """The glossary that is searched; raises RuntimeError where none is indexed."""
         if self._index is None:
             raise RuntimeError("no glossary is indexed: call `.index(terms)` or `.load_index(folder)` first")
         return self._index
