@@ -96,16 +96,25 @@ def test_the_settings_of_a_trial_reach_the_model_and_the_loss(tmp_path, demo_row
         return plain(model, inputs, num_items_in_batch)
 
     trainer.training_step = step
-    tried = iter([{"temperature": 0.05, "hard_neg_weight": 0.9}, {"temperature": 0.2}])
+    sigmoid = {"loss": "sigmoid", "sigmoid_bias": -2.0}
+    tried = iter([{"temperature": 0.05, "hard_neg_weight": 0.9}, {"temperature": 0.2}, sigmoid])
 
     def space(trial):
-        return {name: trial.suggest_float(name, value, value) for name, value in next(tried).items()}
+        return {
+            name: trial.suggest_categorical(name, [value])
+            if name == "loss"
+            else trial.suggest_float(name, value, value)
+            for name, value in next(tried).items()
+        }
 
-    trainer.hyperparameter_search(space, n_trials=2)
-    (scale, weight, _), (later_scale, later_weight, _) = seen
+    trainer.hyperparameter_search(space, n_trials=3)
+    (scale, weight, _), (later_scale, later_weight, _), _ = seen
     assert (scale, weight) == (pytest.approx(math.log(20)), 0.9)
     # What only the first trial set is the run's own again in the second.
     assert (later_scale, later_weight) == (pytest.approx(math.log(5)), trainer.args.hard_neg_weight)
+    # A trial of another loss has the parameter that its loss needs.
+    assert trainer.retrieval_model.config.logit_bias == -2.0
+    assert trainer.retrieval_model.logit_bias.requires_grad
 
 
 @pytest.mark.slow
