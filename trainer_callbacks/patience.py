@@ -15,7 +15,7 @@ class PatienceCallback(EarlyStoppingCallback):
     That of transformers takes equal recall for no progress, and would end a run whose ranks still rise.
     """
 
-    def on_evaluate(
+    def on_evaluate(  # type: ignore[override]  # as the class it extends has it
         self,
         args: TrainingArguments,
         state: TrainerState,
