@@ -1,5 +1,6 @@
 """Where a contrastive loss breaks: sharp temperatures, half precision, nothing to compare with, unequal ranks."""
 
+import doctest
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 
+from qwen_term_retrieval.losses import contrastive, hard_negatives, no_term, pairs, sigmoid, windows
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
 from qwen_term_retrieval.losses.hard_negatives import hard_negative_loss
 from qwen_term_retrieval.losses.no_term import no_term_loss
@@ -205,3 +207,10 @@ def test_ranks_with_unequal_numbers_of_spans_are_together_one(two_ranks, name, s
     for process in range(2):
         for one, other in zip(two_ranks[process, share, name], expected, strict=True):
             torch.testing.assert_close(torch.tensor(one, dtype=torch.float64), other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("module", [contrastive, hard_negatives, no_term, pairs, sigmoid, windows])
+def test_the_examples_of_the_losses_run(module):
+    tried = doctest.testmod(module)
+    assert tried.attempted
+    assert not tried.failed

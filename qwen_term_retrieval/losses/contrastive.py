@@ -39,9 +39,9 @@ class Queries:
     """The spoken side of one loss, on one rank.
 
     Attributes:
-        vectors_VD: unit norm; pooled spans of the batch.
-        windows_QW: which of them are the query's windows (one where the span is known); int64, padded at the end with
-            -1.
+        vectors_VD: unit norm, of any float type; pooled spans of the batch. Several queries may share one.
+        windows_QW: which of them are the query's windows, at least one (one where the span is known); int64, padded at
+            the end with -1.
         positive_ids_QP: ids of what was said in the query; int64, padded with -1.
         neutral_ids_QM: ids that must not be negatives of the query; int64, padded with -1.
     """
@@ -69,8 +69,8 @@ class Candidates:
     """What queries choose among.
 
     Attributes:
-        vectors_ND: unit norm.
-        ids_N: int64, each once.
+        vectors_ND: unit norm, of any float type.
+        ids_N: int64, from 0, each once.
     """
 
     vectors_ND: torch.Tensor
@@ -105,7 +105,19 @@ def contrastive_loss(
 
     Returns:
         This rank's share of the loss: its mean over ranks, which is what DDP takes of the gradients, is the loss of
-        the global batch. Zero, with a gradient path, where no query has a positive.
+        the global batch. A scalar, float32 (float64 for float64 embeddings) also under autocast. Zero, with a gradient
+        path, where no query has a positive.
+
+    Raises:
+        ValueError: an id stands twice among the candidates, or a query has no window.
+
+    >>> heard = torch.eye(3)[:2].requires_grad_()
+    >>> padding = torch.tensor([[-1], [-1]])
+    >>> queries = Queries(heard, torch.tensor([[0], [1]]), torch.tensor([[7], [8]]), padding)
+    >>> candidates = Candidates(torch.eye(3), torch.tensor([7, 8, 9])).gather()
+    >>> loss = contrastive_loss(queries, candidates, torch.tensor(3.0))
+    >>> round(loss.item(), 4)  # log(1 + 2 / e^3) and log(1 + 1 / e^3), halved
+    0.0718
     """
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
     by_query_Q, by_candidate_N, positive_P = negative_log_sum_exp(
@@ -135,7 +147,11 @@ def _pair_weights(
 
 
 def first_occurrences(ids_N: torch.Tensor) -> torch.Tensor:
-    """Positions of the first occurrence of each id, in order of position: the same on every rank."""
+    """Positions of the first occurrence of each id, in order of position: the same on every rank.
+
+    >>> first_occurrences(torch.tensor([7, 3, 7, 9]))
+    tensor([0, 1, 3])
+    """
     _, inverse = torch.unique(ids_N, return_inverse=True)
     position = torch.arange(len(ids_N), device=ids_N.device)
     first = torch.full((int(inverse.max()) + 1 if len(ids_N) else 0,), len(ids_N), device=ids_N.device)

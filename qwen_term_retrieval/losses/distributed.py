@@ -56,7 +56,8 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
         rows: (B_local, …); trailing sizes must agree on every rank.
 
     Returns:
-        (B_global, …).
+        (B_global, …); the rows themselves where there is one rank. All ranks must call it, and those with a gradient
+        must run its backward pass.
     """
     if world_size() == 1:
         return rows

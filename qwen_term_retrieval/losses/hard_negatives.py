@@ -55,7 +55,14 @@ def hard_negative_loss(
         positive) in the global batch. Zero, with a gradient path, where none has.
 
     Raises:
-        ValueError: a negative was not embedded.
+        ValueError: a negative was not embedded, or an id stands twice in a bank.
+
+    >>> queries = Queries(torch.eye(2), torch.tensor([[0]]), torch.tensor([[7]]), torch.tensor([[-1]]))
+    >>> term = Candidates(torch.tensor([[0.8, 0.6]]), torch.tensor([7]))
+    >>> wrong = Candidates(torch.tensor([[0.6, 0.8]]), torch.tensor([9]))
+    >>> loss = hard_negative_loss(queries, term, wrong, torch.tensor([[9]]), torch.tensor(10.0))
+    >>> round(loss.item(), 4)  # log(1 + e^(6 - 8))
+    0.1269
     """
     negative_rows_QK = positions_of(negative_ids_QK, negatives.ids_N)
     if bool(((negative_rows_QK < 0) & (negative_ids_QK != NO_ID)).any()):

@@ -39,6 +39,15 @@ def no_term_loss(
 
     Returns:
         This rank's share, as in `contrastive_loss`.
+
+    Raises:
+        ValueError: as `contrastive_loss`.
+
+    >>> silence = Queries(torch.eye(2), torch.tensor([[0, 1]]), torch.tensor([[-1]]), torch.tensor([[-1]]))
+    >>> term = Candidates(torch.tensor([[0.6, 0.8]]), torch.tensor([7]))
+    >>> loss = no_term_loss(silence, term, torch.tensor(10.0), margin=0.2)
+    >>> round(loss.item(), 4)  # its best window has a cosine of 0.8: log(1 + e^(8 - 2))
+    6.0025
     """
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
     by_query_Q, _, _ = negative_log_sum_exp(queries.vectors_VD, candidates.vectors_ND, logit_scale, table)

@@ -121,6 +121,9 @@ def negative_log_sum_exp(
 
     Returns:
         (Q,), (N,) and (P,), float32 (float64 for float64 embeddings), differentiable.
+
+    Raises:
+        ValueError: a query has no window.
     """
     with torch.autocast(vectors_VD.device.type, enabled=False):
         return _NegativeLogSumExp.apply(vectors_VD, candidates_ND, logit_scale, table)
@@ -135,8 +138,15 @@ def negative_softplus_sum(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over the negatives of each query of softplus(scaled cosine + bias), and the scores of the positives.
 
+    Args:
+        vectors_VD, candidates_ND, logit_scale, table: as `negative_log_sum_exp` takes them.
+        logit_bias: a scalar.
+
     Returns:
         (Q,) and (P,), the latter without the bias; types as `negative_log_sum_exp`.
+
+    Raises:
+        ValueError: a query has no window.
     """
     with torch.autocast(vectors_VD.device.type, enabled=False):
         return _NegativeSoftplusSum.apply(vectors_VD, candidates_ND, logit_scale, logit_bias, table)

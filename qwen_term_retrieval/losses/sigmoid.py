@@ -34,7 +34,17 @@ def sigmoid_loss(
         window_temperature, block_elements: as in `contrastive_loss`.
 
     Returns:
-        This rank's share, as in `contrastive_loss`: its mean over ranks is the loss of the global batch.
+        This rank's share, as in `contrastive_loss`: its mean over ranks is the loss of the global batch. Zero, with a
+        gradient path, without a query or a candidate.
+
+    Raises:
+        ValueError: as `contrastive_loss`.
+
+    >>> queries = Queries(torch.eye(2), torch.tensor([[0]]), torch.tensor([[7]]), torch.tensor([[-1]]))
+    >>> candidates = Candidates(torch.eye(2), torch.tensor([7, 8]))
+    >>> loss = sigmoid_loss(queries, candidates, torch.tensor(10.0), torch.tensor(-5.0))
+    >>> round(loss.item(), 4)  # twice log(1 + 1 / e^5): for the right term a score of 5, for the wrong one of -5
+    0.0134
     """
     table = queries.table(candidates.ids_N, window_temperature, block_elements)
     negatives_Q, positive_P = negative_softplus_sum(
