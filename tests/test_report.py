@@ -102,3 +102,12 @@ def test_terms_that_the_glossary_lacks_are_counted_aloud(rows, listening_model, 
         calibrate(retriever, rows)
     retriever.threshold = threshold
     assert message in caplog.text
+
+
+def test_a_glossary_of_other_things_than_are_said_is_refused(rows, listening_model):
+    with pytest.raises(ValueError, match="holds none of the 2 terms said in the clips"):
+        RetrievalEvaluator(rows, ["sepsis"])(listening_model)
+    retriever = TermRetriever(listening_model)
+    retriever.index(["sepsis"])
+    with pytest.raises(ValueError, match="holds none of the 2 terms"):
+        calibrate(retriever, rows)

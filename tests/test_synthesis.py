@@ -223,6 +223,14 @@ def test_a_corpus_of_no_rows_is_refused(tmp_path):
         write_corpus([], tmp_path / "empty")
 
 
+def test_a_folder_of_recordings_is_not_written_over_even_if_asked(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "patient.wav").touch()
+    with pytest.raises(FileExistsError, match="mine holds no synthetic corpus; it is left alone"):
+        write_corpus([], tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "patient.wav").exists()
+
+
 def test_a_no_term_row_has_no_terms_in_the_manifest(cache, tmp_path):
     row = CorpusRow(SpeechRequest("espeak", "en-us", "nobody was home"), is_term=False)
     write_corpus([row], tmp_path / "corpus", num_workers=0, show_progress=False)

@@ -32,10 +32,10 @@ from qwen_term_retrieval.evaluation.ranking import (
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import (
+    check_known_terms,
     gold_ids,
     judge_matches,
     unlabelled_ids,
-    warn_of_unknown_terms,
 )
 from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
 from qwen_term_retrieval.retrieval.index import TermIndex
@@ -253,7 +253,7 @@ class RetrievalEvaluator:
         index = TermRetriever(retriever.model).index(self.bank, show_progress=show_progress)
         threshold = retriever.threshold if self.threshold is None else self.threshold
         gold = [sorted(gold_ids(row, index)) for row in self.rows_without_audio()]
-        warn_of_unknown_terms(self.rows_without_audio(), index)
+        check_known_terms(self.rows_without_audio(), index)
         banks = {size: self._bank_of(size, index) for size in {*self.bank_sizes, len(self.bank)}}
         ranks: dict[int, list[RankedPairs]] = {size: [] for size in banks}
         matches: list[list[TermMatch]] = []

@@ -93,9 +93,18 @@ def gold_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
     return {identity for identity in ids if identity is not None}
 
 
-def warn_of_unknown_terms(rows: Iterable[Mapping[str, Any]], index: TermIndex) -> None:
-    """Say how many of the terms said in the rows the index does not know: they are not looked for."""
+def check_known_terms(rows: Iterable[Mapping[str, Any]], index: TermIndex) -> None:
+    """Warn how many of the terms said in the rows the index does not know: they are not looked for.
+
+    Raises:
+        ValueError: it knows none of them.
+    """
     known = [index.id_of(term, row.get("language")) is not None for row in rows for term in row["terms"]]
+    if known and not any(known):
+        raise ValueError(
+            f"the glossary holds none of the {len(known)} terms said in the clips: there is nothing to find. Give the "
+            "glossary of these clips, or clips in which its terms are said"
+        )
     if not all(known):
         logger.warning(
             "%d of the %d terms said in the clips are not in the glossary: they are not looked for, and their clips "
@@ -191,7 +200,7 @@ def calibrate(
         top_k: matches judged in each clip.
         show_progress: see `TermRetriever.search_batch`.
     """
-    warn_of_unknown_terms(rows, retriever.term_index)
+    check_known_terms(rows, retriever.term_index)
     clips = [row["audio"] for row in rows]
     matches = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=show_progress)
     judged = judge_matches(matches, rows, retriever.term_index)

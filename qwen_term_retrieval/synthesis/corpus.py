@@ -49,12 +49,14 @@ def write_corpus(
     could not be spoken, `made_from`) is in `synthesis.json` beside them.
 
     Raises:
-        FileExistsError: if `out` exists and `overwrite` is not set.
+        FileExistsError: if `out` exists and `overwrite` is not set, or holds no synthetic corpus.
         ValueError: if there are no rows, or from `render`.
     """
     out = Path(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another folder or pass overwrite=True")
+    if out.exists() and any(out.iterdir()) and not any(out.glob("*.termaudio")):
+        raise FileExistsError(f"{out} holds no synthetic corpus; it is left alone. Choose another folder")
     if not rows:
         raise ValueError(f"no rows to synthesise for {out}")
     requests = [row.request for row in rows]
