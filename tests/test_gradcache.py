@@ -209,6 +209,8 @@ def test_an_input_that_cannot_be_cut_and_a_batch_without_text_are_refused():
     inputs = make_batch()["model_inputs"]
     with pytest.raises(ValueError, match="cannot cut the input 'offsets'"):
         split_inputs(inputs | {"offsets": torch.zeros(3)}, 4)
+    with pytest.raises(ValueError, match="at least 1 clip"):
+        split_inputs(inputs, 0)
     with pytest.raises(ValueError, match="holds no text"):
         split_inputs(inputs | {"text_inputs": {"letters": torch.zeros(0, 3)}}, 4)
 

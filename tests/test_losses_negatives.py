@@ -255,3 +255,5 @@ def test_by_default_neither_hard_negatives_nor_no_term_clips_are_asked_of_the_ba
         Objective("sigmoid")(embeddings._replace(logit_bias=None), batch)
     with pytest.raises(ValueError, match="loss must be one of"):
         Objective("triplet")
+    with pytest.raises(ValueError, match="window_temperature must be above 0"):
+        Objective(window_temperature=0.0)

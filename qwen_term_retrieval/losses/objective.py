@@ -43,6 +43,9 @@ class Objective:
         no_term_margin: see `no_term_loss`.
         window_temperature: None takes the best window of a clip whose term spans are unknown; a number, in cosines,
             a soft maximum (`reduce_windows_`).
+
+    Raises:
+        ValueError: a loss of another name, or a window_temperature of 0 or less.
     """
 
     loss: str = "infonce"
@@ -56,6 +59,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, not {self.loss!r}")
+        if self.window_temperature is not None and not self.window_temperature > 0:
+            raise ValueError(
+                f"window_temperature must be above 0, not {self.window_temperature}; None for the best one"
+            )
 
     @property
     def parts(self) -> dict[str, float]:
@@ -75,6 +82,9 @@ class Objective:
             batch: `text_queries`, `term_queries`, `text_candidates`, `term_candidates`; for hard negatives
                 `hard_negatives` (candidates) and `term_queries["negative_ids_QK"]`; for clips without a term
                 `no_term_queries`.
+
+        Raises:
+            ValueError: "sigmoid" without a bias, or as the losses.
         """
         texts = _candidates(embeddings, batch["text_candidates"])
         own_terms = _candidates(embeddings, batch["term_candidates"])

@@ -87,8 +87,10 @@ def split_inputs(model_inputs: dict[str, Any], chunk_size: int) -> list[InputChu
     chunks gives some chunks its first text again, for no tower may be left out.
 
     Raises:
-        ValueError: an input whose name ends in none of these, or a batch without a text.
+        ValueError: an input whose name ends in none of these, a batch without a text, or chunks of less than one clip.
     """
+    if chunk_size < 1:
+        raise ValueError(f"a chunk must hold at least 1 clip, not {chunk_size}")
     clip_index_P = model_inputs["clip_index_P"]
     tensors = {name: values for name, values in model_inputs.items() if name != "text_inputs"}
     axis = {name: name.rpartition("_")[2][:1] for name in tensors}
