@@ -100,7 +100,7 @@ class StepFlops:
         self._costs: dict[tuple[str, ...], np.ndarray] = {}
 
     def __call__(self, model_inputs: dict[str, Any]) -> int:
-        """Operations for the inputs of one `forward`, as the collator gives them."""
+        """Operations for the inputs of one `forward`, as the collator gives them, on any device."""
         text_inputs = model_inputs.get("text_inputs") or {}
         if "features_BTH" in model_inputs:
             lengths_B, count = model_inputs["num_frames_B"], self._count_features
@@ -130,12 +130,12 @@ class StepFlops:
 
     def _count_features(self, model_inputs: dict[str, Any]) -> np.ndarray:
         """The same where the frames come from a cache."""
-        features = model_inputs["features_BTH"]
+        features, device = model_inputs["features_BTH"], self.model.device
         frames = [8, 16, 24]
 
         def take(place: int) -> tuple[torch.Tensor, torch.Tensor]:
             shape = (1, *features.shape[1:-2], frames[place], features.shape[-1])
-            return features.new_zeros(shape), torch.tensor([frames[place]], device=features.device)
+            return features.new_zeros(shape, device=device), torch.tensor([frames[place]], device=device)
 
         return self._fit_audio(frames, take)
 
@@ -164,7 +164,7 @@ class StepFlops:
         ]
         counts = []
         for probe in probes:
-            inputs = _one_text(text_inputs, dict(zip(masks, probe, strict=True)))
+            inputs = _one_text(text_inputs, dict(zip(masks, probe, strict=True)), model.device)
             counts.append(count_flops(functools.partial(model.embed_texts, **inputs), weights))
         rows = [[1, *(power for length in probe for power in (length, length**2))] for probe in probes]
         return _solve(rows, counts)
@@ -295,11 +295,13 @@ def _num_tokens(mask: torch.Tensor) -> torch.Tensor:
     return mask.flatten(1).sum(1)
 
 
-def _one_text(text_inputs: dict[str, torch.Tensor], num_tokens: dict[str, int]) -> dict[str, torch.Tensor]:
-    """A text of so many tokens a tower, its inputs named and shaped as those of a batch."""
+def _one_text(
+    text_inputs: dict[str, torch.Tensor], num_tokens: dict[str, int], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """A text of so many tokens a tower, its inputs named and shaped as those of a batch, which may be elsewhere."""
     inputs = {}
     for name, values in text_inputs.items():
         mask = f"{name.removesuffix('input_ids')}attention_mask" if name.endswith("input_ids") else name
         shape = (*[1] * (values.dim() - 1), num_tokens[mask]) if mask in num_tokens else (1, *values.shape[1:])
-        inputs[name] = values.new_ones(shape)
+        inputs[name] = values.new_ones(shape, device=device)
     return inputs

@@ -74,5 +74,5 @@ def audio_source(
     """Where the frames of these clips come from."""
     if clips.feature_cache is not None:
         return CachedFrames(clips.feature_cache, num_clips=len(clips))
-    on_device = args.device.type == "cuda"
+    on_device = args.device.type != "cpu"
     return PcmFrames(ClipReader(clips.rows), model.audio_tower.num_frames, clips.augmentation, on_device)
