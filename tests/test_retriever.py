@@ -91,6 +91,11 @@ def test_a_stream_answers_before_it_ends(retriever, recording):
     assert fed[-1] / 16_000 < said[0][2] + 1.0 + 0.7 + 0.2
 
 
+def test_a_threshold_that_no_cosine_can_reach_is_refused(retriever, say):
+    with pytest.raises(ValueError, match="threshold is 7; scores are cosines"):
+        retriever.search((say("saxophone"), 16_000), threshold=7)
+
+
 def test_a_stream_without_a_threshold_is_refused_at_once(retriever):
     with pytest.raises(ValueError, match="needs a threshold"):
         retriever.stream([SECOND])

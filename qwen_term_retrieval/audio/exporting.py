@@ -31,6 +31,8 @@ from qwen_term_retrieval.audio.pack_writing.staging import check_free, publish, 
 
 FORMATS = ("wav", "flac", "dataset")
 METADATA = "metadata.jsonl"
+# Only an export has it: a folder of recordings with a `metadata.jsonl` is somebody's corpus. Hidden from readers.
+MARK = ".qtr-export"
 DATA = "data"
 DATASET_FILE_BYTES = 500_000_000
 _ROWS_PER_BATCH = 256
@@ -66,8 +68,7 @@ def export_pack(
         raise ValueError(f"format={format!r}; it must be one of {', '.join(FORMATS)}")
     out = Path(out).absolute()
     opened = Pack.open(pack)
-    # Of files, `metadata.jsonl`; of a dataset, the folder of its tables.
-    check_free(out, "an export", DATA if (out / DATA).is_dir() else METADATA, overwrite=overwrite)
+    check_free(out, "an export", MARK, overwrite=overwrite)
     write = _write_dataset if format == "dataset" else _write_files
     with staging_of(out) as staging:
         folder = staging / "export"
@@ -78,6 +79,7 @@ def export_pack(
             tqdm(total=len(opened), unit=" clips", desc="exporting", disable=True if quiet else None) as progress,
         ):
             write(opened, folder, format, threads, progress)
+        (folder / MARK).write_text(f"exported from pack {opened.uuid}\n", encoding="utf-8")
         publish(folder, out)
     return len(opened)
 

@@ -198,6 +198,7 @@ class TermRetriever:
             sampling_rate: of an array, in Hz.
 
         Raises:
+            ValueError: a threshold outside [-1, 1].
             BadAudioError: no samples, NaN, an unreadable or missing file, an array without its rate.
         """
         return self.search_batch([clip], top_k=top_k, threshold=threshold, sampling_rate=sampling_rate)[0]
@@ -288,6 +289,8 @@ class TermRetriever:
         return merger.add((match for match in found if match.score >= threshold), heard_to)
 
     def _threshold_or_default(self, threshold: float | None) -> float | None:
+        if threshold is not None and not -1 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; scores are cosines, from -1 to 1")
         return self.threshold if threshold is None else threshold
 
 

@@ -100,9 +100,14 @@ def test_what_is_there_is_not_written_over_unless_asked_and_only_if_it_is_an_exp
     with pytest.raises(FileExistsError, match="overwrite=True"):
         export_pack(pack, tmp_path / "out", quiet=True)
     export_pack(pack, tmp_path / "out", format="dataset", overwrite=True, quiet=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "data"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".qtr-export", "README.md", "data"]
     with pytest.raises(FileExistsError, match="exists and is not an export"):
         export_pack(pack, pack, overwrite=True, quiet=True)
+    corpus = tmp_path / "recordings"
+    corpus.mkdir()
+    (corpus / "metadata.jsonl").write_text("{}\n")
+    with pytest.raises(FileExistsError, match="exists and is not an export"):
+        export_pack(pack, corpus, overwrite=True, quiet=True)
     with pytest.raises(ValueError, match="one of wav, flac, dataset"):
         export_pack(pack, tmp_path / "new", format="mp3")
     with pytest.raises(PackError, match="is not a pack"):
