@@ -44,7 +44,7 @@ from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.glossary import MAX_TERM_WORDS, normalize_term
 from qwen_term_retrieval.text.phonetics import get_phonemizer
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
@@ -253,7 +253,8 @@ def _match(matcher: Matcher, measure: str, transcript: str) -> NDArray[np.int64]
 
 def _our_search(model: Path, terms: list[str]) -> Callable[[NDArray[np.int16]], list[TermMatch]]:
     retriever = TermRetriever.from_pretrained(model, device="cpu")
-    retriever.index(terms)
+    # A few prompts are whole speeches, which no glossary takes.
+    retriever.index([term for term in terms if len(term.split()) <= MAX_TERM_WORDS])
     return functools.partial(retriever.search, top_k=10, threshold=-1.0, sampling_rate=SAMPLING_RATE)
 
 

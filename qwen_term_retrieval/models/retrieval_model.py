@@ -208,12 +208,14 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
     def _evaluating(self) -> Iterator[None]:
         """No dropout and no graph; whatever mode the model was in comes back."""
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.train(was_training)
+            if was_training:
+                self.train()
 
     def encode_audio(self, clips: Sequence[Any], batch_size: int = 16, show_progress: bool = False) -> AudioEmbeddings:
         """Embed every window of every clip.

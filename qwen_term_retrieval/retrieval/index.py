@@ -92,7 +92,7 @@ class TermIndex:
 
     @property
     def _most_spellings(self) -> int:
-        return max(len(term.spellings) for term in self._terms)
+        return int(self._term_of_row_N.bincount().max())
 
     def __len__(self) -> int:
         return len(self._terms)
