@@ -91,6 +91,14 @@ def test_a_stream_answers_before_it_ends(retriever, recording):
     assert fed[-1] / 16_000 < said[0][2] + 1.0 + 0.7 + 0.2
 
 
+def test_a_clip_too_long_to_be_heard_as_a_whole_is_named(listening_model, tmp_path):
+    soundfile.write(tmp_path / "lecture.wav", np.full(31 * 16_000, 100, np.int16), 16_000)
+    retriever = TermRetriever(listening_model, windows="clip")
+    retriever.index(TERMS)
+    with pytest.raises(ValueError, match=r"lecture\.wav lasts 31\.0 s; the audio tower takes at most 30 s"):
+        retriever.search_batch([(SECOND + 7, 16_000), tmp_path / "lecture.wav"])
+
+
 def test_a_threshold_that_no_cosine_can_reach_is_refused(retriever, say):
     with pytest.raises(ValueError, match="threshold is 7; scores are cosines"):
         retriever.search((say("saxophone"), 16_000), threshold=7)

@@ -96,6 +96,7 @@ class ClipEncoder:
 
         Raises:
             BadAudioError: naming the clip.
+            ValueError: the same, where it is heard as a whole and is longer than the tower takes.
         """
         chunks: list[tuple[int, Chunk]] = []
         num_silent = 0
@@ -104,6 +105,8 @@ class ClipEncoder:
             pcm = clip_pcm(clip, sampling_rate, name=name)
             if len(pcm) < 2 * self.samples_per_frame:
                 raise BadAudioError(f"{name}: {len(pcm)} samples are too short to hear a term in")
+            if self.sizes is None:  # heard as a whole
+                self.model.audio_tower.check_lengths(torch.tensor([len(pcm)]), [name])
             num_silent += not pcm.any()
             chunks += [(position, chunk) for chunk in self._cut(pcm) if chunk.pcm.any()]
         if num_silent:
