@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,8 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         durable: the bytes reach the disk before the name does, so that a power cut, too, leaves no half a file under
             it. Without, a kill is survived, and whoever reads the file after a power cut must check its content.
     """
-    # The process id: a worker orphaned by a kill may still be writing the same file.
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Of its own: an orphan of a kill, another thread or another machine may be writing the same file.
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("w+b", buffering=_BUFFER_BYTES) as file:
             yield file

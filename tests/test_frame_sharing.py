@@ -35,7 +35,7 @@ def two_ranks(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*command, frames_process.__file__, str(folder)],
-        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]

@@ -108,10 +108,11 @@ def test_the_settings_of_a_trial_reach_the_model_and_the_loss(tmp_path, demo_row
         }
 
     trainer.hyperparameter_search(space, n_trials=3)
-    (scale, weight, _), (later_scale, later_weight, _), _ = seen
+    (scale, weight, _), (later_scale, later_weight, _), (last_scale, *_) = seen
     assert (scale, weight) == (pytest.approx(math.log(20)), 0.9)
     # What only the first trial set is the run's own again in the second.
     assert (later_scale, later_weight) == (pytest.approx(math.log(5)), trainer.args.hard_neg_weight)
+    assert last_scale == pytest.approx(math.log(1 / 0.07))
     # A trial of another loss has the parameter that its loss needs.
     assert trainer.retrieval_model.config.logit_bias == -2.0
     assert trainer.retrieval_model.logit_bias.requires_grad

@@ -33,3 +33,11 @@ def test_patience_counts_from_the_best_checkpoint(tmp_path, monkeypatch, capsys,
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best * steps_of_an_epoch}")
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("*") for line in lines) == stars
+
+
+def test_an_evaluation_of_other_data_is_not_counted(tmp_path):
+    trainer = make_tiny_trainer(tmp_path, patience=1, num_train_epochs=1)
+    for _ in range(2):
+        trainer.evaluate(metric_key_prefix="other")
+    trainer.train()
+    assert trainer.state.global_step == 2

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from transformers import TrainerState, TrainingArguments
 
 
+def metric_name(args: TrainingArguments) -> str:
+    """`metric_for_best_model` as evaluations of the run call it."""
+    return f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
+
+
 def is_best(args: TrainingArguments, state: TrainerState, metrics: Mapping[str, float]) -> bool:
     """Whether an evaluation is better than all before it, of which `state.best_metric` is the best.
 
     `args.metric_for_best_model` says so; where it is the same, as recall is soon on an easy set, the MRR does.
     """
-    name = f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}"
-    value, best = metrics.get(name), state.best_metric
+    value, best = metrics.get(metric_name(args)), state.best_metric
     if value is None or best is None:
         return value is not None
     if value != best:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
+from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best, metric_name
 
 
 class PatienceCallback(EarlyStoppingCallback):
@@ -23,6 +23,8 @@ class PatienceCallback(EarlyStoppingCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
+        if metric_name(args) not in metrics:  # an evaluation of other data
+            return
         self.early_stopping_patience_counter = (
             0 if is_best(args, state, metrics) else self.early_stopping_patience_counter + 1
         )

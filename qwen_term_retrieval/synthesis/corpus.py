@@ -55,7 +55,8 @@ def write_corpus(
     out = Path(out)
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another folder or pass overwrite=True")
-    if out.exists() and any(out.iterdir()) and not any(out.glob("*.termaudio")):
+    # A manifest is no sign: recordings have one too.
+    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / REPORT_NAME).is_file()):
         raise FileExistsError(f"{out} holds no synthetic corpus; it is left alone. Choose another folder")
     if not rows:
         raise ValueError(f"no rows to synthesise for {out}")

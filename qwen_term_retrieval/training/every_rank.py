@@ -24,6 +24,20 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
+def outcome_of(do: Callable[[], T]) -> Callable[[], T]:
+    """`do`, done now where ranks take turns: gives its result, or raises its error, when called for `on_every_rank`."""
+    try:
+        done = do()
+    except Exception as error:
+        failure = error
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: done
+
+
 def on_every_rank(do: Callable[[], T]) -> T:
     """What `do`, which talks to no other rank, gives here, once it is over everywhere; its error on all if on one.
 

@@ -138,6 +138,8 @@ class SearchableTrainer(Trainer):
         """The model of a trial. The first is the one that the clips were prepared with."""
         model: Any = self._first_model or super().call_model_init(trial)
         self._first_model = None
+        if self._args_of_the_run is not None:  # those of the trial before are still in place
+            vars(self.args).update(self._args_of_the_run)
         self.use_model(model)
         return model
 

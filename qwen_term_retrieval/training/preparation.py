@@ -74,5 +74,6 @@ def audio_source(
     """Where the frames of these clips come from."""
     if clips.feature_cache is not None:
         return CachedFrames(clips.feature_cache, num_clips=len(clips))
-    on_device = args.device.type != "cpu"
+    # Distortion computes levels in double precision, which an Apple GPU does not have.
+    on_device = args.device.type not in ("cpu", "mps")
     return PcmFrames(ClipReader(clips.rows), model.audio_tower.num_frames, clips.augmentation, on_device)

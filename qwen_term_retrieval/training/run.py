@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -29,7 +30,7 @@ from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.clips import spoken_terms, training_glossary
-from qwen_term_retrieval.training.every_rank import gathered
+from qwen_term_retrieval.training.every_rank import gathered, on_every_rank, outcome_of
 from qwen_term_retrieval.training.hub import recall_rows, threshold_rows
 from qwen_term_retrieval.training.resuming import check_same_data, data_identity
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -58,7 +59,8 @@ def run_training(
     if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
     with args.main_process_first(local=False, desc="preparing the output folder"):
-        checkpoint = prepare_output_dir(args)
+        prepared = outcome_of(partial(prepare_output_dir, args))
+    checkpoint = on_every_rank(prepared)
     check_one_output_dir(args, checkpoint)
     heading("rows", f"{data_args.dataset}")
     rows = checked_rows(data_args)
@@ -176,7 +178,7 @@ def prepare_output_dir(args: TermRetrievalArguments) -> str | None:
         raise FileExistsError(
             f"{folder} holds an earlier run: --resume goes on with it, --overwrite deletes it, --output_dir leaves it"
         )
-    if args.process_index == 0:
+    if args.local_process_index == 0:
         shutil.rmtree(folder)
     return None
 

@@ -109,6 +109,8 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
     ):
         refuse_launch(args)
         refuse_own_parts(kwargs)
+        if eval_dataset is not None:
+            check_rows(eval_dataset)
         if train_dataset is not None:
             check_rows(train_dataset)
             glossary = training_glossary(train_dataset, glossary)

@@ -186,7 +186,7 @@ def _local_file(path: str | Path) -> str:
 def _nearly_named(path: str) -> str:
     """A hint, where a file that is not there is there as another system writes its name."""
     others = (path.replace("\\", "/"), *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
-    found = next((other for other in others if other != path and Path(other).is_file()), None)
+    found = next((other for other in others if other != path and os.path.isfile(other)), None)  # noqa: PTH113 (a Path raises for a name too long)
     return "" if found is None else f", but {found!a} does: write its slashes and accents so"
 
 
