@@ -94,6 +94,26 @@ def test_what_folding_would_change_is_not_folded(model):
     assert not any(folded_layers(model)), "its weights are saved beside the adapters: they would be in there twice"
 
 
+def test_a_tower_that_is_trained_after_folding_is_saved_without_its_adapters_in_it(model, tmp_path):
+    vectors = model.encode_audio(CLIPS).vectors
+    model.fold_lora()
+    model.train_audio_tower()
+    model.save_pretrained(tmp_path)
+    loaded = TermRetrievalModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.encode_audio(CLIPS).vectors, vectors, atol=1e-5, rtol=0)
+
+
+def test_adapters_that_come_to_a_model_in_evaluation_mode_drop_nothing(model):
+    model.merge_lora()
+    model.add_lora(r=2, dropout=0.5, target_modules={"q_proj", "v_proj"})
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_B" in name:
+                values.normal_(std=0.5)
+    assert torch.equal(model.encode_audio(CLIPS).vectors, model.encode_audio(CLIPS).vectors)
+    model_fingerprint(model)
+
+
 def test_half_precision_is_not_folded(model):
     model.half().fold_lora()
     assert not any(folded_layers(model))

@@ -130,6 +130,13 @@ def test_a_broken_embedding_is_never_hidden(name, place):
     assert loss.isnan().item() == (place == 0 or hears_terms)
 
 
+def test_a_query_without_a_window_is_refused_by_hard_negatives_too():
+    queries = Queries(torch.eye(2), torch.tensor([[0], [-1]]), torch.tensor([[7], [7]]), torch.tensor([[-1], [-1]]))
+    term, wrong = (Candidates(torch.eye(2)[:1], torch.tensor([identity])) for identity in (7, 9))
+    with pytest.raises(ValueError, match="a query has no window"):
+        hard_negative_loss(queries, term, wrong, torch.tensor([[9], [9]]), torch.tensor(10.0))
+
+
 def test_an_id_that_stands_twice_among_the_candidates_is_refused():
     case = Case(unit(6, 4), unit(4, 4, seed=1), [[0], [1], [2]], [[-1]] * 3, 10.0)
     queries = Queries(case.inputs[0], case.windows_QW, case.positive_QP, case.neutral_QM)

@@ -32,7 +32,7 @@ from qwen_term_retrieval.evaluation.ranking import (
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import (
-    check_known_terms,
+    count_known_terms,
     gold_ids,
     judge_matches,
     unlabelled_ids,
@@ -253,8 +253,9 @@ class RetrievalEvaluator:
         index = TermRetriever(retriever.model).index(self.bank, show_progress=show_progress)
         threshold = retriever.threshold if self.threshold is None else self.threshold
         gold = [sorted(gold_ids(row, index)) for row in self.rows_without_audio()]
-        check_known_terms(self.rows_without_audio(), index)
-        banks = {size: self._bank_of(size, index) for size in {*self.bank_sizes, len(self.bank)}}
+        count_known_terms(self.rows_without_audio(), index)
+        said = {identity for ids in gold for identity in ids}
+        banks = {size: self._bank_of(size, index, said) for size in {*self.bank_sizes, len(self.bank)}}
         ranks: dict[int, list[RankedPairs]] = {size: [] for size in banks}
         matches: list[list[TermMatch]] = []
         span_errors: list[tuple[float, float]] = []
@@ -290,13 +291,13 @@ class RetrievalEvaluator:
         """The rows; of a dataset without the column that takes time to read."""
         return self.rows.remove_columns("audio") if isinstance(self.rows, datasets.Dataset) else self.rows
 
-    def _bank_of(self, size: int, index: TermIndex) -> tuple[torch.Tensor, list[int]]:
-        """Vectors and term ids of the bank's spellings: all terms of the glossary, distractors up to `size`."""
+    def _bank_of(self, size: int, index: TermIndex, said: set[int]) -> tuple[torch.Tensor, list[int]]:
+        """Vectors and term ids of a bank's spellings: the glossary, whatever is `said`, and others up to `size`."""
         if size == len(self.bank):
             return index.vectors_ND, index.vector_term_ids
         others = np.random.default_rng(0).permutation(np.arange(self.num_wanted, len(self.bank)))
         places = [*range(self.num_wanted), *others[: size - self.num_wanted].tolist()]
-        chosen = {self.bank[place].term_id for place in places}
+        chosen = said | {self.bank[place].term_id for place in places}
         ids = index.vector_term_ids
         rows = [row for row, identity in enumerate(ids) if identity in chosen]
         return index.vectors_ND[rows], [ids[row] for row in rows]

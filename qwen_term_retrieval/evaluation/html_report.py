@@ -27,6 +27,8 @@ from qwen_term_retrieval.retrieval.matches import TermMatch
 
 PAGE = "report.html"
 METRICS = "metrics.json"
+# Only a report has it: others have pages and metrics of these names too.
+MARK = ".qtr-report"
 BANK_SIZES = (1, 1_000, 10_000, 100_000, 1_000_000)
 MOST_SHOWN = 20
 _STYLE = """
@@ -48,9 +50,9 @@ def check_report(folder: str | Path, overwrite: bool = False) -> None:
     folder = Path(folder)
     if find_spec("matplotlib") is None:
         raise ImportError("a report is drawn with matplotlib: pip install 'qwen_term_retrieval[report]'")
-    if not folder.exists():
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not ((folder / PAGE).is_file() and (folder / METRICS).is_file()):
+    if not (folder / MARK).is_file():
         raise FileExistsError(f"{folder} exists and is not a report; it is left alone. Choose another folder.")
     if not overwrite:
         raise FileExistsError(f"{folder} already holds a report; pass overwrite=True to replace it")
@@ -86,6 +88,7 @@ def write_report(
         (new / "clips").mkdir(parents=True, mode=0o755)
         page = _page(evaluator, evaluation, new, title, trainer_state)
         (new / PAGE).write_text(page, encoding="utf-8")
+        (new / MARK).touch()
         by_bank = {f"among {size} terms": metrics for size, metrics in evaluation.metrics_by_bank.items()}
         text = json.dumps(evaluation.metrics | by_bank, indent=2)
         (new / METRICS).write_text(text + "\n", encoding="utf-8")
@@ -113,7 +116,7 @@ def _page(
     judged = _judge_each(evaluator, evaluation)
     pictures = _draw(evaluator, evaluation, judged, folder, trainer_state)
     clips = _Clips(evaluator.rows, folder)
-    misses = [_missed(evaluation, clips, place) for place in _worst_pairs(evaluation)]
+    misses = [_missed(evaluation, judged, clips, place) for place in _worst_pairs(evaluation)]
     alarms = [_false_alarm(clips, clip, match) for clip, match in _worst_alarms(judged, metrics.get("threshold", -1.0))]
     missed = int((evaluation.pairs.ranks > 1).sum())
     parts = [
@@ -210,9 +213,11 @@ def _worst_pairs(evaluation: Evaluation) -> Iterable[int]:
     return [place for place in np.argsort(-ranks, kind="stable")[:MOST_SHOWN].tolist() if ranks[place] > 1]
 
 
-def _missed(evaluation: Evaluation, clips: _Clips, place: int) -> list[str]:
+def _missed(
+    evaluation: Evaluation, judged: Sequence[Sequence[tuple[TermMatch, bool]]], clips: _Clips, place: int
+) -> list[str]:
     clip, rank = int(evaluation.clips[place]), int(evaluation.pairs.ranks[place])
-    heard = "<br>".join(_heard(match) for match in evaluation.matches[clip][:3])
+    heard = "<br>".join(_heard(match) for match in [match for match, right in judged[clip] if not right][:3])
     return [clips.player(clip), clips.said(clip), _number(f"{rank:,}"), heard]
 
 

@@ -55,7 +55,7 @@ def hard_negative_loss(
         positive) in the global batch. Zero, with a gradient path, where none has.
 
     Raises:
-        ValueError: a negative was not embedded, or an id stands twice in a bank.
+        ValueError: a negative was not embedded, an id stands twice in a bank, or a query has no window.
 
     >>> queries = Queries(torch.eye(2), torch.tensor([[0]]), torch.tensor([[7]]), torch.tensor([[-1]]))
     >>> term = Candidates(torch.tensor([[0.8, 0.6]]), torch.tensor([7]))
@@ -64,6 +64,8 @@ def hard_negative_loss(
     >>> round(loss.item(), 4)  # log(1 + e^(6 - 8))
     0.1269
     """
+    if bool((queries.windows_QW < 0).all(1).any()):
+        raise ValueError("a query has no window: give each at least one row of vectors_VD in windows_QW")
     negative_rows_QK = positions_of(negative_ids_QK, negatives.ids_N)
     if bool(((negative_rows_QK < 0) & (negative_ids_QK != NO_ID)).any()):
         raise ValueError("negative_ids_QK holds an id that is not among the embedded hard negatives")

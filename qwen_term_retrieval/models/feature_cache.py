@@ -168,6 +168,7 @@ class FeatureCache:
                     pcm_BS, num_samples_B = pad_pcm(
                         [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
                     )
+                    model.audio_tower.check_lengths(num_samples_B, [names[index] for index in indices])
                     with torch.no_grad():
                         features, num_frames_B = model.audio_features(pcm_BS.to(model.device), num_samples_B)
                     features_BLTH = features.unflatten(0, (-1, 1)) if features.dim() == 3 else features

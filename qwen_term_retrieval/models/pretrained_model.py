@@ -119,12 +119,14 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
 
     def train_audio_tower(self, trained: bool = True) -> None:
         """Train all of the audio tower's weights (they are saved with the model from then on), or freeze them."""
+        self._unfold_lora()
         self.audio_tower.encoder.requires_grad_(trained)
         self._freeze_what_is_never_trained()
         self._choose_saved_keys()
 
     def train_text_tower(self, trained: bool = True) -> None:
         """Train all of the text tower's weights (they are saved with the model from then on), or freeze them."""
+        self._unfold_lora()
         self.text_tower.requires_grad_(trained)
         self._forget_texts()
         self._choose_saved_keys()
@@ -156,8 +158,11 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
         if getattr(self.config, setting) is not None:
             raise ValueError(f"the {tower} tower has LoRA adapters already; call merge_lora() first")
         encoder = self._lora_encoder(tower)
+        # Sets, which peft takes too, are no JSON.
+        fields = {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
         lora = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, **fields}
         inject_lora(encoder, lora, self.audio_tower.lora_targets if tower == "audio" else TEXT_TARGETS)
+        encoder.train(encoder.training)  # adapters come in training mode
         setattr(self.config, setting, lora)
         if tower == "text":
             self._forget_texts()
@@ -185,7 +190,7 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
         """Spare a search the cost of adapters: add them into the weights in memory, until the model is trained again.
 
         What is saved stays the same. A tower whose own weights are saved too is left as it is, and so is a model in
-        half precision, which would round the sum.
+        half precision, which would round the sum: fold last, after `to(dtype)`.
         """
         for tower in self._adapted_towers:
             saved = f"{tower}_tower" not in self._base_encoders or getattr(self.config, f"{tower}_tower_saved")
@@ -201,9 +206,12 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
     def train(self, mode: bool = True) -> Any:
         """Training or inference mode, as of any module; training takes folded adapters out of the weights again."""
         if mode:
-            for tower in self._adapted_towers:
-                unfold_lora(self._lora_encoder(tower))
+            self._unfold_lora()
         return super().train(mode)
+
+    def _unfold_lora(self) -> None:
+        for tower in self._adapted_towers:
+            unfold_lora(self._lora_encoder(tower))
 
     def get_input_embeddings(self) -> nn.Module:
         """The audio tower's first layer: where `enable_input_require_grads` begins the graph."""

@@ -93,18 +93,9 @@ def gold_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
     return {identity for identity in ids if identity is not None}
 
 
-def check_known_terms(rows: Iterable[Mapping[str, Any]], index: TermIndex) -> None:
-    """Warn how many of the terms said in the rows the index does not know: they are not looked for.
-
-    Raises:
-        ValueError: it knows none of them.
-    """
+def count_known_terms(rows: Iterable[Mapping[str, Any]], index: TermIndex) -> tuple[int, int]:
+    """How many of the terms said in the rows the index knows, and how many are said; warns of those not looked for."""
     known = [index.id_of(term, row.get("language")) is not None for row in rows for term in row["terms"]]
-    if known and not any(known):
-        raise ValueError(
-            f"the glossary holds none of the {len(known)} terms said in the clips: there is nothing to find. Give the "
-            "glossary of these clips, or clips in which its terms are said"
-        )
     if not all(known):
         logger.warning(
             "%d of the %d terms said in the clips are not in the glossary: they are not looked for, and their clips "
@@ -112,6 +103,7 @@ def check_known_terms(rows: Iterable[Mapping[str, Any]], index: TermIndex) -> No
             known.count(False),
             len(known),
         )
+    return known.count(True), len(known)
 
 
 def unlabelled_ids(row: Mapping[str, Any], index: TermIndex) -> set[int]:
@@ -199,8 +191,16 @@ def calibrate(
         target_precision: None for the best F1.
         top_k: matches judged in each clip.
         show_progress: see `TermRetriever.search_batch`.
+
+    Raises:
+        CalibrationError: the rows cannot give a threshold; their terms are none of the glossary's, say.
     """
-    check_known_terms(rows, retriever.term_index)
+    num_known, num_said = count_known_terms(rows, retriever.term_index)
+    if num_said and not num_known:
+        raise CalibrationError(
+            f"the glossary holds none of the {num_said} terms said in the clips: there is nothing to find. Give the "
+            "glossary of these clips, or clips in which its terms are said"
+        )
     clips = [row["audio"] for row in rows]
     matches = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=show_progress)
     judged = judge_matches(matches, rows, retriever.term_index)

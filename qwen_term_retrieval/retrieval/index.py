@@ -323,8 +323,9 @@ class TermIndex:
         meta = read_meta(folder)
         if fingerprint is not None and meta["model_fingerprint"] != fingerprint:
             raise TermIndexError(
-                f"{folder} was made with another model (fingerprint {meta['model_fingerprint'][:12]}, this model has "
-                f"{fingerprint[:12]}): scores would be meaningless. Index the glossary again with this model."
+                f"{folder} was made with another model, or by an earlier version (fingerprint "
+                f"{meta['model_fingerprint'][:12]}, this model has {fingerprint[:12]}): scores would be meaningless. "
+                "Index the glossary again with this model."
             )
         index = cls(meta["dim"], fingerprint=meta["model_fingerprint"], language=meta["language"])
         # Copy-on-write: torch wants writable memory, and nothing may reach the file.
