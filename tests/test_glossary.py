@@ -133,6 +133,27 @@ def test_a_separator_within_a_json_string_ends_no_line(tmp_path):
     assert list(map(normalize_term, Glossary.from_file(path).texts)) == ["septic shock", "gout"]
 
 
+def test_a_page_break_in_a_list_ends_a_line(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_text("sepsis\x0cgout\n", encoding="utf-8")
+    assert Glossary.from_file(path).texts == ["sepsis", "gout"]
+
+
+def test_a_list_under_a_term_holds_its_aliases(tmp_path):
+    path = tmp_path / "terms.json"
+    path.write_text('{"gout": ["podagra"], "shock": null}', encoding="utf-8")
+    assert [term.spellings for term in Glossary.from_file(path)] == [("gout", "podagra"), ("shock",)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "json", "jsonl"])
+@pytest.mark.parametrize(("encoding", "line"), [("utf-16", 1), ("latin-1", 2)])
+def test_text_that_is_not_utf_8_is_refused_with_the_remedy(tmp_path, suffix, encoding, line):
+    path = tmp_path / f"terms.{suffix}"
+    path.write_bytes("term\ncaf\xe9\n".encode(encoding))
+    with pytest.raises(ValueError, match=rf"terms\.{suffix}, line {line}: not UTF-8\. Save the file as UTF-8\."):
+        Glossary.from_file(path)
+
+
 def test_a_table_of_numbers_holds_them_as_they_are_written(tmp_path):
     path = tmp_path / "agents.csv"
     path.write_text("term,aliases\n007,\n0,1.10\n", encoding="utf-8")
@@ -148,14 +169,14 @@ def test_parquet_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("latin.txt", "sepsis\ncaf\xe9\n".encode("latin-1"), r"latin\.txt, line 2: not UTF-8"),
-        ("utf16.txt", "sepsis\nshock\n".encode("utf-16"), r"utf16\.txt, line 1: not UTF-8"),
         ("book.xlsx", b"PK\x03\x04\x14\0\0\0", r"book\.xlsx is no text\. .* save a workbook as CSV"),
         ("book.csv", b"PK\x03\x04\x14\0\0\0", r"book\.csv is no text"),
         ("broken.json", b'["sepsis",\n', r"broken\.json, line 2: not JSON"),
         ("broken.jsonl", b'"sepsis"\n{oops\n', r"broken\.jsonl, line 2: not JSON"),
         ("wrong.csv", b"word\nsepsis\n", r"wrong\.csv: no column 'term'; it has \['word'\]"),
         ("list.json", b'["sepsis", 7]', r"list\.json, entry 2: expected a string or a mapping"),
+        ("keyed.json", b'{"gout": {}, "sepsis": "x"}', r"keyed\.json, entry 2 \('sepsis'\): expected .*, not 'x'"),
+        ("keyed.json", b'{"gout": [7]}', r"keyed\.json, entry 1: aliases must be strings"),
         (
             "odd.json",
             b'[{"term": "sepsis", "language": 7}]',

@@ -15,30 +15,39 @@ _COLUMNS = ("term", "aliases", "language")
 def read_entries(path: Path) -> Iterable[str | Mapping[str, Any]]:
     """The entries of a glossary file, unchecked; see `Glossary.from_file`."""
     suffix = path.suffix.lower()
-    if suffix != ".parquet":
-        _check_text(path)
-    if suffix in {".csv", ".tsv", ".parquet"}:
-        return _read_table(path, suffix)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8.") from error
+    if suffix == ".parquet":
+        return _read_table(path)
+    text = _read_text(path)
+    if suffix in {".csv", ".tsv"}:
+        return _read_table(path, delimiter="\t" if suffix == ".tsv" else _delimiter(text))
     if suffix == ".json":
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: not JSON: {error.msg}") from error
         if isinstance(content, dict):
-            return [{"term": key, **(value if isinstance(value, dict) else {})} for key, value in content.items()]
+            return [
+                {"term": term, **_parse_json_value(value, f"{path}, entry {row} ({term!r})")}
+                for row, (term, value) in enumerate(content.items(), start=1)
+            ]
         if not isinstance(content, list):
             raise ValueError(f"{path}: expected a list of terms or a dict keyed by term, not {type(content).__name__}")
         return content
-    # Not `splitlines`, which also splits at U+2028 and others that JSON may hold as they are.
-    lines = [line.rstrip("\n") for line in io.StringIO(text)]
     if suffix == ".jsonl":
-        return [_parse_json_line(path, number, line) for number, line in enumerate(lines, start=1)]
-    return lines
+        # Not `splitlines`, which also splits at U+2028 and others that JSON may hold as they are.
+        return [_parse_json_line(path, number, line) for number, line in enumerate(io.StringIO(text), start=1)]
+    return text.splitlines()
+
+
+def _parse_json_value(value: Any, where: str) -> Mapping[str, Any]:
+    """What a dict keyed by term says of one of them."""
+    if value is None:
+        return {}
+    if isinstance(value, list):
+        return {"aliases": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a list of aliases, a mapping or null, not {value!r}")
+    return value
 
 
 def _parse_json_line(path: Path, number: int, line: str) -> str | Mapping[str, Any]:
@@ -48,17 +57,18 @@ def _parse_json_line(path: Path, number: int, line: str) -> str | Mapping[str, A
         raise ValueError(f"{path}, line {number}: not JSON: {error.msg}") from error
 
 
-def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
+def _read_table(path: Path, delimiter: str | None = None) -> list[Mapping[str, Any]]:
+    """Of parquet, where no delimiter is given."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
     try:
-        if suffix == ".parquet":
+        if delimiter is None:
             table = parquet.read_table(path)
         else:
             # As they are written: a column of numbers would lose "0", and "007" its zeros.
             as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
-            layout = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else _delimiter(path))
+            layout = csv.ParseOptions(delimiter=delimiter)
             table = csv.read_csv(path, parse_options=layout, convert_options=as_text)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: {error}") from error
@@ -70,7 +80,7 @@ def _read_table(path: Path, suffix: str) -> list[Mapping[str, Any]]:
     return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]
 
 
-def _check_text(path: Path) -> None:
+def _read_text(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(4096)
     # UTF-16 has zeros too, and a remedy of its own.
@@ -79,11 +89,15 @@ def _check_text(path: Path) -> None:
             f"{path} is no text. A glossary is a .txt, .csv, .tsv, .json, .jsonl or .parquet file; save a workbook as "
             "CSV in UTF-8."
         )
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8. Save the file as UTF-8.") from error
 
 
-def _delimiter(path: Path) -> str:
+def _delimiter(text: str) -> str:
     """Spreadsheets divide by semicolons where the comma is the decimal sign."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline()
+    header = text.partition("\n")[0]
     by = [each for each in ",;\t" if "term" in (name.strip(' "\n') for name in header.split(each))]
     return by[0] if by else ","
