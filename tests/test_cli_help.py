@@ -5,7 +5,7 @@ from typer import rich_utils
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from qwen_term_retrieval.cli import app
+from qwen_term_retrieval.cli import app, retrieval
 
 COMMANDS = get_command(app).commands
 
@@ -26,6 +26,19 @@ def test_each_argument_of_a_command_is_named_as_the_help_names_it(name):
         if argument.param_type_name == "argument":
             assert argument.metavar
             assert argument.metavar.isupper()
+
+
+def test_the_table_in_the_help_of_pack_has_one_left_edge():
+    rows = re.findall(r"^.*\b[abc]\.wav,", COMMANDS["pack"].callback.__doc__, re.MULTILINE)
+    assert len(rows) == 3
+    assert len(set(map(len, rows))) == 1
+
+
+def test_the_help_of_search_says_what_its_settings_count():
+    search = COMMANDS["search"]
+    (top_k,) = [option for option in search.params if option.name == "top_k"]
+    assert "with --each-time, for a second" in top_k.help
+    assert f"searched {retrieval._FILES_AT_ONCE} at a time" in search.callback.__doc__
 
 
 def test_the_help_of_the_whole_names_every_command_in_a_group():

@@ -279,9 +279,38 @@ def test_a_term_is_shown_each_time_it_is_said(model_folder, recordings, tmp_path
     assert all(low < match["start"] < high for match, low, high in zip(found, starts[:-1], starts[1:], strict=True))
 
 
-def test_each_time_without_a_threshold_is_refused(listening_model, recordings, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--each-time",)])
+def test_a_clip_too_short_to_hear_a_term_in_is_refused(model_folder, recordings, tmp_path, options):
+    soundfile.write(tmp_path / "click.wav", np.full(100, 1_000, np.int16), 16_000)
+    search = ("search", model_folder, recordings / "terms.txt", tmp_path / "click.wav", "--threshold", 0.7)
+    result = qtr(*search, *options)
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'click.wav'}: 100 samples are too short to hear a term in" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--each-time",)])
+def test_a_silent_file_is_warned_of(model_folder, recordings, tmp_path, caplog, options):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000, np.int16), 16_000)
+    clips = (recordings / "saxophone.wav", tmp_path / "silence.wav")
+    result = qtr("search", model_folder, recordings / "terms.txt", *clips, "--threshold", 0.7, *options)
+    assert result.exit_code == 0, result.output
+    (warning,) = [each for each in caplog.messages if "silent" in each]
+    assert "no term is heard in" in warning
+    assert "saxophone" not in warning
+
+
+def test_a_precision_of_nothing_is_refused_before_anything_is_read(recordings):
+    result = qtr("calibrate", "no/model", "no/dataset", recordings / "missing.txt", "--target-precision", 0)
+    assert result.exit_code == 1
+    assert "--target-precision must be above 0 and at most 1, not 0.0" in result.stderr
+
+
+def test_each_time_without_a_threshold_is_refused_before_the_glossary_is_embedded(
+    listening_model, recordings, tmp_path
+):
     listening_model.save_pretrained(tmp_path / "uncalibrated")
+    (tmp_path / "no_index").mkdir()
     clip = recordings / "saxophone.wav"
-    result = qtr("search", tmp_path / "uncalibrated", recordings / "terms.txt", clip, "--each-time")
+    result = qtr("search", tmp_path / "uncalibrated", tmp_path / "no_index", clip, "--each-time")
     assert result.exit_code == 1
     assert "--each-time needs --threshold, or a model that `qtr calibrate` has given one" in result.stderr

@@ -117,7 +117,7 @@ def pack(
         recordings/metadata.csv:   file_name,text,terms
                                    a.wav,patient has atrial fibrillation,atrial fibrillation
                                    b.wav,good morning,
-                               c.wav,aspirin after a heart attack,aspirin|heart attack
+                                   c.wav,aspirin after a heart attack,aspirin|heart attack
 
     or JSON Lines: `{"audio": "a.wav", "text": "…", "terms": ["…"], "term_starts": [0.8], "term_ends": [1.9]}`.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,13 @@ import typer
 from qwen_term_retrieval.cli.app import MODELS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from qwen_term_retrieval.retrieval.matches import TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
     from qwen_term_retrieval.text.glossary import Glossary
+
+logger = logging.getLogger(__name__)
 
 # What is found is shown after so many, and so many share the work of the towers.
 _FILES_AT_ONCE = 32
@@ -44,7 +49,9 @@ def search(
         typer.Argument(metavar="GLOSSARY", help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`."),
     ],
     clips: Annotated[list[Path], typer.Argument(metavar="CLIPS", help="Audio files.")],
-    top_k: Annotated[int, typer.Option(min=1, help="Most terms to show for a file.")] = 10,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Most terms to show for a file; with --each-time, for a second of it.")
+    ] = 10,
     threshold: Threshold = None,
     each_time: Annotated[
         bool, typer.Option("--each-time", help="Show a term each time it is said, in order; takes a threshold.")
@@ -56,7 +63,8 @@ def search(
     """Find the terms of a glossary in recordings, each where it was heard best.
 
     Without a threshold, the nearest terms come whether they were said or not. Files are opened before the model is, and
-    what was found in one is shown before the last is searched.
+    searched 32 at a time: what was found in those is shown before the next are searched. With `--each-time` a term is
+    shown as soon as it is heard.
 
     For example:
 
@@ -70,8 +78,10 @@ def search(
     terms = _terms_of(glossary)
     _check_audio(clips)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
-    retriever.index(terms, show_progress=not quiet)
     lowest = retriever.threshold if threshold is None else threshold
+    if each_time and lowest is None:
+        raise ValueError("--each-time needs --threshold, or a model that `qtr calibrate` has given one")
+    retriever.index(terms, show_progress=not quiet)
     if each_time:
         _search_each_time(retriever, clips, top_k, lowest, json_lines)
         return
@@ -90,19 +100,32 @@ def search(
 def _search_each_time(
     retriever: TermRetriever, clips: Sequence[Path], top_k: int, threshold: float | None, json_lines: bool
 ) -> None:
-    from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, pcm_blocks
+    from qwen_term_retrieval.audio.decoding import BadAudioError
 
-    if threshold is None:
-        raise ValueError("--each-time needs --threshold, or a model that `qtr calibrate` has given one")
+    shortest = 2 * retriever.encoder.samples_per_frame
     for clip in clips:
         if not json_lines:
             typer.echo(f"{clip}:")
-        blocks = (pcm for pcm, _ in pcm_blocks(clip, SAMPLING_RATE))
         try:
-            for match in retriever.stream(blocks, threshold=threshold, top_k=top_k):
+            for match in retriever.stream(_sound_of(clip, shortest), threshold=threshold, top_k=top_k):
                 typer.echo(_json_line(clip, match) if json_lines else _line(match))
         except BadAudioError as error:
             raise BadAudioError(f"{clip}: {error}") from error
+
+
+def _sound_of(clip: Path, shortest: int) -> Iterator[np.ndarray]:
+    """Blocks of a file, refused and warned of as `ClipEncoder.cut` does; how long it is shows at its end."""
+    from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, pcm_blocks
+
+    num_samples, silent = 0, True
+    for pcm, _ in pcm_blocks(clip, SAMPLING_RATE):
+        num_samples += len(pcm)
+        silent = silent and not pcm.any()
+        yield pcm
+    if num_samples < shortest:
+        raise BadAudioError(f"{num_samples} samples are too short to hear a term in")
+    if silent:
+        logger.warning("%s is silent: no term is heard in it", clip)
 
 
 def _check_audio(clips: Sequence[Path]) -> None:
@@ -296,6 +319,8 @@ def calibrate(
     from qwen_term_retrieval.retrieval import calibration
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
+    if target_precision is not None and not 0 < target_precision <= 1:
+        raise ValueError(f"--target-precision must be above 0 and at most 1, not {target_precision}")
     _log_to_terminal(quiet)
     if not Path(model).is_dir():
         raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
