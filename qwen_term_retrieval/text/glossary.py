@@ -256,8 +256,9 @@ class Glossary(Sequence[Term]):
         """Read a glossary file.
 
         `.txt` holds a term a line; `.json` a list of strings or of `{"term": …, "aliases": […], "language": "fr"}`, or
-        a dict keyed by term; `.jsonl` such an entry a line; `.csv`, `.tsv` and `.parquet` a column `term` and, if there
-        are any, columns `aliases`, split by `|`, and `language`. A `.csv` may be divided by semicolons or tabs.
+        a dict of these, or of lists of aliases, keyed by term; `.jsonl` such an entry a line; `.csv`, `.tsv` and
+        `.parquet` a column `term` and, if there are any, columns `aliases`, split by `|`, and `language`. A `.csv` may
+        be divided by semicolons or tabs.
 
         Args:
             language: of the entries that name none.
