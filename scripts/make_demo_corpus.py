@@ -32,7 +32,7 @@ def main() -> None:
     options = {"num_workers": arguments.num_workers, "show_progress": not arguments.quiet}
     rows = demo_rows(SOURCE)
     if not arguments.check:
-        if arguments.overwrite and arguments.out == SOURCE / "demo":
+        if arguments.overwrite and arguments.out == SOURCE / "demo" and arguments.out.is_dir():
             (arguments.out / REPORT_NAME).touch()  # kept without it, and replaced only where it is
         write_corpus(rows, arguments.out, audio_format="ogg", overwrite=arguments.overwrite, **options)
         (arguments.out / REPORT_NAME).unlink()  # times differ from run to run; all else does not

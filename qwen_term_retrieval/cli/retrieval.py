@@ -35,6 +35,9 @@ Revision = Annotated[
 Threshold = Annotated[
     float | None, typer.Option(min=-1, max=1, help="Lowest score, a cosine; default the model's calibrated one.")
 ]
+EvaluatedSplit = Annotated[str, typer.Option(help="Split to evaluate.")]
+Wanted = Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")]
+Distractors = Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")]
 TrainSplit = Annotated[
     str | None,
     typer.Option(help="Its terms are the seen ones; default train, where there is one; '' for no such groups."),
@@ -195,9 +198,9 @@ def index(
 def evaluate(
     model: Model,
     dataset: Dataset,
-    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
-    glossary: Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")] = None,
-    distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
+    split: EvaluatedSplit = "test",
+    glossary: Wanted = None,
+    distractors: Distractors = None,
     train_split: TrainSplit = None,
     threshold: Threshold = None,
     revision: Revision = None,
@@ -244,9 +247,9 @@ def report(
     model: Model,
     dataset: Dataset,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; report.html is the page.")],
-    split: Annotated[str, typer.Option(help="Split to evaluate.")] = "test",
-    glossary: Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")] = None,
-    distractors: Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")] = None,
+    split: EvaluatedSplit = "test",
+    glossary: Wanted = None,
+    distractors: Distractors = None,
     train_split: TrainSplit = None,
     threshold: Threshold = None,
     revision: Revision = None,
