@@ -17,7 +17,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 real-speech: install
-	$(BIN)/python -m benchmarks.laptop
+	$(BIN)/python -m benchmarks.real_speech.laptop
 	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop_lora --training-corpus packs/laptop
 	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop_lora --training-corpus packs/laptop --test-set ktuberling
 

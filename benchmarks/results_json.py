@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.storage.atomic import atomic_file
 
 
 def machine() -> dict[str, Any]:

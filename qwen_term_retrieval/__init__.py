@@ -9,63 +9,65 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qwen_term_retrieval.audio.file_audio import FileAudio
+from qwen_term_retrieval.packs.feature import MmapAudio
 from qwen_term_retrieval.registration import register
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
-    from qwen_term_retrieval.audio.appending import append_corpus as append_corpus
-    from qwen_term_retrieval.audio.clip_reader import ClipReader as ClipReader
+    from qwen_term_retrieval.audio.clip_feature import to_hf_audio as to_hf_audio
     from qwen_term_retrieval.audio.collate import pad_pcm as pad_pcm
-    from qwen_term_retrieval.audio.corpus import CorpusError as CorpusError
-    from qwen_term_retrieval.audio.corpus import Utterance as Utterance
-    from qwen_term_retrieval.audio.corpus import read_corpus as read_corpus
-    from qwen_term_retrieval.audio.exporting import export_pack as export_pack
-    from qwen_term_retrieval.audio.feature import Clip as Clip
-    from qwen_term_retrieval.audio.feature import MmapAudio as MmapAudio
-    from qwen_term_retrieval.audio.feature import to_hf_audio as to_hf_audio
-    from qwen_term_retrieval.audio.files.file_audio import FileAudio as FileAudio
-    from qwen_term_retrieval.audio.files.file_audio import FileClip as FileClip
-    from qwen_term_retrieval.audio.legacy import MMapAudioCollection as MMapAudioCollection
-    from qwen_term_retrieval.audio.legacy import legacy_utterances as legacy_utterances
-    from qwen_term_retrieval.audio.merging import merge_packs as merge_packs
-    from qwen_term_retrieval.audio.pack import Pack as Pack
-    from qwen_term_retrieval.audio.pack_format.locations import MissingShardError as MissingShardError
-    from qwen_term_retrieval.audio.pack_format.locations import register_pack as register_pack
-    from qwen_term_retrieval.audio.pack_format.shards import PackError as PackError
-    from qwen_term_retrieval.audio.pack_writing.parts import make_part as make_part
-    from qwen_term_retrieval.audio.pack_writing.workers import MapExecutor as MapExecutor
-    from qwen_term_retrieval.audio.packing import pack_corpus as pack_corpus
+    from qwen_term_retrieval.audio.file_audio import FileAudio as FileAudio
+    from qwen_term_retrieval.audio.file_audio import FileClip as FileClip
+    from qwen_term_retrieval.corpora.corpus import read_corpus as read_corpus
+    from qwen_term_retrieval.corpora.readers.legacy_shards import legacy_utterances as legacy_utterances
+    from qwen_term_retrieval.corpora.utterance import Utterance as Utterance
+    from qwen_term_retrieval.errors import CorpusError as CorpusError
+    from qwen_term_retrieval.errors import PackError as PackError
     from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator as RetrievalEvaluator
     from qwen_term_retrieval.models import AudioEmbeddings as AudioEmbeddings
     from qwen_term_retrieval.models import TermRetrievalConfig as TermRetrievalConfig
     from qwen_term_retrieval.models import TermRetrievalModel as TermRetrievalModel
     from qwen_term_retrieval.models import resolve_checkpoint as resolve_checkpoint
+    from qwen_term_retrieval.packs.appending import append_corpus as append_corpus
+    from qwen_term_retrieval.packs.clip_reader import ClipReader as ClipReader
+    from qwen_term_retrieval.packs.exporting import export_pack as export_pack
+    from qwen_term_retrieval.packs.feature import Clip as Clip
+    from qwen_term_retrieval.packs.feature import MmapAudio as MmapAudio
+    from qwen_term_retrieval.packs.format.open_shards import MissingShardError as MissingShardError
+    from qwen_term_retrieval.packs.format.open_shards import register_pack as register_pack
+    from qwen_term_retrieval.packs.legacy import MMapAudioCollection as MMapAudioCollection
+    from qwen_term_retrieval.packs.merging import merge_packs as merge_packs
+    from qwen_term_retrieval.packs.pack import Pack as Pack
+    from qwen_term_retrieval.packs.packing import pack_corpus as pack_corpus
+    from qwen_term_retrieval.packs.writing.parts import make_part as make_part
     from qwen_term_retrieval.retrieval.index import TermIndex as TermIndex
     from qwen_term_retrieval.retrieval.matches import TermMatch as TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever as TermRetriever
     from qwen_term_retrieval.text.glossary import Glossary as Glossary
     from qwen_term_retrieval.text.glossary import Term as Term
     from qwen_term_retrieval.text.glossary import normalize_term as normalize_term
-    from qwen_term_retrieval.text.token_files import TokenPack as TokenPack
-    from qwen_term_retrieval.text.token_packing import pack_tokens as pack_tokens
-    from qwen_term_retrieval.text.tokens import MmapTokens as MmapTokens
+    from qwen_term_retrieval.tokens.mmap_tokens import MmapTokens as MmapTokens
+    from qwen_term_retrieval.tokens.packing import pack_tokens as pack_tokens
+    from qwen_term_retrieval.tokens.token_pack import TokenPack as TokenPack
     from qwen_term_retrieval.training.arguments import TermRetrievalArguments as TermRetrievalArguments
     from qwen_term_retrieval.training.trainer import TermRetrievalTrainer as TermRetrievalTrainer
+    from qwen_term_retrieval.workers import MapExecutor as MapExecutor
 
 _HOME = {
     "AudioEmbeddings": "models",
-    "Clip": "audio.feature",
-    "ClipReader": "audio.clip_reader",
-    "CorpusError": "audio.corpus",
-    "FileAudio": "audio.files.file_audio",
-    "FileClip": "audio.files.file_audio",
+    "Clip": "packs.feature",
+    "ClipReader": "packs.clip_reader",
+    "CorpusError": "errors",
+    "FileAudio": "audio.file_audio",
+    "FileClip": "audio.file_audio",
     "Glossary": "text.glossary",
-    "MMapAudioCollection": "audio.legacy",
-    "MapExecutor": "audio.pack_writing.workers",
-    "MissingShardError": "audio.pack_format.locations",
-    "MmapAudio": "audio.feature",
-    "MmapTokens": "text.tokens",
-    "Pack": "audio.pack",
-    "PackError": "audio.pack_format.shards",
+    "MMapAudioCollection": "packs.legacy",
+    "MapExecutor": "workers",
+    "MissingShardError": "packs.format.open_shards",
+    "MmapAudio": "packs.feature",
+    "MmapTokens": "tokens.mmap_tokens",
+    "Pack": "packs.pack",
+    "PackError": "errors",
     "RetrievalEvaluator": "evaluation.evaluator",
     "Term": "text.glossary",
     "TermIndex": "retrieval.index",
@@ -75,26 +77,26 @@ _HOME = {
     "TermRetrievalModel": "models",
     "TermRetrievalTrainer": "training.trainer",
     "TermRetriever": "retrieval.retriever",
-    "TokenPack": "text.token_files",
-    "Utterance": "audio.corpus",
-    "append_corpus": "audio.appending",
-    "export_pack": "audio.exporting",
-    "legacy_utterances": "audio.legacy",
-    "make_part": "audio.pack_writing.parts",
-    "merge_packs": "audio.merging",
+    "TokenPack": "tokens.token_pack",
+    "Utterance": "corpora.utterance",
+    "append_corpus": "packs.appending",
+    "export_pack": "packs.exporting",
+    "legacy_utterances": "corpora.readers.legacy_shards",
+    "make_part": "packs.writing.parts",
+    "merge_packs": "packs.merging",
     "normalize_term": "text.glossary",
-    "pack_corpus": "audio.packing",
-    "pack_tokens": "text.token_packing",
+    "pack_corpus": "packs.packing",
+    "pack_tokens": "tokens.packing",
     "pad_pcm": "audio.collate",
-    "read_corpus": "audio.corpus",
-    "register_pack": "audio.pack_format.locations",
+    "read_corpus": "corpora.corpus",
+    "register_pack": "packs.format.open_shards",
     "resolve_checkpoint": "models",
-    "to_hf_audio": "audio.feature",
+    "to_hf_audio": "audio.clip_feature",
 }
 
 __all__ = sorted(_HOME)
 
-register()
+register((MmapAudio, FileAudio))
 
 
 def __getattr__(name: str) -> Any:

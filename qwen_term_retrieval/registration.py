@@ -11,6 +11,7 @@ The tests of this file fail when an upgrade moves a table.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -67,22 +68,19 @@ def row_numbers(dataset: datasets.Dataset) -> np.ndarray | None:
     return None if dataset._indices is None else dataset._indices.column(0).to_numpy()
 
 
-def register() -> None:
-    """Make our features and the `term_audio` builder known to `datasets`; doing it twice changes nothing.
+def register(features: Iterable[type]) -> None:
+    """Make these features and the `term_audio` builder known to `datasets`; doing it twice changes nothing.
 
     Raises:
         IncompatibleDatasetsError: naming the table that is gone and the version that was found.
     """
-    from qwen_term_retrieval.audio.feature import MmapAudio
-    from qwen_term_retrieval.audio.files.file_audio import FileAudio
-
     missing = [name for name in TABLES if not hasattr(packaged_modules, name)]
     if missing:
         raise IncompatibleDatasetsError(
             f"datasets {datasets.__version__} has no {', '.join(missing)} in datasets.packaged_modules. Install a "
             "version that this library was tested with (constraints.txt), or adapt qwen_term_retrieval/registration.py."
         )
-    for feature in (MmapAudio, FileAudio):
+    for feature in features:
         if datasets.features.features._FEATURE_TYPES.get(feature.__name__) is not feature:
             with warnings.catch_warnings():
                 # "experimental", said to everybody who imports us; the tests watch it instead.

@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qwen_term_retrieval.packages import file_sha256
-from qwen_term_retrieval.synthesis.corpus import REPORT_NAME, write_corpus
+from qwen_term_retrieval.refusals import one_line_errors
+from qwen_term_retrieval.storage.packages import file_sha256
+from qwen_term_retrieval.synthesis.corpus_folder import REPORT_NAME, write_corpus
 from qwen_term_retrieval.synthesis.demo import demo_rows
-from qwen_term_retrieval.training.refusals import one_line_errors
 
 SOURCE = Path(__file__).parent.parent / "builders" / "term_audio"
 

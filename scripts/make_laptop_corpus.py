@@ -9,9 +9,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from qwen_term_retrieval.refusals import one_line_errors
 from qwen_term_retrieval.synthesis.laptop import NUM_CLIPS, NUM_KOKORO, make_laptop_corpus
 from qwen_term_retrieval.text.glossary import normalize_term
-from qwen_term_retrieval.training.refusals import one_line_errors
 
 
 def main() -> None:

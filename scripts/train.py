@@ -5,8 +5,8 @@ accelerate launch scripts/train.py --recipe laptop    # any recipe of configs/re
 python scripts/train.py --help                        # every setting
 """
 
+from qwen_term_retrieval.refusals import one_line_errors
 from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
-from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.run import run_training
 
 if __name__ == "__main__":

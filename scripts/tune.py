@@ -8,8 +8,8 @@ python scripts/train.py --recipe outputs/laptop-tuning/best.yaml         # train
 import argparse
 import sys
 
+from qwen_term_retrieval.refusals import one_line_errors
 from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
-from qwen_term_retrieval.training.refusals import one_line_errors
 from qwen_term_retrieval.training.tuning import tune
 
 if __name__ == "__main__":

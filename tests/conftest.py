@@ -10,6 +10,8 @@ import datasets
 import pytest
 import torch
 
+from tests.doubles.small_corpora import corpus, hf_home, make_corpus, noise  # noqa: F401
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_and_single_threaded():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
-from qwen_term_retrieval.training.hard_negatives import HardNegativeTable
+from qwen_term_retrieval.training.negatives.table import HardNegativeTable
 
 logger = logging.getLogger(__name__)
 

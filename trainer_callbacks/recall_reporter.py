@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from qwen_term_retrieval.atomic import atomic_file
 from qwen_term_retrieval.evaluation.training_curves import draw_training_curves
+from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
 
 logger = logging.getLogger(__name__)

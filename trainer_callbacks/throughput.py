@@ -12,8 +12,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.models.flops import peak_flops
 from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
-from qwen_term_retrieval.training.flops import peak_flops
 
 
 class ThroughputCallback(TrainerCallback):

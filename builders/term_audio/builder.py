@@ -25,17 +25,17 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from pyarrow import parquet
 
-from qwen_term_retrieval.audio.corpus import is_manifest, read_corpus
-from qwen_term_retrieval.audio.files.loose import LooseCorpus
-from qwen_term_retrieval.audio.legacy import is_legacy, legacy_utterances
-from qwen_term_retrieval.audio.pack import Pack, is_pack
-from qwen_term_retrieval.audio.pack_format.pack_json import PACK_JSON, PACK_LAYOUT, read_pack_json
-from qwen_term_retrieval.audio.pack_format.rows import conformed
-from qwen_term_retrieval.audio.pack_format.shards import PackError
-from qwen_term_retrieval.audio.pack_format.verification import check_files
-from qwen_term_retrieval.audio.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
-from qwen_term_retrieval.audio.readers.folder import is_folder_manifest
-from qwen_term_retrieval.audio.utterance import CorpusError, Utterance
+from qwen_term_retrieval.corpora.corpus import is_manifest, read_corpus
+from qwen_term_retrieval.corpora.readers.folder import is_folder_manifest
+from qwen_term_retrieval.corpora.readers.legacy_shards import is_legacy, legacy_utterances
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import CorpusError, PackError
+from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, PACK_LAYOUT, read_pack_json
+from qwen_term_retrieval.packs.format.row_schema import conformed
+from qwen_term_retrieval.packs.format.verification import check_files
+from qwen_term_retrieval.packs.loose import LooseCorpus
+from qwen_term_retrieval.packs.pack import Pack, is_pack
+from qwen_term_retrieval.packs.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
 from qwen_term_retrieval.registration import ContentKeyedBuilder
 
 ROWS_PER_BATCH = 65_536

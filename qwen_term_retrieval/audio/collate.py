@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from qwen_term_retrieval.audio.feature import AudioClip
+from qwen_term_retrieval.audio.clip import AudioClip
 
 # References to a buffer that no batch uses: the list's, the loop's and that of `getrefcount` itself.
 _UNUSED = 3
@@ -79,10 +79,3 @@ def pad_windows(windows: Sequence[memoryview], buffers: PcmBuffers | None = None
         target[start + length : start + longest] = zeros[: longest - length]
         start += longest
     return pcm_BS, torch.tensor(lengths)
-
-
-def length_buckets(lengths: Sequence[float] | np.ndarray, batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, the longest first, so that too large a batch fails at once."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size].tolist()

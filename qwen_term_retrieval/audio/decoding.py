@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 import soxr
 
-from qwen_term_retrieval.audio.files.sound_files import (
-    MAX_CHANNELS,
-    RATES,
-    AudioHeader,
-    BadAudioError,
-    opened_sound,
-    probe,
-    read_blocks,
-)
-from qwen_term_retrieval.audio.utterance import Audio, FileSlice
+from qwen_term_retrieval.audio.sound_files import MAX_CHANNELS, RATES, AudioHeader, opened_sound, probe, read_blocks
+from qwen_term_retrieval.audio.sources import Audio, FileSlice
+from qwen_term_retrieval.errors import BadAudioError
 
 __all__ = ["SAMPLING_RATE", "AudioHeader", "BadAudioError", "clip_pcm", "pcm_blocks", "probe"]
 

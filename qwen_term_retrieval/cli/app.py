@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qwen_term_retrieval.training.refusals import REFUSALS, is_refusal
+from qwen_term_retrieval.refusals import REFUSALS, is_refusal
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
 # Groups of commands in `qtr --help`.

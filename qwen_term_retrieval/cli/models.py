@@ -14,7 +14,7 @@ from qwen_term_retrieval.cli.app import MODELS, app
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.models.model_card import CardNumbers
-    from qwen_term_retrieval.models.revisions import Checkpoint, HubModel, Revision
+    from qwen_term_retrieval.models.weights.revisions import Checkpoint, HubModel, Revision
 
 
 @app.command(rich_help_panel=MODELS)
@@ -38,7 +38,7 @@ def models(
         qtr models outputs/mine    # qtr search outputs/mine/checkpoint-600 glossary.txt clip.wav
         qtr models me/             # the models of `me`; without MODEL, of everyone
     """
-    from qwen_term_retrieval.models.revisions import folder_checkpoints, hub_models, hub_revisions
+    from qwen_term_retrieval.models.weights.revisions import folder_checkpoints, hub_models, hub_revisions
 
     if author and name:
         raise ValueError(f"give --author {author} or {name}, not both")

@@ -12,9 +12,9 @@ import typer
 from qwen_term_retrieval.cli.app import PACKS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
-    from qwen_term_retrieval.audio.corpus import CorpusReader
-    from qwen_term_retrieval.audio.pack import Pack
-    from qwen_term_retrieval.text.token_files import TokenPack
+    from qwen_term_retrieval.corpora.corpus import CorpusReader
+    from qwen_term_retrieval.packs.pack import Pack
+    from qwen_term_retrieval.tokens.token_pack import TokenPack
 
 _UNITS = {
     "": 1,
@@ -82,7 +82,7 @@ def corpus_of(
     source: str, layout: str, split: str | None, key_rule: str, columns: list[str] | None, allow_pickle: bool
 ) -> CorpusReader:
     """The corpus, read as the options say."""
-    from qwen_term_retrieval.audio.corpus import read_corpus
+    from qwen_term_retrieval.corpora.corpus import read_corpus
 
     pairs = [column.partition("=") for column in columns or []]
     wrong = [column for column, (ours, _, theirs) in zip(columns or [], pairs, strict=True) if not (ours and theirs)]
@@ -127,7 +127,7 @@ def pack(
         qtr pack terms.json packs/terms --on-error skip --workers 8 --shard-bytes 512MiB
         qtr pack clips.csv packs/clips --column text=sentence --column audio=path
     """
-    from qwen_term_retrieval.audio.packing import pack_corpus
+    from qwen_term_retrieval.packs.packing import pack_corpus
 
     log_to_terminal(quiet)
     summary = pack_corpus(
@@ -167,7 +167,7 @@ def append(
         qtr append this_week/ packs/mine
         qtr append more.jsonl packs/mine --on-error skip
     """
-    from qwen_term_retrieval.audio.appending import append_corpus
+    from qwen_term_retrieval.packs.appending import append_corpus
 
     log_to_terminal(quiet)
     summary = append_corpus(
@@ -195,7 +195,7 @@ def merge(
 
         qtr merge packs/clinic packs/lectures packs/all
     """
-    from qwen_term_retrieval.audio.merging import merge_packs
+    from qwen_term_retrieval.packs.merging import merge_packs
 
     if len(packs) < 2:
         raise ValueError(f"{packs[0]} alone is nothing to merge; give packs, and last the folder to make: PACK... OUT")
@@ -224,7 +224,7 @@ def export(
         qtr export packs/mine recordings/
         qtr export packs/mine parquet/ --format dataset      # load_dataset("parquet") anywhere
     """
-    from qwen_term_retrieval.audio.exporting import export_pack
+    from qwen_term_retrieval.packs.exporting import export_pack
 
     log_to_terminal(quiet)
     num_clips = export_pack(folder, out, format=format.value, num_workers=workers, overwrite=overwrite, quiet=quiet)
@@ -265,7 +265,7 @@ def verify(
 
 
 def _open(folder: Path) -> Pack | TokenPack:
-    from qwen_term_retrieval.audio.pack import Pack
-    from qwen_term_retrieval.text.token_files import TOKENS_JSON, TokenPack
+    from qwen_term_retrieval.packs.pack import Pack
+    from qwen_term_retrieval.tokens.token_pack import TOKENS_JSON, TokenPack
 
     return TokenPack.open(folder) if (folder / TOKENS_JSON).is_file() else Pack.open(folder)

@@ -103,7 +103,7 @@ def search(
 def _search_each_time(
     retriever: TermRetriever, clips: Sequence[Path], top_k: int, threshold: float | None, json_lines: bool
 ) -> None:
-    from qwen_term_retrieval.audio.decoding import BadAudioError
+    from qwen_term_retrieval.errors import BadAudioError
 
     shortest = 2 * retriever.encoder.samples_per_frame
     for clip in clips:
@@ -118,7 +118,8 @@ def _search_each_time(
 
 def _sound_of(clip: Path, shortest: int) -> Iterator[np.ndarray]:
     """Blocks of a file, refused and warned of as `ClipEncoder.cut` does; how long it is shows at its end."""
-    from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, pcm_blocks
+    from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, pcm_blocks
+    from qwen_term_retrieval.errors import BadAudioError
 
     num_samples, silent = 0, True
     for pcm, _ in pcm_blocks(clip, SAMPLING_RATE):
@@ -133,7 +134,8 @@ def _sound_of(clip: Path, shortest: int) -> Iterator[np.ndarray]:
 
 def _check_audio(clips: Sequence[Path]) -> None:
     """Refuse before the model is loaded what is no recording."""
-    from qwen_term_retrieval.audio.files.sound_files import BadAudioError, opened_sound
+    from qwen_term_retrieval.audio.sound_files import opened_sound
+    from qwen_term_retrieval.errors import BadAudioError
 
     for clip in clips:
         try:
@@ -317,8 +319,8 @@ def calibrate(
 
         qtr calibrate outputs/demo builders/term_audio glossary.txt --target-precision 0.9
     """
-    from qwen_term_retrieval.audio.loading import load_split
     from qwen_term_retrieval.models.model_card import with_threshold
+    from qwen_term_retrieval.packs.loading import load_split
     from qwen_term_retrieval.retrieval import calibration
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 

@@ -38,7 +38,7 @@ def tokenize(
         qtr tokenize corpus/*.parquet tokens/train --tokenizer Qwen/Qwen3-0.6B-Base
         qtr tokenize pairs.jsonl.gz tokens/pairs --tokenizer tokenizer.json --column prompt --column response
     """
-    from qwen_term_retrieval.text.token_packing import pack_tokens
+    from qwen_term_retrieval.tokens.packing import pack_tokens
 
     log_to_terminal(quiet)
     summary = pack_tokens(

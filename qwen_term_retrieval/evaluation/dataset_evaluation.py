@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from qwen_term_retrieval.audio.loading import load_rows, split_of
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, terms_said_in
+from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
 

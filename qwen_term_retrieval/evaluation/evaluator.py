@@ -31,12 +31,7 @@ from qwen_term_retrieval.evaluation.ranking import (
 )
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.retrieval.calibration import (
-    count_known_terms,
-    gold_ids,
-    judge_matches,
-    unlabelled_ids,
-)
+from qwen_term_retrieval.retrieval.calibration import count_known_terms, gold_ids, judge_matches, unlabelled_ids
 from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch

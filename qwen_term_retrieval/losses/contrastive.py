@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qwen_term_retrieval.losses.distributed import gather_rows, sum_over_ranks, world_size
+from qwen_term_retrieval.distributed import gather_rows, sum_over_ranks, world_size
 from qwen_term_retrieval.losses.pairs import NO_ID, Pairs, matching_pairs
 from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, ScoreTable, negative_log_sum_exp, softplus
 

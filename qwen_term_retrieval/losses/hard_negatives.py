@@ -20,8 +20,8 @@ from collections.abc import Iterator
 import torch
 from torch.autograd.function import once_differentiable
 
+from qwen_term_retrieval.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
-from qwen_term_retrieval.losses.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.pairs import NO_ID, positions_of
 from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, softplus, widened
 from qwen_term_retrieval.losses.windows import reduce_windows_

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
+from qwen_term_retrieval.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries
-from qwen_term_retrieval.losses.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS, negative_softplus_sum, softplus
 
 

@@ -20,13 +20,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qwen_term_retrieval.models.audio_towers import AudioTower
-from qwen_term_retrieval.models.base_weights import checked_digest, is_trained, load_strictly
-from qwen_term_retrieval.models.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.lora import TEXT_TARGETS, fold_lora, inject_lora, merge_lora, unfold_lora
 from qwen_term_retrieval.models.model_card import model_card
-from qwen_term_retrieval.models.text_encoder import HFTextEncoder
-from qwen_term_retrieval.models.text_tower import TextTower, pretrained_text_encoder
+from qwen_term_retrieval.models.text_towers.text_encoder import HFTextEncoder
+from qwen_term_retrieval.models.text_towers.tower import TextTower, pretrained_text_encoder
+from qwen_term_retrieval.models.weights.base_weights import checked_digest, is_trained, load_strictly
+from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
 
 
 class TermRetrievalPreTrainedModel(PreTrainedModel):

@@ -23,17 +23,18 @@ from tqdm.auto import tqdm
 from transformers import AutoModel
 from transformers.utils import ModelOutput
 
-from qwen_term_retrieval.audio.collate import length_buckets, pad_pcm
+from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
+from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.models.attention_backend import attention_precision, attention_refused_by_name
 from qwen_term_retrieval.models.attention_pooling import AttentionPooling
-from qwen_term_retrieval.models.base_weights import build_audio_tower
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.pretrained_model import TermRetrievalPreTrainedModel
-from qwen_term_retrieval.models.text_cache import TextCache
-from qwen_term_retrieval.models.text_tower import build_text_tower
+from qwen_term_retrieval.models.text_towers.text_cache import TextCache
+from qwen_term_retrieval.models.text_towers.tower import build_text_tower
+from qwen_term_retrieval.models.weights.base_weights import build_audio_tower
 from qwen_term_retrieval.models.windows import window_grid
 
 _MAX_LOGIT_SCALE = 100.0

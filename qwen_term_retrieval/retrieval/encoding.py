@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from qwen_term_retrieval.audio.collate import pad_pcm
-from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, BadAudioError, clip_pcm
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
+from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.windows import window_grid

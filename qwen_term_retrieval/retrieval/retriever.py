@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.text_tower import pronouncer_of
+from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, EncodedChunks, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex

@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from qwen_term_retrieval.synthesis.corpus import CorpusRow
+from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow
 from qwen_term_retrieval.synthesis.rendering import SpeechRequest
 
 _SPEEDS = (0.9, 0.95, 1.0, 1.05, 1.1)

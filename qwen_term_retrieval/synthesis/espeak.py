@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_term_retrieval.atomic import atomic_file
-from qwen_term_retrieval.packages import PackageError, cache_root
+from qwen_term_retrieval.storage.atomic import atomic_file
+from qwen_term_retrieval.storage.packages import PackageError, cache_root
 from qwen_term_retrieval.synthesis.speech import Speech
 
 _SYNCHRONOUS = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_term_retrieval.packages import PackageError, RegistryPackage, fetch_package
+from qwen_term_retrieval.storage.packages import PackageError, RegistryPackage, fetch_package
 from qwen_term_retrieval.synthesis.speech import Speech
 
 LIBFLITE = RegistryPackage(

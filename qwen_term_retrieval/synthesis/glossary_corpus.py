@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from qwen_term_retrieval.synthesis.corpus import CorpusRow, write_corpus
+from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow, write_corpus
 from qwen_term_retrieval.synthesis.engines import get_engine
 from qwen_term_retrieval.synthesis.rendering import RenderReport, SpeechRequest
 from qwen_term_retrieval.text.glossary import Glossary

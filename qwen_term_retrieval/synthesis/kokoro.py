@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from qwen_term_retrieval.packages import PackageError, RegistryPackage, fetch_package
+from qwen_term_retrieval.storage.packages import PackageError, RegistryPackage, fetch_package
 from qwen_term_retrieval.synthesis.espeak import EspeakEngine
 from qwen_term_retrieval.synthesis.speech import Speech
 

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
-from qwen_term_retrieval.synthesis.corpus import CorpusRow, write_corpus
+from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow, write_corpus
 from qwen_term_retrieval.synthesis.engines import get_engine
 from qwen_term_retrieval.synthesis.everyday import everyday_phrase, fragment, letter_phrase, number_phrase
 from qwen_term_retrieval.synthesis.rendering import RenderReport, SpeechRequest

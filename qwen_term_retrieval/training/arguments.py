@@ -13,10 +13,10 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from qwen_term_retrieval.audio.augmentation_config import AugmentationConfig
+from qwen_term_retrieval.augmentation.config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
+from qwen_term_retrieval.training.checks.unsupported import refuse_sharding, refuse_unread
 from qwen_term_retrieval.training.trackers import check_trackers
-from qwen_term_retrieval.training.unsupported import refuse_sharding, refuse_unread
 
 
 @dataclass
@@ -211,7 +211,7 @@ class TermRetrievalArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Noise, talkers, rooms, speed, telephones, silence and gain for training clips: settings of "
-            "`AugmentationConfig` in audio/augmentation_config.py, as a mapping in a recipe or as JSON; `{}`: its "
+            "`AugmentationConfig` in augmentation/config.py, as a mapping in a recipe or as JSON; `{}`: its "
             "defaults; left out: none."
         },
     )

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from qwen_term_retrieval.audio.collate import length_buckets
+from qwen_term_retrieval.batching import length_buckets
+from qwen_term_retrieval.distributed import gathered, rank, world_size
 from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
-from qwen_term_retrieval.losses.distributed import rank, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary, Term
-from qwen_term_retrieval.training.clips import TrainingClips, languages_of
-from qwen_term_retrieval.training.every_rank import gathered
-from qwen_term_retrieval.training.hard_negatives import encode_by_all_ranks
-from qwen_term_retrieval.training.sampling import Visit
+from qwen_term_retrieval.training.data.clips import TrainingClips, languages_of
+from qwen_term_retrieval.training.data.sampling import Visit
+from qwen_term_retrieval.training.negatives.table import encode_by_all_ranks
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import datasets
 import xxhash
 from transformers import Trainer
 
-from qwen_term_retrieval.atomic import atomic_file
+from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.text.glossary import Glossary
 
 logger = logging.getLogger(__name__)

@@ -20,21 +20,21 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as hf_logging
 
-from qwen_term_retrieval.audio.loading import load_rows, split_of
+from qwen_term_retrieval.distributed import gathered, on_every_rank, outcome_of
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.clips import spoken_terms, training_glossary
-from qwen_term_retrieval.training.every_rank import gathered, on_every_rank, outcome_of
-from qwen_term_retrieval.training.hub import recall_rows, threshold_rows
+from qwen_term_retrieval.training.checks.unsupported import refuse_launch
+from qwen_term_retrieval.training.data.clips import spoken_terms, training_glossary
+from qwen_term_retrieval.training.publishing import recall_rows, threshold_rows
 from qwen_term_retrieval.training.resuming import check_same_data, data_identity
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
-from qwen_term_retrieval.training.unsupported import refuse_launch
 
 logger = logging.getLogger(__name__)
 

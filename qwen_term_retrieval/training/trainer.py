@@ -29,10 +29,11 @@ from torch.utils.data import DataLoader
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
 
-from qwen_term_retrieval.losses.distributed import world_size
+from qwen_term_retrieval.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings
+from qwen_term_retrieval.models.flops import StepFlops
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.text_tower import pronouncer_of
+from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.trainer_callbacks import (
@@ -44,27 +45,22 @@ from qwen_term_retrieval.trainer_callbacks import (
     ThroughputCallback,
 )
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.audio_source import distort_inputs
-from qwen_term_retrieval.training.clips import TrainingClips, spoken_terms, training_glossary
-from qwen_term_retrieval.training.collator import TermCollator
-from qwen_term_retrieval.training.flops import StepFlops
-from qwen_term_retrieval.training.frozen_texts import cache_frozen_texts
+from qwen_term_retrieval.training.checks.memory import check_memory
+from qwen_term_retrieval.training.checks.unsupported import refuse_launch, refuse_own_parts
+from qwen_term_retrieval.training.data.audio_source import distort_inputs
+from qwen_term_retrieval.training.data.clips import TrainingClips, spoken_terms, training_glossary
+from qwen_term_retrieval.training.data.collator import TermCollator
+from qwen_term_retrieval.training.data.frozen_texts import cache_frozen_texts
+from qwen_term_retrieval.training.data.loader import EpochLoader
+from qwen_term_retrieval.training.data.preparation import audio_source, check_rows, prepare_clips
+from qwen_term_retrieval.training.data.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
 from qwen_term_retrieval.training.gradcache import gradcache_step
-from qwen_term_retrieval.training.hard_negatives import (
-    HardNegativeTable,
-    mine_hard_negatives,
-    mix_negatives,
-)
-from qwen_term_retrieval.training.hub import HubTrainer
-from qwen_term_retrieval.training.hyperparameter_search import SearchableTrainer
-from qwen_term_retrieval.training.loader import EpochLoader
-from qwen_term_retrieval.training.memory_check import check_memory
-from qwen_term_retrieval.training.phonetic_negatives import sounding_alike
-from qwen_term_retrieval.training.preparation import audio_source, check_rows, prepare_clips
+from qwen_term_retrieval.training.negatives.phonetic import sounding_alike
+from qwen_term_retrieval.training.negatives.table import HardNegativeTable, mine_hard_negatives, mix_negatives
+from qwen_term_retrieval.training.publishing import HubTrainer
 from qwen_term_retrieval.training.recall import evaluate_recall
 from qwen_term_retrieval.training.resuming import ResumableTrainer, data_identity
-from qwen_term_retrieval.training.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
-from qwen_term_retrieval.training.unsupported import refuse_launch, refuse_own_parts
+from qwen_term_retrieval.training.search import SearchableTrainer
 
 
 class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):

@@ -19,7 +19,6 @@ from qwen_term_retrieval.evaluation.report import markdown_table
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.hyperparameter_search import SHOWN_METRICS
 from qwen_term_retrieval.training.run import (
     build_model,
     checked_rows,
@@ -28,6 +27,7 @@ from qwen_term_retrieval.training.run import (
     prepare_output_dir,
     show_loss_behind_the_bar,
 )
+from qwen_term_retrieval.training.search import SHOWN_METRICS
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 if TYPE_CHECKING:

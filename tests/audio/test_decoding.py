@@ -16,10 +16,10 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.audio import decoding
-from qwen_term_retrieval.audio.decoding import AudioHeader, BadAudioError, pcm_blocks, probe
-from qwen_term_retrieval.audio.files import sound_files
-from qwen_term_retrieval.audio.utterance import FileSlice
+from qwen_term_retrieval.audio import decoding, sound_files
+from qwen_term_retrieval.audio.decoding import AudioHeader, pcm_blocks, probe
+from qwen_term_retrieval.audio.sources import FileSlice
+from qwen_term_retrieval.errors import BadAudioError
 
 RATE = 16_000
 DEMO = Path(__file__).parents[2] / "builders" / "term_audio" / "demo"

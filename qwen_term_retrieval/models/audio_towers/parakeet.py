@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import ParakeetEncoder, ParakeetEncoderConfig
 
+from qwen_term_retrieval.models.audio_towers.mel import HOP_SAMPLES
+from qwen_term_retrieval.models.audio_towers.normalized_mel import parakeet_mel
 from qwen_term_retrieval.models.audio_towers.tower import AudioTower, frame_mask, register_audio_tower
-from qwen_term_retrieval.models.mel import HOP_SAMPLES
-from qwen_term_retrieval.models.normalized_mel import parakeet_mel
 
 
 @register_audio_tower

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qwen_term_retrieval.models.audio_towers.mel import HOP_SAMPLES, reflected_log_mel
 from qwen_term_retrieval.models.audio_towers.tower import AudioTower, frame_mask
-from qwen_term_retrieval.models.mel import HOP_SAMPLES, reflected_log_mel
 
 CHUNK_FRAMES = 100
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 from transformers.models.qwen3_asr.modeling_qwen3_asr import Qwen3ASREncoder
 
+from qwen_term_retrieval.models.audio_towers.mel import HOP_SAMPLES
 from qwen_term_retrieval.models.audio_towers.qwen3 import Qwen3Tower
 from qwen_term_retrieval.models.audio_towers.tower import register_audio_tower
-from qwen_term_retrieval.models.mel import HOP_SAMPLES
 
 
 @register_audio_tower

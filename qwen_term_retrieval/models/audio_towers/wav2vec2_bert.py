@@ -7,8 +7,8 @@ from torch import nn
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 from transformers.masking_utils import create_bidirectional_mask
 
+from qwen_term_retrieval.models.audio_towers.normalized_mel import kaldi_fbank, num_kaldi_frames
 from qwen_term_retrieval.models.audio_towers.tower import AudioTower, frame_mask, register_audio_tower
-from qwen_term_retrieval.models.normalized_mel import kaldi_fbank, num_kaldi_frames
 
 
 @register_audio_tower

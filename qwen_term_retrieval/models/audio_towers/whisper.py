@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, WhisperConfig
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from qwen_term_retrieval.models.audio_towers.mel import HOP_SAMPLES, SAMPLING_RATE, log_mel, num_mel_frames
 from qwen_term_retrieval.models.audio_towers.tower import AudioTower, frame_mask, register_audio_tower
-from qwen_term_retrieval.models.mel import HOP_SAMPLES, SAMPLING_RATE, log_mel, num_mel_frames
 
 
 @register_audio_tower

@@ -1,0 +1,102 @@
+"""Make, pack and train the laptop recipes: 16,000 synthetic English clips and 6,000 of volunteers in other languages.
+
+    python -m benchmarks.real_speech.laptop
+
+No clip says a text of a test set. Each stage is done once; a second run goes on where the first stopped.
+`outputs/laptop_stages.json` says how long each took, synthesis with what the speech cache already held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.real_speech.asterisk import asterisk_texts
+from benchmarks.real_speech.judged_sets import is_test_text
+from benchmarks.real_speech.volunteers import tuxpaint_utterances
+from qwen_term_retrieval.corpora.corpus import read_corpus
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.synthesis.laptop import make_laptop_corpus
+from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, place_names, wordnet_terms
+
+CORPUS, PACK = Path("outputs/laptop-corpus"), Path("packs/laptop")
+FROZEN, MODEL = Path("outputs/laptop"), Path("outputs/laptop_lora")
+BANK = Path("outputs/laptop-bank.txt")
+BANK_TERMS = 60_000
+HELD_OUT_LANGUAGE = "nl"
+STAGES = Path("outputs/laptop_stages.json")
+
+
+def synthesize() -> None:
+    if not CORPUS.is_dir():
+        make_laptop_corpus(CORPUS, exclude=asterisk_texts())
+
+
+def pack() -> None:
+    if not (PACK / "pack.json").is_file():
+        summary = pack_corpus(training_utterances(), PACK)
+        print(summary)
+
+
+def training_utterances() -> Iterator[Utterance]:
+    """Synthetic English, and what volunteers say in other languages, of whom one is kept for validation.
+
+    A clip that says a text of a test set is left out: the corpus knows the prompts alone, and one spelling of each.
+    """
+    for each in itertools.chain(read_corpus(CORPUS), map(as_recorded, tuxpaint_utterances())):
+        if not any(is_test_text(text) for text in (each.text, *each.terms)):
+            yield each
+
+
+def as_recorded(utterance: Utterance) -> Utterance:
+    split = "validation" if utterance.language == HELD_OUT_LANGUAGE else "train"
+    return dataclasses.replace(utterance, split=split, extra={"engine": "microphone", "kind": "description"})
+
+
+def write_bank() -> None:
+    """Terms that the text tower sees as wrong answers: a sample of word lists, without the texts of the test sets."""
+    if not BANK.is_file():
+        terms = [*wordnet_terms(), *medical_terms(), *computing_terms(), *place_names()]
+        allowed = [term for term in terms if not is_test_text(term)]
+        drawn = random.Random(0).sample(allowed, BANK_TERMS)
+        BANK.write_text("".join(f"{term}\n" for term in drawn), encoding="utf-8")
+
+
+def train() -> None:
+    run_recipe("laptop", FROZEN)
+
+
+def tune_tower() -> None:
+    run_recipe("laptop_lora", MODEL)
+
+
+def run_recipe(name: str, model: Path) -> None:
+    if not (model / "model.safetensors").is_file():
+        flags = ["--recipe", name, "--glossary", str(BANK), "--resume"]
+        subprocess.run([sys.executable, "scripts/train.py", *flags], check=True)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    seconds: dict[str, float] = json.loads(STAGES.read_text(encoding="utf-8")) if STAGES.is_file() else {}
+    for stage in (synthesize, pack, write_bank, train, tune_tower):
+        print(f"== {stage.__name__}", flush=True)
+        started = time.monotonic()
+        stage()
+        seconds[stage.__name__] = seconds.get(stage.__name__, 0.0) + round(time.monotonic() - started, 1)
+        STAGES.parent.mkdir(parents=True, exist_ok=True)
+        STAGES.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

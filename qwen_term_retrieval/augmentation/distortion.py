@@ -1,0 +1,191 @@
+"""Distortions applied to a padded batch: reverberation, noise, channel and gain; the same code on CPU and device.
+
+Every step is one operation over the rows of the batch that it concerns; a row that none concerns comes back bit for
+bit. Computed in float64 and rounded to int16: a Fourier transform differs in its last bits with the batch, the number
+of threads and the device, and after rounding it does not, so a visit sounds the same wherever it is computed.
+
+Shapes: B clips, S samples, R rows with one effect, L taps of a filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from qwen_term_retrieval.augmentation.impulse_responses import FILTER_TAPS, band_filter
+from qwen_term_retrieval.augmentation.planning import Ingredients
+
+_FULL_SCALE = 32768.0
+_LOUDEST = 32767.0
+_MU = 255.0
+_TELEPHONE_RATE_HZ = 8000.0
+_TINY = torch.finfo(torch.float64).tiny
+# Rows computed at a time: a CPU keeps so many in its caches; a device is kept busy by so many, and its memory bounded.
+_CPU_ROWS = 16
+_DEVICE_ROWS = 256
+
+
+def collate_distortions(clips: Sequence[Ingredients]) -> dict[str, torch.Tensor]:
+    """What `distort` needs besides the padded clips: the numbers of each effect, and whose they are.
+
+    `room_B`, `noise_B` and `band_B` say which row of the effect's tensor is a clip's, -1 for none. Noise stays int16,
+    and nothing is padded that no clip needs: that is all that goes to the device.
+    """
+    snr_db = [np.nan if clip.snr_db is None else clip.snr_db for clip in clips if clip.added is not None]
+    return {
+        "room_B": _places([clip.impulse_response for clip in clips]),
+        "room_RL": _padded([clip.impulse_response for clip in clips], np.float32),
+        "noise_B": _places([clip.added for clip in clips]),
+        "noise_RS": _padded([clip.added for clip in clips], np.int16),
+        "snr_db_R": torch.tensor(snr_db, dtype=torch.float64),
+        "band_B": _places([clip.band_filter for clip in clips]),
+        "band_RL": _padded([clip.band_filter for clip in clips], np.float32),
+        "telephone_B": torch.tensor([clip.telephone for clip in clips]),
+        "gain_db_B": torch.tensor([clip.gain_db for clip in clips], dtype=torch.float64),
+    }
+
+
+def distort(
+    pcm_BS: torch.Tensor, num_samples_B: torch.Tensor, distortions: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply the distortions of a batch.
+
+    Args:
+        pcm_BS: int16, zero behind each clip's end.
+        num_samples_B: samples of each clip.
+        distortions: of `collate_distortions`, on the device of `pcm_BS`.
+
+    Returns:
+        pcm_BS int16, a new tensor; scale_B float64: by how much each clip was scaled down not to clip, 1 for most.
+
+    A second of a clip as it sounds on its 7th draw:
+
+    >>> from qwen_term_retrieval.augmentation.config import AugmentationConfig
+    >>> from qwen_term_retrieval.audio.collate import pad_pcm
+    >>> from qwen_term_retrieval.augmentation.planning import ArrayRecordings, DistortionPlanner
+    >>> speech = np.random.default_rng(0).integers(-3000, 3000, (9, 16_000), dtype=np.int16)
+    >>> planner = DistortionPlanner(AugmentationConfig(), ArrayRecordings(speech))
+    >>> clip = planner.render(speech[0], planner.draw(7, clip=0, num_samples=16_000))
+    >>> heard_BS, _ = distort(*pad_pcm([clip.pcm]), collate_distortions([clip]))
+    >>> soundfile.write("heard.wav", heard_BS[0].numpy(), 16_000)                        # doctest: +SKIP
+    """
+    effects_B = torch.stack([distortions[name] >= 0 for name in ("room_B", "noise_B", "band_B")]).any(dim=0)
+    changed = torch.nonzero(effects_B | (distortions["gain_db_B"] != 0))[:, 0]
+    distorted_BS = pcm_BS.clone()
+    scale_B = torch.ones(len(pcm_BS), dtype=torch.float64, device=pcm_BS.device)
+    num_samples_B = num_samples_B.to(pcm_BS.device)
+    # Clips of like length together: what is computed on padding is lost.
+    changed = changed[num_samples_B[changed].argsort()]
+    rows_at_once = _CPU_ROWS if pcm_BS.device.type == "cpu" else _DEVICE_ROWS
+    for rows in changed.split(rows_at_once) if len(changed) else ():
+        longest = int(num_samples_B[rows].max())
+        block = {name: values[rows] if name.endswith("_B") else values for name, values in distortions.items()}
+        wave_BS = _before_gain(pcm_BS[rows, :longest].double(), num_samples_B[rows], block)
+        gain_B = 10 ** (block["gain_db_B"] / 20)
+        scale_B[rows] = (_LOUDEST / (_peak(wave_BS) * gain_B)).clamp(max=1.0)
+        wave_BS *= (gain_B * scale_B[rows])[:, None]
+        distorted_BS[rows, :longest] = wave_BS.round_().to(torch.int16)
+    return distorted_BS, scale_B
+
+
+def _before_gain(
+    wave_BS: torch.Tensor, num_samples_B: torch.Tensor, distortions: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Room, noise and channel; samples in float64 on the scale of int16."""
+    behind_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device) >= num_samples_B[:, None]
+    rows, response_RL = _concerned(distortions, "room_B", "room_RL")
+    if len(rows):
+        dry_RS = wave_BS[rows]
+        wet_RS = convolve(dry_RS, response_RL).masked_fill_(behind_BS[rows], 0)
+        wave_BS[rows] = wet_RS.mul_((_loudness(dry_RS) / _loudness(wet_RS).clamp(min=_TINY))[:, None])
+    rows, noise_RS = _concerned(distortions, "noise_B", "noise_RS")
+    if len(rows):
+        noise_RS = noise_RS[:, : wave_BS.shape[1]]
+        clip_RS = wave_BS[rows]
+        snr_db_R = distortions["snr_db_R"][distortions["noise_B"][rows]]
+        gain_R = _loudness(clip_RS) / _loudness(noise_RS).clamp(min=_TINY) * 10 ** (-snr_db_R / 20)
+        clip_RS[:, : noise_RS.shape[1]].addcmul_(noise_RS, torch.where(snr_db_R.isnan(), 1.0, gain_R)[:, None])
+        wave_BS[rows] = clip_RS
+    rows, response_RL = _concerned(distortions, "band_B", "band_RL")
+    if len(rows):
+        wave_BS[rows] = convolve(wave_BS[rows], response_RL, FILTER_TAPS // 2).masked_fill_(behind_BS[rows], 0)
+    rows = torch.nonzero(distortions["telephone_B"])[:, 0]
+    if len(rows):
+        wave_BS[rows] = telephone(wave_BS[rows]).masked_fill_(behind_BS[rows], 0)
+    return wave_BS
+
+
+def _concerned(distortions: dict[str, torch.Tensor], places: str, values: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of the batch that an effect concerns, and its numbers for each of them, float64."""
+    places_B = distortions[places]
+    rows = torch.nonzero(places_B >= 0)[:, 0]
+    return rows, distortions[values][places_B[rows]].double()
+
+
+def convolve(wave_RS: torch.Tensor, response_RL: torch.Tensor, delay: int = 0) -> torch.Tensor:
+    """Convolve each row with its own response, or all with one; samples `delay` to `delay + S` of the result.
+
+    A response that is short beside the clips is applied to blocks of them (overlap-save): small transforms are quicker.
+    """
+    num_samples, num_taps = wave_RS.shape[1], response_RL.shape[1]
+    size = _fast_size(min(num_samples + delay + num_taps - 1, 8 * num_taps))
+    step = size - num_taps + 1
+    num_blocks = -(-(num_samples + delay) // step)
+    padded = F.pad(wave_RS, (num_taps - 1, num_blocks * step - num_samples))
+    spectrum = torch.fft.rfft(padded.unfold(1, size, step)) * torch.fft.rfft(response_RL, size)[:, None]
+    blocks = torch.fft.irfft(spectrum, size)[:, :, num_taps - 1 :]
+    return blocks.flatten(1)[:, delay : delay + num_samples]
+
+
+def telephone(wave_RS: torch.Tensor) -> torch.Tensor:
+    """Every second sample in 8 bits of mu-law, and back to 16 kHz; the band must be cut before.
+
+    Args:
+        wave_RS: 16 kHz, on the scale of int16. What is louder than that is sent softer, and amplified again.
+    """
+    loud_R1 = (_peak(wave_RS) / _LOUDEST).clamp(min=1.0)[:, None]
+    coded_RS = torch.zeros_like(wave_RS)
+    coded_RS[:, ::2] = 2 * loud_R1 * mu_law(wave_RS[:, ::2] / loud_R1)
+    low_pass_1L = torch.from_numpy(band_filter(0.0, _TELEPHONE_RATE_HZ / 2 - 200.0)).to(wave_RS)[None]
+    return convolve(coded_RS, low_pass_1L, delay=FILTER_TAPS // 2)
+
+
+def mu_law(wave: torch.Tensor) -> torch.Tensor:
+    """Samples on the scale of int16 as they come out of 8 bits: the curve of G.711, in 255 steps of which one is 0."""
+    scale = np.log1p(_MU)
+    compressed = torch.log1p(wave.abs() * (_MU / _FULL_SCALE)).clamp(max=scale) / scale
+    heard = torch.expm1((compressed * 127).round() * (scale / 127)) * (_FULL_SCALE / _MU)
+    return heard.copysign(wave)
+
+
+def _loudness(wave_RS: torch.Tensor) -> torch.Tensor:
+    """Root of the energy: of each row (R,)."""
+    return torch.linalg.vector_norm(wave_RS, dim=1)
+
+
+def _peak(wave_RS: torch.Tensor) -> torch.Tensor:
+    lowest_R, highest_R = wave_RS.aminmax(dim=1)
+    return torch.maximum(-lowest_R, highest_R)
+
+
+def _fast_size(at_least: int) -> int:
+    """The next size of the form 2^n, 3 · 2^n or 5 · 2^n, which Fourier transforms are quick at."""
+    power = 1 << max(3, (at_least - 1).bit_length())
+    return min(size for size in (power * 5 // 8, power * 3 // 4, power) if size >= at_least)
+
+
+def _places(arrays: Sequence[np.ndarray | None]) -> torch.Tensor:
+    """Numbers those that are there; -1 for the others."""
+    there = torch.tensor([array is not None for array in arrays])
+    return torch.where(there, there.cumsum(0) - 1, -1)
+
+
+def _padded(arrays: Sequence[np.ndarray | None], dtype: type) -> torch.Tensor:
+    rows = [array for array in arrays if array is not None]
+    padded: np.ndarray = np.zeros((len(rows), max(map(len, rows), default=0)), dtype)
+    for row, array in zip(padded, rows, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(padded)

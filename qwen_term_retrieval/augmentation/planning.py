@@ -1,0 +1,351 @@
+"""Augmentation of speech: what will be done to one visit of one clip, decided by numbers and not by chance.
+
+A `DistortionPlanner` turns the `draw` of a visit of a clip into a `Distortion`: a few numbers that say at
+what speed the clip is played, how long it is silent before and behind, in which room, with which noise at what
+signal-to-noise ratio, through which channel and how loud. The same draw gives the same distortion in any batch, worker
+or rank. `render` then fetches the sounds it names; `distortion.py` applies them to a batch, on the CPU or the device.
+
+They are applied in the order in which sound gets distorted: speed and silence, then the room, then noise (at its ratio
+to the reverberant clip), then band or telephone, then gain. What would clip is scaled down.
+
+The ratios and the rules of retrying are those of NeMo's NEST (Huang et al. 2024), less its faults: whether a crop is
+silent is judged by its energy, and white noise is the last resort, counted and reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import soxr
+
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.augmentation.config import AugmentationConfig, Range
+from qwen_term_retrieval.augmentation.impulse_responses import (
+    band_filter,
+    measured_impulse_response,
+    synthetic_impulse_response,
+)
+
+logger = logging.getLogger(__name__)
+
+TELEPHONE_HZ = (300.0, 3400.0)
+WHITE_NOISE_DBFS = (-90.0, -46.0)
+RECORDING_TRIES = 20
+CROP_TRIES = 100
+_FULL_SCALE = 32768.0
+_BABBLE_DBFS = -26.0
+# Sets the random numbers of augmentation apart from those that the collator derives from the same draw.
+_STREAM = 2
+
+SoundKind = Literal["noise", "speech", "babble", "white"]
+
+
+class Recordings(Protocol):
+    """Where sounds come from; an `audio.clip_reader.ClipReader` is one. Mono int16 at 16 kHz."""
+
+    @property
+    def num_samples(self) -> np.ndarray: ...
+
+    def views(self, indices: Sequence[int]) -> list[np.ndarray]: ...
+
+
+class ArrayRecordings:
+    """Recordings in memory: int16 (num_samples,) each, 16 kHz."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = list(arrays)
+
+    @property
+    def num_samples(self) -> np.ndarray:
+        return np.array([len(array) for array in self.arrays], np.int64)
+
+    def views(self, indices: Sequence[int]) -> list[np.ndarray]:
+        return [self.arrays[index] for index in indices]
+
+
+@dataclass(frozen=True)
+class AddedSound:
+    """What is added to a clip: crops, as (recording, first sample), of noise, of one clip, or of several (babble)."""
+
+    kind: SoundKind
+    crops: tuple[tuple[int, int], ...] = ()
+    snr_db: float = 0.0
+    dbfs: float = 0.0
+    """Of white noise, which has a level of its own."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Room:
+    """An impulse response: a recorded one, by its number, or a synthetic one."""
+
+    recording: int | None = None
+    rt60_seconds: float = 0.0
+    direct_to_reverberant_db: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What lies before and behind the sound of a clip, in samples, and the hiss under all of it."""
+
+    before: int
+    behind: int
+    hiss: AddedSound
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """Everything that is done to one visit of one clip; as it stands here: nothing."""
+
+    speed: float = 1.0
+    silence: Silence | None = None
+    room: Room | None = None
+    added: AddedSound | None = None
+    band_hz: Range | None = None
+    telephone: bool = False
+    gain_db: float = 0.0
+
+    def num_samples(self, before: int) -> int:
+        """Length of a clip after the change of speed, with its silence."""
+        sound = before if self.speed == 1.0 else max(1, round(before / self.speed))
+        return sound if self.silence is None else self.silence.before + sound + self.silence.behind
+
+    def moved(self, second: float) -> float:
+        """Where a second of the clip as it was recorded lies in it now."""
+        return second / self.speed + (0 if self.silence is None else self.silence.before / SAMPLING_RATE)
+
+
+class Ingredients(NamedTuple):
+    """A clip at its new speed and with its silence, and the sounds and filters still to be applied to it."""
+
+    pcm: np.ndarray
+    added: np.ndarray | None = None
+    snr_db: float | None = None
+    impulse_response: np.ndarray | None = None
+    band_filter: np.ndarray | None = None
+    telephone: bool = False
+    gain_db: float = 0.0
+
+
+class DistortionPlanner:
+    """Decides on distortions and fetches what they need.
+
+    Args:
+        config: what may happen.
+        speech: the clips that are augmented; competing speech and babble are drawn from them. A clip of the same
+            batch would do too, but then what is heard would depend on the batch, and with it on the number of ranks.
+        noise: recordings of noise; None: babble of `speech`.
+        impulse_responses: recorded ones; None: synthetic ones.
+        max_samples: what the audio tower takes; no clip is slowed down beyond it.
+
+    Raises:
+        ValueError: noise is asked for and there is nothing to make it of.
+
+    >>> second = np.random.default_rng(0).integers(-3000, 3000, 16_000, dtype=np.int16)
+    >>> planner = DistortionPlanner(AugmentationConfig(noise_prob=1.0), ArrayRecordings([second, second[::-1]]))
+    >>> planner.draw(7, clip=0, num_samples=16_000) == planner.draw(7, clip=0, num_samples=16_000)
+    True
+    """
+
+    def __init__(
+        self,
+        config: AugmentationConfig,
+        speech: Recordings,
+        *,
+        noise: Recordings | None = None,
+        impulse_responses: Recordings | None = None,
+        max_samples: int | None = None,
+    ) -> None:
+        self.config = config
+        self.speech = speech
+        self.noise = noise
+        self.impulse_responses = impulse_responses
+        self.max_samples = max_samples
+        self.num_white_noise = 0
+        if config.noise_prob and len(speech.num_samples) < 2 and (noise is None or config.speech_share):
+            raise ValueError("augmentation: noise of training clips needs two of them; set `noise`, and speech_share 0")
+
+    def draw(self, draw: int, clip: int, num_samples: int) -> Distortion:
+        """The distortion of one visit.
+
+        Args:
+            draw: of the visit.
+            clip: its number in `speech`: it is never added to itself.
+            num_samples: its length.
+        """
+        config = self.config
+        generator = np.random.default_rng((draw, _STREAM))
+        slowed, silent, room, noised, telephone, band, gain = generator.random(7).tolist()
+        speed = 1.0
+        if slowed < config.speed_prob:
+            speed = generator.uniform(*config.speed)
+            if self.max_samples is not None:
+                speed = max(speed, num_samples / self.max_samples)
+        distortion = Distortion(
+            speed=speed,
+            silence=self._draw_silence(generator, num_samples / speed) if silent < config.silence_prob else None,
+            room=self._draw_room(generator) if room < config.reverb_prob else None,
+            telephone=telephone < config.telephone_prob,
+            band_hz=(
+                (generator.uniform(*config.band_low_hz), generator.uniform(*config.band_high_hz))
+                if band < config.band_prob
+                else None
+            ),
+            gain_db=generator.uniform(*config.gain_db) if gain < config.gain_prob else 0.0,
+        )
+        if noised >= config.noise_prob:
+            return distortion
+        added = self._draw_sound(generator, clip, distortion.num_samples(num_samples))
+        return replace(distortion, added=added)
+
+    def render(self, pcm: np.ndarray, distortion: Distortion) -> Ingredients:
+        """Change the speed of a clip, put silence around it and fetch the sounds of its distortion.
+
+        Args:
+            pcm: int16 (num_samples,), 16 kHz.
+
+        Returns:
+            int16 arrays (`distortion.num_samples`,), float32 filters. With nothing to do, `pcm` itself.
+        """
+        if distortion.speed != 1.0:
+            pcm = change_speed(pcm, distortion.speed)
+        if distortion.silence is not None:
+            pcm = self._with_silence(pcm, distortion.silence)
+        band_hz = TELEPHONE_HZ if distortion.telephone else distortion.band_hz
+        added = distortion.added
+        return Ingredients(
+            pcm,
+            added=None if added is None else self._sound(added, len(pcm)),
+            snr_db=None if added is None or added.kind == "white" else added.snr_db,
+            impulse_response=None if distortion.room is None else self._impulse_response(distortion.room),
+            band_filter=None if band_hz is None else band_filter(*band_hz),
+            telephone=distortion.telephone,
+            gain_db=distortion.gain_db,
+        )
+
+    def _draw_silence(self, generator: np.random.Generator, num_samples: float) -> Silence:
+        config = self.config
+        before, behind = (round(generator.uniform(*config.silence_seconds) * SAMPLING_RATE) for _ in range(2))
+        if self.max_samples is not None:
+            before = max(0, min(before, self.max_samples - math.ceil(num_samples)))
+            behind = max(0, min(behind, self.max_samples - math.ceil(num_samples) - before))
+        level, seed = generator.uniform(*config.hiss_dbfs), int(generator.integers(1 << 62))
+        return Silence(before, behind, AddedSound("white", dbfs=level, seed=seed))
+
+    def _with_silence(self, pcm: np.ndarray, silence: Silence) -> np.ndarray:
+        heard = self._sound(silence.hiss, silence.before + len(pcm) + silence.behind)
+        sound = heard[silence.before : silence.before + len(pcm)]
+        np.clip(sound + pcm.astype(np.int32), -32768, 32767, out=sound, casting="unsafe")
+        return heard
+
+    def _draw_room(self, generator: np.random.Generator) -> Room:
+        if self.impulse_responses is not None:
+            return Room(recording=int(generator.integers(len(self.impulse_responses.num_samples))))
+        config = self.config
+        return Room(
+            rt60_seconds=generator.uniform(*config.rt60_seconds),
+            direct_to_reverberant_db=generator.uniform(*config.direct_to_reverberant_db),
+            seed=int(generator.integers(1 << 62)),
+        )
+
+    def _impulse_response(self, room: Room) -> np.ndarray:
+        if room.recording is None or self.impulse_responses is None:
+            generator = np.random.default_rng(room.seed)
+            return synthetic_impulse_response(room.rt60_seconds, room.direct_to_reverberant_db, generator)
+        (pcm,) = self.impulse_responses.views([room.recording])
+        try:
+            return measured_impulse_response(pcm)
+        except ValueError as error:
+            where = f"recording {room.recording} of {self.config.impulse_responses}"
+            raise ValueError(f"augmentation: impulse_responses: {where}: {error}") from error
+
+    def _draw_sound(self, generator: np.random.Generator, clip: int, num_samples: int) -> AddedSound:
+        config = self.config
+        kind: SoundKind
+        if generator.random() < config.speech_share:
+            kind, num_crops, snr_db = "speech", 1, generator.uniform(*config.speech_snr_db)
+        elif self.noise is not None:
+            kind, num_crops, snr_db = "noise", 1, generator.uniform(*config.noise_snr_db)
+        else:
+            low, high = config.babble_voices
+            kind, num_crops = "babble", int(generator.integers(low, high + 1))
+            snr_db = generator.uniform(*config.noise_snr_db)
+        crops = [self._find_crop(generator, kind, clip, num_samples) for _ in range(num_crops)]
+        found = tuple(crop for crop in crops if crop is not None)
+        if found:
+            return AddedSound(kind, found, snr_db)
+        self._report_white_noise(kind)
+        return AddedSound("white", dbfs=generator.uniform(*WHITE_NOISE_DBFS), seed=int(generator.integers(1 << 62)))
+
+    def _find_crop(
+        self, generator: np.random.Generator, kind: SoundKind, clip: int, num_samples: int
+    ) -> tuple[int, int] | None:
+        """(recording, first sample) of a crop that is not silent; None after 20 recordings of 100 crops each."""
+        recordings = self._recordings(kind)
+        lengths = recordings.num_samples
+        for _ in range(RECORDING_TRIES):
+            recording = int(generator.integers(len(lengths)))
+            length = int(lengths[recording])
+            if length == 0 or (recording == clip and kind != "noise"):
+                continue
+            (view,) = recordings.views([recording])
+            # A short one is repeated to fill the clip: every crop of it has the same energy.
+            for _ in range(CROP_TRIES if length > num_samples else 1):
+                start = int(generator.integers(length - num_samples + 1 if length > num_samples else length))
+                if dbfs(_crop(view, start, num_samples)) > self.config.silence_dbfs:
+                    return recording, start
+        return None
+
+    def _recordings(self, kind: SoundKind) -> Recordings:
+        return self.noise if kind == "noise" and self.noise is not None else self.speech
+
+    def _sound(self, added: AddedSound, num_samples: int) -> np.ndarray:
+        if added.kind == "white":
+            noise = np.random.default_rng(added.seed).standard_normal(num_samples, np.float32)
+            return np.rint(noise * _FULL_SCALE * 10 ** (added.dbfs / 20)).astype(np.int16)
+        views = self._recordings(added.kind).views([recording for recording, _ in added.crops])
+        crops = [_crop(view, start, num_samples) for view, (_, start) in zip(views, added.crops, strict=True)]
+        return crops[0] if added.kind != "babble" else _babble(crops)
+
+    def _report_white_noise(self, kind: SoundKind) -> None:
+        self.num_white_noise += 1
+        if self.num_white_noise == 1:
+            logger.warning(
+                "augmentation: a clip gets white noise, because %d recordings of %s gave no crop above %g dBFS. Look "
+                "at what is in there, or lower silence_dbfs. (Said once; `num_white_noise` counts on.)",
+                RECORDING_TRIES,
+                self.config.noise if kind == "noise" and self.config.noise else kind,
+                self.config.silence_dbfs,
+            )
+
+
+def change_speed(pcm: np.ndarray, speed: float) -> np.ndarray:
+    """Play int16 samples faster (speed > 1) or slower: `round(num_samples / speed)` samples."""
+    wanted = Distortion(speed=speed).num_samples(len(pcm))
+    resampled = soxr.resample(pcm, SAMPLING_RATE * speed, SAMPLING_RATE, quality="HQ")[:wanted]
+    return np.pad(resampled, (0, wanted - len(resampled)))
+
+
+def dbfs(pcm: np.ndarray) -> float:
+    """RMS of int16 samples in decibels below full scale; minus infinity for digital silence."""
+    energy = int(np.square(pcm, dtype=np.int64).sum())
+    return 10 * float(np.log10(energy / len(pcm) / _FULL_SCALE**2)) if energy else -np.inf
+
+
+def _crop(pcm: np.ndarray, start: int, num_samples: int) -> np.ndarray:
+    """A window of a recording, going on at its beginning where it ends."""
+    if start + num_samples <= len(pcm):
+        return pcm[start : start + num_samples]
+    return pcm.take(np.arange(start, start + num_samples), mode="wrap")
+
+
+def _babble(crops: Sequence[np.ndarray]) -> np.ndarray:
+    """Voices, equally loud, at once."""
+    voices = sum(crop * 10 ** ((_BABBLE_DBFS - dbfs(crop)) / 20) for crop in crops) / np.sqrt(len(crops))
+    return np.clip(np.rint(voices), -32768, 32767).astype(np.int16)
