@@ -105,8 +105,8 @@ def listening_model(say):
     direction_ND = torch.linalg.qr(torch.randn(64, 64))[0][: len(SPOKEN_TERMS) + 1]
     with torch.no_grad():
         recordings = [np.concatenate([second, pcm, second]) for _, pcm in spoken]
-        features_BTH, num_frames_B = model.audio_features(*pad_pcm(recordings))
-        pooled_PH = pool_pyramid(features_BTH, num_frames_B, clip_P, start_P, end_P, model.config.segments)
+        frames_BTH, num_frames_B = model.audio_frames(*pad_pcm(recordings))
+        pooled_PH = pool_pyramid(frames_BTH, num_frames_B, clip_P, start_P, end_P, model.config.segments)
         solve(model.audio_head, pooled_PH, direction_ND[label_P], ridge=1e-2)
         pooled_NH = model.text_tower(**model.tokenize(SPOKEN_TERMS))
         solve(model.text_head, pooled_NH, direction_ND[:-1], ridge=1e-3)

@@ -45,7 +45,7 @@ class AttentionPooling(nn.Module):
 
     def forward(
         self,
-        features_BTH: torch.Tensor,
+        frames_BTH: torch.Tensor,
         num_frames_B: torch.Tensor,
         clip_index_P: torch.Tensor,
         start_P: torch.Tensor,
@@ -53,14 +53,14 @@ class AttentionPooling(nn.Module):
     ) -> torch.Tensor:
         """Weighted means (P, sum(segments) * H) of spans, taken and laid out as by `pool_pyramid`."""
         # `pool_pyramid` leaves out what lies behind a clip's end, but where that is NaN so is 0 times its gradient.
-        padding_BT = torch.arange(features_BTH.shape[1], device=features_BTH.device) >= num_frames_B[:, None]
-        features_BTH = features_BTH.masked_fill(padding_BT[..., None], 0.0)
-        score_BTA = self.norm(features_BTH.to(self.norm.weight.dtype)) @ self.queries_AH.T
-        with torch.autocast(features_BTH.device.type, enabled=False):
+        padding_BT = torch.arange(frames_BTH.shape[1], device=frames_BTH.device) >= num_frames_B[:, None]
+        frames_BTH = frames_BTH.masked_fill(padding_BT[..., None], 0.0)
+        score_BTA = self.norm(frames_BTH.to(self.norm.weight.dtype)) @ self.queries_AH.T
+        with torch.autocast(frames_BTH.device.type, enabled=False):
             # Double precision, because light frames beside heavy ones must survive the sum; Apple's GPU has none.
-            dtype = torch.float32 if features_BTH.device.type == "mps" else torch.float64
+            dtype = torch.float32 if frames_BTH.device.type == "mps" else torch.float64
             weight_BTA = (_MAX_SCORE * torch.tanh(score_BTA.to(dtype) / _MAX_SCORE)).exp()
-            frames_BTAH = features_BTH.to(dtype).unflatten(-1, (self.num_heads, -1))
+            frames_BTAH = frames_BTH.to(dtype).unflatten(-1, (self.num_heads, -1))
             weighted_BTH = (frames_BTAH * weight_BTA.unsqueeze(-1)).flatten(-2)
             joined_BTH = torch.cat([weighted_BTH, weight_BTA], dim=-1)
             pooled_P = pool_pyramid(joined_BTH, num_frames_B, clip_index_P, start_P, end_P, self.segments)
@@ -68,5 +68,5 @@ class AttentionPooling(nn.Module):
             mean_PKAH = pooled_PKH[..., : -self.num_heads].unflatten(-1, (self.num_heads, -1))
             # All weights are above e^-8; a clip without a frame has none.
             mean_PKAH = mean_PKAH / pooled_PKH[..., -self.num_heads :].unsqueeze(-1).clamp(min=1e-6)
-            out_dtype = torch.float64 if features_BTH.dtype == torch.float64 else torch.float32
+            out_dtype = torch.float64 if frames_BTH.dtype == torch.float64 else torch.float32
             return mean_PKAH.flatten(1).to(out_dtype)

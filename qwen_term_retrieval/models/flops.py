@@ -102,7 +102,7 @@ class StepFlops:
     def __call__(self, model_inputs: dict[str, Any]) -> int:
         """Operations for the inputs of one `forward`, as the collator gives them, on any device."""
         text_inputs = model_inputs.get("text_inputs") or {}
-        if "features_BTH" in model_inputs:
+        if "frames_BTH" in model_inputs:
             lengths_B, count = model_inputs["num_frames_B"], self._count_features
         else:
             lengths_B, count = self.model.audio_tower.num_frames(model_inputs["num_samples_B"]), self._count_pcm
@@ -130,12 +130,12 @@ class StepFlops:
 
     def _count_features(self, model_inputs: dict[str, Any]) -> np.ndarray:
         """The same where the frames come from a cache."""
-        features, device = model_inputs["features_BTH"], self.model.device
+        cached, device = model_inputs["frames_BTH"], self.model.device
         frames = [8, 16, 24]
 
         def take(place: int) -> tuple[torch.Tensor, torch.Tensor]:
-            shape = (1, *features.shape[1:-2], frames[place], features.shape[-1])
-            return features.new_zeros(shape, device=device), torch.tensor([frames[place]], device=device)
+            shape = (1, *cached.shape[1:-2], frames[place], cached.shape[-1])
+            return cached.new_zeros(shape, device=device), torch.tensor([frames[place]], device=device)
 
         return self._fit_audio(frames, take)
 
@@ -144,9 +144,9 @@ class StepFlops:
         model, weights = self.model, _trained(self.model)
 
         def embed(place: int, num_spans: int) -> torch.Tensor:
-            features, num_frames_B = take(place)
-            clip_index_P = torch.zeros(num_spans, dtype=torch.long, device=features.device)
-            return model.pool_spans(features, num_frames_B, clip_index_P, clip_index_P, num_frames_B.expand(num_spans))
+            cached, num_frames_B = take(place)
+            clip_index_P = torch.zeros(num_spans, dtype=torch.long, device=cached.device)
+            return model.pool_spans(cached, num_frames_B, clip_index_P, clip_index_P, num_frames_B.expand(num_spans))
 
         probes = [(0, 1), (1, 1), (2, 1), (0, 2)]
         counts = [count_flops(functools.partial(embed, *probe), weights) for probe in probes]
@@ -262,7 +262,7 @@ def _trained(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def _frames(model: TermRetrievalModel, num_samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     pcm_1S = torch.zeros(1, num_samples, dtype=torch.int16, device=model.device)
-    return model.audio_features(pcm_1S, torch.tensor([num_samples], device=model.device))
+    return model.audio_frames(pcm_1S, torch.tensor([num_samples], device=model.device))
 
 
 def _features(model: TermRetrievalModel, num_samples: int) -> torch.Tensor:

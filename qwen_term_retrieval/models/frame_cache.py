@@ -35,17 +35,17 @@ _SEGMENT_BYTES = 256 << 20
 _INDEX_DTYPE = np.dtype([("hash", "V16"), ("offset", "<i8"), ("num_frames", "<i4")])
 
 
-class FeatureCacheError(RuntimeError):
+class FrameCacheError(RuntimeError):
     """A segment of the cache is not what its index says."""
 
 
-class FeatureCache:
+class FrameCache:
     """Frames of a list of clips, by position in that list.
 
     Example:
-        >>> cache = FeatureCache.build(model, rows, cache_dir="features")     # doctest: +SKIP
-        >>> features_BTH, num_frames_B = cache.get([3, 14, 15])               # doctest: +SKIP
-        >>> model(features_BTH=features_BTH, num_frames_B=num_frames_B)       # doctest: +SKIP
+        >>> cache = FrameCache.build(model, rows, cache_dir="frames")     # doctest: +SKIP
+        >>> frames_BTH, num_frames_B = cache.get([3, 14, 15])               # doctest: +SKIP
+        >>> model(frames_BTH=frames_BTH, num_frames_B=num_frames_B)       # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, hashes: Sequence[bytes], num_layers: int, hidden_size: int, dtype: np.dtype):
@@ -67,14 +67,14 @@ class FeatureCache:
         digests: Sequence[tuple[bytes, int]],
         cache_dir: str | Path | None = None,
         dtype: Literal["float16", "float32"] = "float16",
-    ) -> FeatureCache:
+    ) -> FrameCache:
         """The cache of these clips as it is on disk, whatever it lacks; see `build`, which computes that.
 
         Raises:
             ValueError: the tower is being trained.
         """
         if any(values.requires_grad for values in model.audio_tower.parameters()):
-            raise ValueError("the audio tower is being trained, so its features change: train without a cache")
+            raise ValueError("the audio tower is being trained, so its frames change: train without a cache")
         folder = Path(cache_dir or cache_root() / "features") / _tower_key(model, dtype)
         folder.mkdir(parents=True, exist_ok=True)
         hashes = [digest for digest, _ in digests]
@@ -91,7 +91,7 @@ class FeatureCache:
         batch_size: int = 32,
         dtype: Literal["float16", "float32"] = "float16",
         show_progress: bool = True,
-    ) -> FeatureCache:
+    ) -> FrameCache:
         """Compute what is missing, in this process, and open the cache.
 
         Args:
@@ -100,7 +100,7 @@ class FeatureCache:
             keys: what errors call the clips; their numbers if left out.
             cache_dir: by default in the library's cache.
             batch_size: clips of similar length encoded at a time.
-            dtype: float16 halves the disk space and changes features by less than a thousandth.
+            dtype: float16 halves the disk space and changes frames by less than a thousandth.
 
         Raises:
             ValueError: the tower is being trained, or a clip is unfit; the message names it.
@@ -127,25 +127,25 @@ class FeatureCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A spawned DataLoader worker opens the files anew: pickled memory maps would be sent whole."""
-        return FeatureCache, (self.folder, self._hashes, self._num_layers, self._hidden_size, self._dtype)
+        return FrameCache, (self.folder, self._hashes, self._num_layers, self._hidden_size, self._dtype)
 
     def num_frames(self, indices: Sequence[int]) -> list[int]:
         """Encoder frames of each clip."""
         return [self._place_of[self._hashes[index]][2] for index in indices]
 
     def get(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """features_BTH, or (B, L, T, H) for several layers, zero behind a clip's end, and num_frames_B, on the CPU."""
+        """frames_BTH, or (B, L, T, H) for several layers, zero behind a clip's end, and num_frames_B, on the CPU."""
         places = [self._place_of[self._hashes[index]] for index in indices]
         num_frames_B = [place[2] for place in places]
         shape = (len(places), self._num_layers, max(num_frames_B), self._hidden_size)
-        features_BLTH = np.empty(shape, self._dtype)
-        for row_LTH, (segment, offset, frames) in zip(features_BLTH, places, strict=True):
+        frames_BLTH = np.empty(shape, self._dtype)
+        for row_LTH, (segment, offset, frames) in zip(frames_BLTH, places, strict=True):
             size = self._num_layers * frames * self._hidden_size
             values = self._segments[segment][offset : offset + size]
             row_LTH[:, :frames] = values.reshape(self._num_layers, frames, self._hidden_size)
             row_LTH[:, frames:] = 0
-        features = torch.from_numpy(features_BLTH)
-        return features[:, 0] if self._num_layers == 1 else features, torch.tensor(num_frames_B)
+        stored = torch.from_numpy(frames_BLTH)
+        return stored[:, 0] if self._num_layers == 1 else stored, torch.tensor(num_frames_B)
 
     def compute(
         self,
@@ -164,16 +164,16 @@ class FeatureCache:
         model.eval()
         disable = None if show_progress else True
         try:
-            with tqdm(total=sum(map(len, batches)), desc="audio features", unit="clip", disable=disable) as bar:
+            with tqdm(total=sum(map(len, batches)), desc="audio frames", unit="clip", disable=disable) as bar:
                 for indices in batches:
                     pcm_BS, num_samples_B = pad_pcm(
                         [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
                     )
                     model.audio_tower.check_lengths(num_samples_B, [names[index] for index in indices])
                     with torch.no_grad():
-                        features, num_frames_B = model.audio_features(pcm_BS.to(model.device), num_samples_B)
-                    features_BLTH = features.unflatten(0, (-1, 1)) if features.dim() == 3 else features
-                    rows = features_BLTH.to("cpu", getattr(torch, self._dtype.name)).numpy()
+                        frames_BTH, num_frames_B = model.audio_frames(pcm_BS.to(model.device), num_samples_B)
+                    frames_BLTH = frames_BTH.unflatten(0, (-1, 1)) if frames_BTH.dim() == 3 else frames_BTH
+                    rows = frames_BLTH.to("cpu", getattr(torch, self._dtype.name)).numpy()
                     for index, row_LTH, frames in zip(indices, rows, num_frames_B.tolist(), strict=True):
                         writer.add(self._hashes[index], row_LTH[:, :frames])
                     if writer.num_bytes >= _SEGMENT_BYTES:
@@ -190,7 +190,7 @@ class FeatureCache:
         """Open what has come into the folder since, from this process or another.
 
         Raises:
-            FeatureCacheError: a segment is not what its index says.
+            FrameCacheError: a segment is not what its index says.
         """
         for index_path in sorted({*self.folder.glob("*.npy")} - self._opened):
             self._open_segment(index_path)
@@ -200,10 +200,10 @@ class FeatureCache:
         frames_path = index_path.with_suffix(".frames")
         stride = self._num_layers * self._hidden_size
         if index.dtype != _INDEX_DTYPE or not frames_path.is_file():
-            raise FeatureCacheError(f"{index_path} is not a whole segment of the feature cache. Delete {self.folder}.")
+            raise FrameCacheError(f"{index_path} is not a whole segment of the feature cache. Delete {self.folder}.")
         frames = np.memmap(frames_path, self._dtype, mode="r")
         if len(frames) != int(index["num_frames"].sum()) * stride:
-            raise FeatureCacheError(f"{frames_path} has another size than its index says. Delete {self.folder}.")
+            raise FrameCacheError(f"{frames_path} has another size than its index says. Delete {self.folder}.")
         self._opened.add(index_path)
         segment = len(self._segments)
         self._segments.append(frames)

@@ -28,7 +28,7 @@ def _pyramid(segments: tuple[int, ...]) -> tuple[list[float], list[int], list[in
 
 
 def pool_pyramid(
-    features_BTH: torch.Tensor,
+    frames_BTH: torch.Tensor,
     num_frames_B: torch.Tensor,
     clip_index_P: torch.Tensor,
     start_P: torch.Tensor,
@@ -38,7 +38,7 @@ def pool_pyramid(
     """Means over the segments of every span.
 
     Args:
-        features_BTH: frames; what lies behind a clip's last frame is ignored.
+        frames_BTH: frames; what lies behind a clip's last frame is ignored.
         num_frames_B: valid frames of each clip.
         clip_index_P: the clip of each span.
         start_P, end_P: edges in frames, fractional ones allowed (frame i covers i … i + 1). They are moved into the
@@ -49,9 +49,9 @@ def pool_pyramid(
         (P, sum(segments) * H), float32 (float64 for float64 frames), in the order of `segments`.
     """
     edges, low_K, high_K, level_K = _pyramid(tuple(segments))
-    device, num_positions = features_BTH.device, features_BTH.shape[1] + 1
+    device, num_positions = frames_BTH.device, frames_BTH.shape[1] + 1
     with torch.autocast(device.type, enabled=False):
-        frames_BTH = features_BTH if features_BTH.dtype == torch.float64 else features_BTH.float()
+        frames_BTH = frames_BTH if frames_BTH.dtype == torch.float64 else frames_BTH.float()
         dtype = frames_BTH.dtype
         valid_BT1 = (torch.arange(num_positions - 1, device=device) < num_frames_B[:, None]).unsqueeze(-1)
         frames_BTH = frames_BTH.masked_fill(~valid_BT1, 0.0)

@@ -124,7 +124,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
                 raise ValueError(f"text {row} is blank. Drop it.")
         return self.text_tower.tokenize(texts, languages)
 
-    def audio_features(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def audio_frames(self, pcm_BS: torch.Tensor, num_samples_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The audio tower alone: (B, T, H), or (B, L, T, H) for `audio_layers` > 1, and num_frames_B.
 
         Args:
@@ -139,21 +139,21 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
 
     def pool_spans(
         self,
-        features_BTH: torch.Tensor,
+        frames_BTH: torch.Tensor,
         num_frames_B: torch.Tensor,
         clip_index_P: torch.Tensor,
         start_P: torch.Tensor,
         end_P: torch.Tensor,
     ) -> torch.Tensor:
         """Unit vectors (P, D) of spans of frames; see `pool_pyramid` for the edges."""
-        if features_BTH.dim() == 4:
+        if frames_BTH.dim() == 4:
             weight_L = self.layer_mix.float().softmax(0)
-            features_BTH = torch.einsum("blth,l->bth", features_BTH.float(), weight_L)
+            frames_BTH = torch.einsum("blth,l->bth", frames_BTH.float(), weight_L)
         spans = (num_frames_B, clip_index_P, start_P, end_P)
         if self.config.pooling == "attention":
-            pooled = self.audio_pooling(features_BTH, *spans)
+            pooled = self.audio_pooling(frames_BTH, *spans)
         else:
-            pooled = pool_pyramid(features_BTH, *spans, self.config.segments)
+            pooled = pool_pyramid(frames_BTH, *spans, self.config.segments)
         return F.normalize(self.audio_head(pooled.to(self.audio_head.weight.dtype)).float(), dim=-1)
 
     def embed_texts(self, **text_inputs: torch.Tensor) -> torch.Tensor:
@@ -173,7 +173,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         self,
         pcm_BS: torch.Tensor | None = None,
         num_samples_B: torch.Tensor | None = None,
-        features_BTH: torch.Tensor | None = None,
+        frames_BTH: torch.Tensor | None = None,
         num_frames_B: torch.Tensor | None = None,
         clip_index_P: torch.Tensor | None = None,
         start_P: torch.Tensor | None = None,
@@ -184,20 +184,20 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
 
         Args:
             pcm_BS, num_samples_B: audio; or
-            features_BTH, num_frames_B: what `audio_features` gave for it.
+            frames_BTH, num_frames_B: what `audio_frames` gave for it.
             clip_index_P, start_P, end_P: spans in encoder frames; the config's window grid where left out.
             text_inputs: what `tokenize` gave for the batch's distinct texts.
         """
-        if features_BTH is None:
+        if frames_BTH is None:
             if pcm_BS is None or num_samples_B is None:
-                raise ValueError("forward needs pcm_BS and num_samples_B, or features_BTH and num_frames_B")
-            features_BTH, num_frames_B = self.audio_features(pcm_BS, num_samples_B)
+                raise ValueError("forward needs pcm_BS and num_samples_B, or frames_BTH and num_frames_B")
+            frames_BTH, num_frames_B = self.audio_frames(pcm_BS, num_samples_B)
         if num_frames_B is None:
-            raise ValueError("features_BTH comes without num_frames_B")
+            raise ValueError("frames_BTH comes without num_frames_B")
         if clip_index_P is None or start_P is None or end_P is None:
             clip_index_P, start_P, end_P = self.window_spans(num_frames_B)
         return TermRetrievalOutput(
-            audio_PD=self.pool_spans(features_BTH, num_frames_B, clip_index_P, start_P, end_P),
+            audio_PD=self.pool_spans(frames_BTH, num_frames_B, clip_index_P, start_P, end_P),
             text_ND=self.embed_texts(**text_inputs) if text_inputs is not None else None,
             logit_scale=self.logit_scale.exp().clamp(max=_MAX_LOGIT_SCALE),
             logit_bias=None if self.config.logit_bias is None else self.logit_bias,
@@ -245,9 +245,9 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         ):
             for batch in length_buckets([len(samples) for samples in pcm], batch_size):
                 pcm_BS, num_samples_B = pad_pcm([pcm[index] for index in batch])
-                features_BTH, num_frames_B = self.audio_features(pcm_BS.to(self.device), num_samples_B)
+                frames_BTH, num_frames_B = self.audio_frames(pcm_BS.to(self.device), num_samples_B)
                 clip_index_P, start_P, end_P = self.window_spans(num_frames_B)
-                vectors_PD = self.pool_spans(features_BTH, num_frames_B, clip_index_P, start_P, end_P)
+                vectors_PD = self.pool_spans(frames_BTH, num_frames_B, clip_index_P, start_P, end_P)
                 counts = torch.bincount(clip_index_P, minlength=len(batch)).tolist()
                 spans_P2 = torch.stack([start_P, end_P], dim=1) / self.frame_rate
                 parts = zip(vectors_PD.cpu().split(counts), spans_P2.cpu().split(counts), strict=True)

@@ -63,7 +63,7 @@ class TermRetrievalModule(InputModule):
             inputs = {name: values for name, values in features.items() if name != "modality"}
             vectors = self.model.embed_texts(**inputs)
         else:
-            frames, num_frames_B = self.model.audio_features(features["pcm_BS"], features["num_samples_B"])
+            frames, num_frames_B = self.model.audio_frames(features["pcm_BS"], features["num_samples_B"])
             clip_B = torch.arange(len(num_frames_B), device=num_frames_B.device)
             vectors = self.model.pool_spans(frames, num_frames_B, clip_B, torch.zeros_like(num_frames_B), num_frames_B)
         return {**features, "sentence_embedding": vectors}

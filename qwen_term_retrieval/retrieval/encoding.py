@@ -132,10 +132,10 @@ class ClipEncoder:
             batch = by_length[first : first + batch_size]
             pcm_CS, num_samples_C = pad_pcm([chunk.pcm for _, chunk in batch])
             with evaluating(self.model):
-                features, num_frames_C = self.model.audio_features(pcm_CS.to(device), num_samples_C.to(device))
+                frames_CTH, num_frames_C = self.model.audio_frames(pcm_CS.to(device), num_samples_C.to(device))
                 clip_P, start_P, end_P, spans_P2 = self._owned_windows([chunk for _, chunk in batch], num_frames_C)
                 vectors_PD = self.model.pool_spans(
-                    features, num_frames_C, clip_P.to(device), start_P.to(device), end_P.to(device)
+                    frames_CTH, num_frames_C, clip_P.to(device), start_P.to(device), end_P.to(device)
                 )
             counts = torch.bincount(clip_P, minlength=len(batch)).tolist()
             joined = AudioEmbeddings.from_clips(vectors_PD.split(counts), spans_P2.split(counts))

@@ -222,8 +222,12 @@ class TermRetrievalArguments(TrainingArguments):
             "never, as without load_best_model_at_end."
         },
     )
-    feature_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where frames of a frozen tower are cached; default: the library's cache."}
+    frame_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where frames of a frozen tower are cached; default: the library's cache.",
+            "aliases": ["--feature_cache_dir"],
+        },
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=40, metadata={"help": "Passes over the training clips."})

@@ -222,7 +222,7 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         if self.train_clips is None:
             raise ValueError("mining needs a train_dataset")
         # As they were recorded: what is near to a distorted clip is near to its distortion.
-        clips = TrainingClips(self.train_clips.rows, self.train_clips.feature_cache)
+        clips = TrainingClips(self.train_clips.rows, self.train_clips.frame_cache)
         k, show_progress = self.args.hard_neg_k, not self.args.disable_tqdm
         mined_CK = mine_hard_negatives(
             self.retrieval_model,

@@ -22,7 +22,7 @@ from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.data.audio_source import CachedFrames, PcmFrames, cached_features, distort_inputs
+from qwen_term_retrieval.training.data.audio_source import CachedFrames, PcmFrames, cached_frames, distort_inputs
 from qwen_term_retrieval.training.data.clips import TrainingClips, annotate_terms
 from qwen_term_retrieval.training.data.collator import TermCollator
 from qwen_term_retrieval.training.data.sampling import Visit
@@ -271,7 +271,7 @@ def model():
 
 def test_a_visit_of_a_copy_gets_the_frames_of_that_copy(rows, model, tmp_path):
     distorted = augmentation(rows, num_copies=2, **EVERYTHING)
-    cache = cached_features(model, rows, distorted, tmp_path)
+    cache = cached_frames(model, rows, distorted, tmp_path)
     assert (len(cache), cache.num_computed) == (3 * len(rows), 3 * len(rows))
     heard = TrainingClips(rows, cache, distorted).__getitems__(visits(rows, 12))
     assert {row["copy"] for row in heard} == {0, 1, 2}
@@ -279,18 +279,18 @@ def test_a_visit_of_a_copy_gets_the_frames_of_that_copy(rows, model, tmp_path):
     live, num_live_B = PcmFrames(distorted.clips, model.audio_tower.num_frames, distorted)(heard)
     assert num_frames_B.tolist() == num_live_B.tolist()
     with torch.no_grad():
-        features_BTH, _ = model.audio_features(**live)
-    for row, expected, frames in zip(inputs["features_BTH"], features_BTH, num_frames_B.tolist(), strict=True):
+        frames_BTH, _ = model.audio_frames(**live)
+    for row, expected, frames in zip(inputs["frames_BTH"], frames_BTH, num_frames_B.tolist(), strict=True):
         torch.testing.assert_close(row[:frames].float(), expected[:frames], atol=5e-3, rtol=0)
 
 
 def test_copies_are_computed_once_and_anew_for_other_settings_and_clips_never_twice(rows, model, tmp_path):
-    cached_features(model, rows, cache_dir=tmp_path)
+    cached_frames(model, rows, cache_dir=tmp_path)
     few = rows.select(range(10))
-    assert cached_features(model, few, augmentation(few, 1), tmp_path).num_computed == 10
-    assert cached_features(model, few, augmentation(few, 1), tmp_path).num_computed == 0
-    assert cached_features(model, few, augmentation(few, 2), tmp_path).num_computed == 10
-    assert cached_features(model, few, augmentation(few, 1, gain_prob=1.0), tmp_path).num_computed == 10
+    assert cached_frames(model, few, augmentation(few, 1), tmp_path).num_computed == 10
+    assert cached_frames(model, few, augmentation(few, 1), tmp_path).num_computed == 0
+    assert cached_frames(model, few, augmentation(few, 2), tmp_path).num_computed == 10
+    assert cached_frames(model, few, augmentation(few, 1, gain_prob=1.0), tmp_path).num_computed == 10
 
 
 def test_other_noise_in_the_same_place_makes_other_copies(rows, tmp_path):
@@ -341,11 +341,11 @@ def test_the_example_runs():
 @pytest.mark.slow
 @pytest.mark.parametrize("lora_r", [0, 2])
 def test_a_run_trains_on_augmented_clips_and_evaluates_on_clean_ones(tmp_path, lora_r):
-    settings = {"augmentation": {**EVERYTHING, "augmented_copies": 1}, "feature_cache_dir": str(tmp_path / "frames")}
+    settings = {"augmentation": {**EVERYTHING, "augmented_copies": 1}, "frame_cache_dir": str(tmp_path / "frames")}
     trainer = make_trainer(tmp_path / "run", 16, lora_r=lora_r, max_steps=2, **settings)
     batch = next(iter(trainer.get_train_dataloader()))
     again = next(iter(trainer.get_train_dataloader()))
-    name = "pcm_BS" if lora_r else "features_BTH"
+    name = "pcm_BS" if lora_r else "frames_BTH"
     assert torch.equal(batch["model_inputs"][name], again["model_inputs"][name])
     trainer.train()
     assert trainer.train_clips.augmentation is not None

@@ -115,7 +115,7 @@ def test_a_step_costs_its_valid_frames_spans_and_symbols():
 def test_a_step_on_cached_frames_costs_what_stands_above_the_tower(pooling):
     model = make_model(pooling=pooling)
     num_frames_B = torch.tensor([50, 20])
-    audio = {"features_BTH": torch.zeros(2, 50, HIDDEN), "num_frames_B": num_frames_B}
+    audio = {"frames_BTH": torch.zeros(2, 50, HIDDEN), "num_frames_B": num_frames_B}
     inputs = {**audio_inputs([1, 1]), **audio, "text_inputs": model.tokenize(["gout"])}
     head, scores = 4 * 4 * HEADS["audio"], 0
     if pooling == "attention":  # the gradient passes through the head to the scores of four heads and their norm

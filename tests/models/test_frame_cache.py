@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.models import frame_cache as feature_cache
-from qwen_term_retrieval.models.frame_cache import FeatureCache, FeatureCacheError
+from qwen_term_retrieval.models import frame_cache as frame_cache
+from qwen_term_retrieval.models.frame_cache import FrameCache, FrameCacheError
 
 
 def tiny_model(audio_layers=1, seed=0):
@@ -36,93 +36,93 @@ def clips():
 
 def frames(model, clips):
     with torch.no_grad():
-        return model.audio_features(*pad_pcm(clips))
+        return model.audio_frames(*pad_pcm(clips))
 
 
 @pytest.mark.parametrize("audio_layers", [1, 2])
 def test_a_batch_comes_back_as_the_tower_gave_it(tmp_path, clips, audio_layers):
     model = tiny_model(audio_layers)
-    cache = FeatureCache.build(model, clips, cache_dir=tmp_path, batch_size=2, dtype="float32")
-    features, num_frames = cache.get([3, 1, 4])
+    cache = FrameCache.build(model, clips, cache_dir=tmp_path, batch_size=2, dtype="float32")
+    cached, num_frames = cache.get([3, 1, 4])
     expected, expected_frames = frames(model, [clips[3], clips[1], clips[4]])
     assert num_frames.tolist() == expected_frames.tolist() == cache.num_frames([3, 1, 4])
-    assert features.shape[:-2] == ((3,) if audio_layers == 1 else (3, 2))
-    for row, reference, length in zip(features, expected, num_frames.tolist(), strict=True):
+    assert cached.shape[:-2] == ((3,) if audio_layers == 1 else (3, 2))
+    for row, reference, length in zip(cached, expected, num_frames.tolist(), strict=True):
         torch.testing.assert_close(row[..., :length, :], reference[..., :length, :], atol=1e-5, rtol=0)
         assert (row[..., length:, :] == 0).all()
 
 
 def test_half_precision_is_the_default_and_close(model, tmp_path, clips):
-    features, num_frames = FeatureCache.build(model, clips, cache_dir=tmp_path).get([1])
+    cached, num_frames = FrameCache.build(model, clips, cache_dir=tmp_path).get([1])
     expected, _ = frames(model, [clips[1]])
-    assert features.dtype == torch.float16
-    torch.testing.assert_close(features.float(), expected[:, : num_frames[0]], atol=5e-3, rtol=0)
+    assert cached.dtype == torch.float16
+    torch.testing.assert_close(cached.float(), expected[:, : num_frames[0]], atol=5e-3, rtol=0)
 
 
 def test_only_new_clips_are_computed_and_repeats_once(model, tmp_path, clips):
-    assert FeatureCache.build(model, clips[:2], cache_dir=tmp_path).num_computed == 2
-    assert FeatureCache.build(model, [*clips, clips[2]], cache_dir=tmp_path).num_computed == 3
-    again = FeatureCache.build(model, clips[::-1], cache_dir=tmp_path)
+    assert FrameCache.build(model, clips[:2], cache_dir=tmp_path).num_computed == 2
+    assert FrameCache.build(model, [*clips, clips[2]], cache_dir=tmp_path).num_computed == 3
+    again = FrameCache.build(model, clips[::-1], cache_dir=tmp_path)
     assert (again.num_computed, len(again)) == (0, 5)
     expected, expected_frames = frames(model, [clips[0]])
-    features, _ = again.get([4])
-    torch.testing.assert_close(features.float(), expected[:, : expected_frames[0]], atol=5e-3, rtol=0)
+    cached, _ = again.get([4])
+    torch.testing.assert_close(cached.float(), expected[:, : expected_frames[0]], atol=5e-3, rtol=0)
 
 
 def test_a_process_that_is_sent_the_cache_opens_its_files(model, tmp_path, clips):
-    cache = FeatureCache.build(model, clips, cache_dir=tmp_path)
-    features, _ = cache.get(range(5))
+    cache = FrameCache.build(model, clips, cache_dir=tmp_path)
+    cached, _ = cache.get(range(5))
     sent = pickle.dumps(cache)
-    assert len(sent) < features.numel()
-    assert torch.equal(pickle.loads(sent).get(range(5))[0], features)
+    assert len(sent) < cached.numel()
+    assert torch.equal(pickle.loads(sent).get(range(5))[0], cached)
 
 
 def test_other_weights_layers_or_number_types_share_nothing(model, tmp_path, clips):
-    FeatureCache.build(model, clips, cache_dir=tmp_path)
+    FrameCache.build(model, clips, cache_dir=tmp_path)
     for other, dtype in ((tiny_model(seed=1), "float16"), (tiny_model(2), "float16"), (model, "float32")):
-        assert FeatureCache.build(other, clips, cache_dir=tmp_path, dtype=dtype).num_computed == len(clips)
-    assert FeatureCache.build(tiny_model(), clips, cache_dir=tmp_path).num_computed == 0
+        assert FrameCache.build(other, clips, cache_dir=tmp_path, dtype=dtype).num_computed == len(clips)
+    assert FrameCache.build(tiny_model(), clips, cache_dir=tmp_path).num_computed == 0
 
 
 def test_a_dataset_with_an_audio_column_is_taken_row_by_row(model, tmp_path, clips):
     rows = Dataset.from_dict({"audio": [clip.astype(np.float32) / 32768 for clip in clips], "text": ["x"] * 5})
-    from_rows = FeatureCache.build(model, rows.with_format("numpy"), cache_dir=tmp_path)
+    from_rows = FrameCache.build(model, rows.with_format("numpy"), cache_dir=tmp_path)
     assert from_rows.num_computed == 5
-    assert FeatureCache.build(model, clips, cache_dir=tmp_path).num_computed == 0
+    assert FrameCache.build(model, clips, cache_dir=tmp_path).num_computed == 0
 
 
 def test_what_was_finished_before_a_kill_is_kept(model, tmp_path, clips, monkeypatch):
-    monkeypatch.setattr(feature_cache, "_SEGMENT_BYTES", 1)
+    monkeypatch.setattr(frame_cache, "_SEGMENT_BYTES", 1)
     calls = []
 
     def die_at_the_third_batch(pcm, num_samples):
         calls.append(len(pcm))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return TermRetrievalModel.audio_features(model, pcm, num_samples)
+        return TermRetrievalModel.audio_frames(model, pcm, num_samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "audio_features", die_at_the_third_batch)
+        patch.setattr(model, "audio_frames", die_at_the_third_batch)
         with pytest.raises(KeyboardInterrupt):
-            FeatureCache.build(model, clips, cache_dir=tmp_path, batch_size=1)
-    assert FeatureCache.build(model, clips, cache_dir=tmp_path, batch_size=1).num_computed == 3
+            FrameCache.build(model, clips, cache_dir=tmp_path, batch_size=1)
+    assert FrameCache.build(model, clips, cache_dir=tmp_path, batch_size=1).num_computed == 3
 
 
 def test_a_segment_that_lost_bytes_is_refused(model, tmp_path, clips):
-    cache = FeatureCache.build(model, clips, cache_dir=tmp_path)
+    cache = FrameCache.build(model, clips, cache_dir=tmp_path)
     (segment,) = cache.folder.glob("*.frames")
     segment.write_bytes(segment.read_bytes()[:-2])
-    with pytest.raises(FeatureCacheError, match="has another size than its index says"):
-        FeatureCache.build(model, clips, cache_dir=tmp_path)
+    with pytest.raises(FrameCacheError, match="has another size than its index says"):
+        FrameCache.build(model, clips, cache_dir=tmp_path)
 
 
 def test_a_tower_in_training_has_no_cache(model, tmp_path, clips):
     model.train_audio_tower()
     with pytest.raises(ValueError, match="the audio tower is being trained"):
-        FeatureCache.build(model, clips, cache_dir=tmp_path)
+        FrameCache.build(model, clips, cache_dir=tmp_path)
 
 
 def test_an_unfit_clip_is_named_by_its_key(model, tmp_path, clips):
     keys = ["a", "b", "POD/7"]
     with pytest.raises(ValueError, match="POD/7: holds 0 samples"):
-        FeatureCache.build(model, [*clips[:2], clips[0][:0]], keys=keys, cache_dir=tmp_path)
+        FrameCache.build(model, [*clips[:2], clips[0][:0]], keys=keys, cache_dir=tmp_path)

@@ -86,8 +86,8 @@ def test_audio_and_its_features_give_the_same_spans():
     spans = {"clip_index_P": torch.tensor([2, 0, 2]), "start_P": torch.tensor([3.5, 0, 20])}
     spans["end_P"] = torch.tensor([14.25, 9, 60])
     with torch.no_grad():
-        features, num_frames = model.audio_features(pcm, num_samples)
-        from_features = model(features_BTH=features, num_frames_B=num_frames, **spans)
+        features, num_frames = model.audio_frames(pcm, num_samples)
+        from_features = model(frames_BTH=features, num_frames_B=num_frames, **spans)
         from_audio = model(pcm_BS=pcm, num_samples_B=num_samples, **spans)
     assert from_audio.audio_PD.shape == (3, 16)
     assert torch.equal(from_audio.audio_PD, from_features.audio_PD)
@@ -95,7 +95,7 @@ def test_audio_and_its_features_give_the_same_spans():
 
 
 def test_forward_without_audio_says_what_it_needs():
-    with pytest.raises(ValueError, match="needs pcm_BS and num_samples_B, or features_BTH and num_frames_B"):
+    with pytest.raises(ValueError, match="needs pcm_BS and num_samples_B, or frames_BTH and num_frames_B"):
         TermRetrievalModel(tiny_config())(text_inputs=None)
 
 
@@ -177,8 +177,8 @@ def test_new_adapters_change_nothing_yet(when):
         adapted.add_lora(r=2)
     pcm, num_samples = pad_pcm(CLIPS)
     with torch.no_grad():
-        expected, _ = plain.eval().audio_features(pcm, num_samples)
-        features, _ = adapted.eval().audio_features(pcm, num_samples)
+        expected, _ = plain.eval().audio_frames(pcm, num_samples)
+        features, _ = adapted.eval().audio_frames(pcm, num_samples)
     assert torch.equal(features, expected)
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from qwen_term_retrieval.distributed import rank, world_size
-from qwen_term_retrieval.models.frame_cache import FeatureCache, clip_digests
+from qwen_term_retrieval.models.frame_cache import FrameCache, clip_digests
 from qwen_term_retrieval.training.data.frame_sharing import frames_by_all_ranks
 from qwen_term_retrieval.training.run import check_one_output_dir
 from tests.doubles.tiny_trainer import make_tiny_trainer, tiny_model
@@ -51,12 +51,12 @@ def frames(folder, there=0, own_disks=False, fails=None):
     model, recordings = frozen_model(), clips()
     folder = folder / str(rank()) if own_disks else folder
     if there and rank() == 0:
-        FeatureCache.build(model, recordings[:there], cache_dir=folder, batch_size=BATCH_SIZE)
+        FrameCache.build(model, recordings[:there], cache_dir=folder, batch_size=BATCH_SIZE)
     if world_size() > 1:
         dist.barrier()
-    computed, plain = [], model.audio_features
+    computed, plain = [], model.audio_frames
 
-    def audio_features(pcm_BS, num_samples_B):
+    def audio_frames(pcm_BS, num_samples_B):
         if fails == "tower" and rank() == FAILING_RANK and computed:
             raise RuntimeError("out of memory")
         computed.extend(num_samples_B.tolist())
@@ -67,7 +67,7 @@ def frames(folder, there=0, own_disks=False, fails=None):
             raise ValueError("POD/7: holds 0 samples")
         return clip_digests(recordings, names)
 
-    model.audio_features = audio_features
+    model.audio_frames = audio_frames
     names = [f"clip {number}" for number in range(len(recordings))]
     found = {"computed": computed}
     try:
@@ -86,7 +86,7 @@ def main(output_dir):
     output_dir = Path(output_dir)
     found = {name: frames(output_dir / name, **settings) for name, settings in CASES.items()}
     trainer = make_tiny_trainer(
-        output_dir / "run", feature_cache_dir=str(output_dir / "features"), per_device_train_batch_size=4,
+        output_dir / "run", frame_cache_dir=str(output_dir / "features"), per_device_train_batch_size=4,
         frozen=True, num_clips=64, max_steps=1, eval_strategy="no", save_strategy="no",
     )  # fmt: skip
     trainer.train()
@@ -94,7 +94,7 @@ def main(output_dir):
         check_one_output_dir(trainer.args, None if rank() else str(output_dir / "run" / "checkpoint-2"))
     except FileNotFoundError as error:
         found["output_dir"] = str(error)
-    cache = trainer.train_clips.feature_cache
+    cache = trainer.train_clips.frame_cache
     found["run"] = {"computed": cache.num_computed, "clips": len(cache)}
     (output_dir / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

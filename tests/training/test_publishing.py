@@ -45,7 +45,7 @@ def published(tmp_path_factory):
         home = Path(sys.argv[1])
         pushing = {"push_to_hub": True, "hub_always_push": True, "hub_token": "hf_secret"}
         terms = pushing | {"hub_model_id": "me/terms", "hub_strategy": "checkpoint", "enable_hard_neg": True}
-        trainer = make_tiny_trainer(home / "terms", feature_cache_dir=str(home / "terms/frames"), **terms)
+        trainer = make_tiny_trainer(home / "terms", frame_cache_dir=str(home / "terms/frames"), **terms)
         trainer.train()
         trainer.push_to_hub()
         checkpoints = sorted(path.name for path in (home / "terms").glob("checkpoint-*"))

@@ -121,7 +121,7 @@ class AudioTower(nn.Module, abc.ABC):
             num_layers: how many of the last layers to return.
 
         Returns:
-            features_BTH, or (B, L, T, H) for more than one layer, the last layer last; and num_frames_B.
+            frames_BTH, or (B, L, T, H) for more than one layer, the last layer last; and num_frames_B.
             Frames behind a clip's last hold no meaning.
 
         Raises:
@@ -130,8 +130,8 @@ class AudioTower(nn.Module, abc.ABC):
         self.check_lengths(num_samples_B)
         mel, num_mel_B = self.mel(pcm_BS, num_samples_B)
         layers = self.encode(mel, num_mel_B.to(mel.device), num_layers)
-        features = layers[0] if num_layers == 1 else torch.stack(layers, dim=1)
-        return features, self.num_frames(num_samples_B).to(mel.device)
+        frames = layers[0] if num_layers == 1 else torch.stack(layers, dim=1)
+        return frames, self.num_frames(num_samples_B).to(mel.device)
 
     def run_layers(self, hidden: torch.Tensor, num_layers: int, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
         """What the last `num_layers` layers give, each layer called with what follows `num_layers`."""

@@ -151,7 +151,7 @@ def measure_step(trainer: TermRetrievalTrainer, clips: Sequence[int]) -> StepMem
     samples = max(model.audio_tower.min_samples, round(min(longest, model.audio_tower.max_seconds) * SAMPLING_RATE))
     batch = _counted_batch(trainer, clips[:_CLIPS_COUNTED])
     counted = min(len(clips), _CLIPS_COUNTED)
-    probe = _Probe(model, samples, training_clips.feature_cache, trainer.accelerator.autocast, args.device)
+    probe = _Probe(model, samples, training_clips.frame_cache, trainer.accelerator.autocast, args.device)
     with undisturbed(model):
         audio_tower = probe.audio_tower()
         heads = probe.heads(-(-len(batch["model_inputs"]["clip_index_P"]) // counted))
@@ -241,7 +241,7 @@ class _Probe:
     def audio_tower(self) -> PartMemory | None:
         if self.cache is not None:
             return None
-        return self._measure(self._pcm, lambda **pcm: self.model.audio_features(**pcm)[0])
+        return self._measure(self._pcm, lambda **pcm: self.model.audio_frames(**pcm)[0])
 
     def heads(self, spans: int) -> PartMemory:
         trained = any(values.requires_grad for values in self.model.audio_tower.parameters())
@@ -249,7 +249,7 @@ class _Probe:
             example = self.cache.get([0])[0]
         else:
             with torch.no_grad(), self.autocast():
-                example = self.model.audio_features(**self._pcm(1))[0]
+                example = self.model.audio_frames(**self._pcm(1))[0]
 
         def frames(size: int) -> dict[str, torch.Tensor]:
             shape = (size, *example.shape[1:-2], self.num_frames, example.shape[-1])
@@ -258,7 +258,7 @@ class _Probe:
             clips = torch.arange(size, device=self.device).repeat_interleave(spans)
             ends = torch.full((len(clips),), float(self.num_frames), device=self.device)
             return {
-                "features_BTH": features,
+                "frames_BTH": features,
                 "num_frames_B": lengths,
                 "clip_index_P": clips,
                 "start_P": torch.zeros_like(ends),

@@ -18,7 +18,7 @@ import torch
 from qwen_term_retrieval.audio.collate import PcmBuffers
 from qwen_term_retrieval.augmentation.distortion import distort
 from qwen_term_retrieval.augmentation.visits import Augmentation, DistortedCopies
-from qwen_term_retrieval.models.frame_cache import FeatureCache, clip_digests
+from qwen_term_retrieval.models.frame_cache import FrameCache, clip_digests
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.training.data.frame_sharing import frames_by_all_ranks
@@ -69,22 +69,22 @@ class CachedFrames:
         num_clips: in the training set, as `copy` counts in steps of it; only for rows that have one.
     """
 
-    cache: FeatureCache
+    cache: FrameCache
     num_clips: int = 0
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        features_BTH, num_frames_B = self.cache.get([row["clip"] + self.num_clips * row.get("copy", 0) for row in rows])
-        return {"features_BTH": features_BTH, "num_frames_B": num_frames_B}, num_frames_B
+        frames_BTH, num_frames_B = self.cache.get([row["clip"] + self.num_clips * row.get("copy", 0) for row in rows])
+        return {"frames_BTH": frames_BTH, "num_frames_B": num_frames_B}, num_frames_B
 
 
-def cached_features(
+def cached_frames(
     model: TermRetrievalModel,
     rows: datasets.Dataset,
     augmentation: Augmentation | None = None,
     cache_dir: str | Path | None = None,
     *,
     show_progress: bool = True,
-) -> FeatureCache:
+) -> FrameCache:
     """Frames of a frozen tower for every row, and with an augmentation for the distorted copies of every row.
 
     Every rank calls it and computes its share.

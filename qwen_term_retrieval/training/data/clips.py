@@ -188,13 +188,13 @@ class TrainingClips(torch.utils.data.Dataset):
 
     Args:
         rows: the output of `annotate_terms`.
-        feature_cache: cached frames of a frozen audio tower, in row order.
+        frame_cache: cached frames of a frozen audio tower, in row order.
         augmentation: distorts each visit.
     """
 
-    def __init__(self, rows: datasets.Dataset, feature_cache: Any = None, augmentation: Augmentation | None = None):
+    def __init__(self, rows: datasets.Dataset, frame_cache: Any = None, augmentation: Augmentation | None = None):
         self.rows = rows
-        self.feature_cache = feature_cache
+        self.frame_cache = frame_cache
         self.augmentation = augmentation
         self._columns = rows.remove_columns("audio")  # read by row number, in batches: see audio_source.py
         self.durations = np.asarray(rows.with_format("arrow")["duration"].to_numpy())

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from qwen_term_retrieval.distributed import gathered, on_every_rank, rank, world_size
-from qwen_term_retrieval.models.frame_cache import FeatureCache
+from qwen_term_retrieval.models.frame_cache import FrameCache
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.storage.atomic import atomic_file
 
@@ -33,15 +33,15 @@ def frames_by_all_ranks(
     *,
     batch_size: int = 32,
     show_progress: bool = True,
-) -> FeatureCache:
+) -> FrameCache:
     """Compute what is missing and open the cache; every rank calls it, with the same clips.
 
     Args:
         model: its audio tower is frozen.
-        clips: as `FeatureCache.build` takes them; only what is missing is looked at.
+        clips: as `FrameCache.build` takes them; only what is missing is looked at.
         keys: what errors call the clips.
         digests_of: gives 16 bytes that tell each clip from all others, and about how many samples it has.
-        cache_dir, batch_size: see `FeatureCache.build`.
+        cache_dir, batch_size: see `FrameCache.build`.
         show_progress: a bar for the share of rank 0.
 
     Raises:
@@ -49,9 +49,9 @@ def frames_by_all_ranks(
         OtherRankError: another rank failed.
     """
 
-    def opened() -> tuple[FeatureCache, list[int]]:
+    def opened() -> tuple[FrameCache, list[int]]:
         digests = digests_of()
-        cache = FeatureCache.open(model, digests, cache_dir)
+        cache = FrameCache.open(model, digests, cache_dir)
         _identify(cache.folder)
         return cache, [length for _, length in digests]
 

@@ -13,7 +13,7 @@ from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.data.audio_source import CachedFrames, PcmFrames, cached_features
+from qwen_term_retrieval.training.data.audio_source import CachedFrames, PcmFrames, cached_frames
 from qwen_term_retrieval.training.data.clips import TrainingClips, annotate_terms, check_languages
 
 
@@ -64,7 +64,7 @@ def prepare_clips(
         return TrainingClips(rows, None, augmentation)
     model.to(args.device)  # type: ignore[arg-type]  # as the Trainer will, but before frames are computed
     show_progress = not args.disable_tqdm
-    cache = cached_features(model, rows, augmentation, args.feature_cache_dir, show_progress=show_progress)
+    cache = cached_frames(model, rows, augmentation, args.frame_cache_dir, show_progress=show_progress)
     return TrainingClips(rows, cache, augmentation)
 
 
@@ -72,8 +72,8 @@ def audio_source(
     clips: TrainingClips, model: TermRetrievalModel, args: TermRetrievalArguments
 ) -> PcmFrames | CachedFrames:
     """Where the frames of these clips come from."""
-    if clips.feature_cache is not None:
-        return CachedFrames(clips.feature_cache, num_clips=len(clips))
+    if clips.frame_cache is not None:
+        return CachedFrames(clips.frame_cache, num_clips=len(clips))
     # Distortion computes levels in double precision, which an Apple GPU does not have.
     on_device = args.device.type not in ("cpu", "mps")
     return PcmFrames(ClipReader(clips.rows), model.audio_tower.num_frames, clips.augmentation, on_device)

@@ -11,7 +11,7 @@ FRAME_RATE = 50.0
 
 def load_audio(rows):
     frames = torch.tensor([int(row["duration"] * FRAME_RATE) for row in rows])
-    return {"features_BTH": torch.zeros(len(rows), int(frames.max()), 4), "num_frames_B": frames}, frames
+    return {"frames_BTH": torch.zeros(len(rows), int(frames.max()), 4), "num_frames_B": frames}, frames
 
 
 def window_spans(num_frames_B):
