@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch.distributed as dist
@@ -13,9 +14,22 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
-from qwen_term_retrieval.training.negatives.table import HardNegativeTable
 
 logger = logging.getLogger(__name__)
+
+
+class NegativeTable(Protocol):
+    """Where minings are kept, as `training/negatives/table.py` has it."""
+
+    refresh_steps: int
+
+    def begin(self, folder: Path, refresh_steps: int) -> None: ...
+    def check_meaning(self) -> None: ...
+    def needed_from(self, step: int) -> list[int]: ...
+    def is_mined(self, step: int) -> bool: ...
+    def mined_at(self, step: int) -> int: ...
+    def write(self, step: int, table_CK: NDArray[np.int32]) -> None: ...
+    def reopen(self) -> None: ...
 
 
 class HardNegativeRefreshCallback(TrainerCallback):
@@ -30,13 +44,16 @@ class HardNegativeRefreshCallback(TrainerCallback):
         mine: gives int32 (clips, K) by the model as it is; every rank calls it at the same step.
     """
 
-    def __init__(self, table: HardNegativeTable, mine: Callable[[], NDArray[np.int32]]) -> None:
+    def __init__(self, table: NegativeTable, mine: Callable[[], NDArray[np.int32]]) -> None:
         self.table = table
         self.mine = mine
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # A trial of a search has a folder and settings of its own.
+        folder = Path(str(args.output_dir), state.trial_name or "", "hard_negatives")
+        self.table.begin(folder, getattr(args, "hard_neg_refresh_steps", self.table.refresh_steps))
         if state.global_step == 0:
             self._refresh(state, [0])
             return

@@ -50,13 +50,15 @@ class NonFiniteGuardCallback(TrainerCallback, ExportableState):
             "attributes": {"nonfinite_steps": self.nonfinite_steps},
         }
 
-    def see_loss(self, loss: torch.Tensor) -> None:
+    def note_loss(self, loss: torch.Tensor) -> None:
         """Tell the guard of the loss of a micro-batch; nothing waits for the device."""
         self._bad_losses = self._bad_losses + (~loss.detach().isfinite()).long()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step == 0:  # a run, or a trial of a search, of its own
+            self.nonfinite_steps = 0
         # The limit of this run, not that of the run whose checkpoint is resumed.
         self.max_nonfinite_steps = getattr(args, "max_nonfinite_steps", self.max_nonfinite_steps)
 

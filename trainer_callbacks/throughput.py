@@ -27,7 +27,7 @@ class ThroughputCallback(TrainerCallback):
       what the devices can do (`peak_flops`: of known GPUs the vendor's figure, else the best product measured here).
 
     A step lasts from asking for its batches until the optimizer has stepped. Evaluation, checkpoints, logging and
-    mining lie between steps. A Trainer that does not call `see_wait` shows no `data_wait_share`, and its steps begin
+    mining lie between steps. A Trainer that does not call `note_wait` shows no `data_wait_share`, and its steps begin
     with their batches at hand.
 
     Example:
@@ -45,7 +45,7 @@ class ThroughputCallback(TrainerCallback):
         self._step_seconds = 0.0
         self._waited = 0.0
 
-    def see_wait(self, began: float) -> None:
+    def note_wait(self, began: float) -> None:
         """Tell of batches that were asked for at `began`, by `time.perf_counter`, and are here now."""
         self._step_began = began
         self._waited += time.perf_counter() - began

@@ -32,7 +32,6 @@ from qwen_term_retrieval.evaluation.ranking import (
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import count_known_terms, gold_ids, judge_matches, unlabelled_ids
-from qwen_term_retrieval.retrieval.encoding import ClipWindows, EncodedChunks
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever, best_matches
@@ -258,11 +257,11 @@ class RetrievalEvaluator:
         with tqdm(total=len(self.rows), desc="evaluating", unit="clip", disable=hidden) as bar:
             for first in range(0, len(self.rows), _CLIPS_AT_ONCE):
                 rows = [self.rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(self.rows)))]
-                batch = _pad(retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size))
+                windows = retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size)
                 neutral = [sorted(unlabelled_ids(row, index)) for row in rows]
                 for size, bank in banks.items():
-                    ranks[size].append(_rank(batch, gold[first : first + len(rows)], neutral, *bank))
-                matches += best_matches(batch, index, self.top_k)
+                    ranks[size].append(_rank(windows, gold[first : first + len(rows)], neutral, *bank))
+                matches += best_matches(windows, index, self.top_k)
                 bar.update(len(rows))
         for row, found in zip(self.rows_without_audio(), matches, strict=True):
             span_errors += _span_errors(row, found, index)
@@ -334,26 +333,21 @@ def terms_said_in(rows: Sequence[Mapping[str, Any]]) -> list[Term]:
 
 
 def _rank(
-    batch: EncodedChunks,
+    windows: AudioEmbeddings,
     gold: Sequence[Sequence[int]],
     neutral: Sequence[Sequence[int]],
     bank_ND: torch.Tensor,
     bank_ids: Sequence[int],
 ) -> RankedPairs:
     # A silent clip has no window: all terms tie at 0 and the right one stands last.
-    heard_B = batch.mask.any(dim=1)
-    mask_BW = batch.mask | ~heard_B[:, None]
-    vectors_BWD = batch.vectors * batch.mask[..., None]
+    heard_B = windows.mask.any(dim=1)
+    mask_BW = windows.mask | ~heard_B[:, None]
+    vectors_BWD = windows.vectors * windows.mask[..., None]
     return rank_pairs(vectors_BWD, gold, bank_ND, bank_ids, neutral=neutral, window_mask=mask_BW)
 
 
 def _joined(pairs: Sequence[RankedPairs]) -> RankedPairs:
     return RankedPairs(np.concatenate([p.ranks for p in pairs]), np.concatenate([p.term_ids for p in pairs]))
-
-
-def _pad(windows: Sequence[ClipWindows]) -> EncodedChunks:
-    joined = AudioEmbeddings.from_clips([clip.vectors for clip in windows], [clip.spans for clip in windows])
-    return EncodedChunks(list(range(len(windows))), joined.vectors, joined.spans, joined.mask)
 
 
 def _span_errors(row: Mapping[str, Any], found: Sequence[TermMatch], index: TermIndex) -> list[tuple[float, float]]:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
+
 TIE_TOLERANCE = 1e-6
-_BLOCK_SCORES = 1 << 24  # 64 MiB of float32
 _QUERY_BLOCK = 256
 
 
@@ -104,25 +105,17 @@ def _rank_block(
     term_P = torch.tensor([row for rows in gold for row in rows], device=device)
 
     gold_ND, column_P = torch.unique(term_P, return_inverse=True)
-    gold_QN = _best_window_scores(query_QWD, bank_ND[gold_ND.to(bank_ND.device)], mask_QW)
+    ((_, gold_QWN),) = blocks_of_scores(query_QWD, bank_ND[gold_ND.to(bank_ND.device)], mask_QW, block_scores=1 << 62)
+    gold_QN = gold_QWN.amax(dim=1)
     bar_P1 = (gold_QN[query_P, column_P] - TIE_TOLERANCE)[:, None]
 
     rank_P = torch.ones(len(term_P), dtype=torch.int64, device=device)
-    step = max(1, _BLOCK_SCORES // (len(query_QWD) * query_QWD.shape[1]))
-    for first in range(0, len(bank_ND), step):
-        scores_QN = _best_window_scores(query_QWD, bank_ND[first : first + step], mask_QW)
-        inside_P = (term_P >= first) & (term_P < first + step)
-        scores_QN[query_P[inside_P], term_P[inside_P] - first] = -torch.inf
+    for rows, scores_QWN in blocks_of_scores(query_QWD, bank_ND, mask_QW):
+        scores_QN = scores_QWN.amax(dim=1)
+        inside_P = (term_P >= rows.start) & (term_P < rows.stop)
+        scores_QN[query_P[inside_P], term_P[inside_P] - rows.start] = -torch.inf
         rank_P += (scores_QN[query_P] >= bar_P1).sum(dim=1)
     return rank_P.cpu().numpy()
-
-
-def _best_window_scores(query_QWD: torch.Tensor, bank_ND: torch.Tensor, mask_QW: torch.Tensor | None) -> torch.Tensor:
-    bank_ND = bank_ND.to(query_QWD.device, torch.float32)
-    scores_QWN = (query_QWD.flatten(0, 1) @ bank_ND.T).unflatten(0, query_QWD.shape[:2])
-    if mask_QW is not None:
-        scores_QWN = scores_QWN.masked_fill(~mask_QW.to(scores_QWN.device)[:, :, None], -torch.inf)
-    return scores_QWN.amax(dim=1)
 
 
 def _check_inputs(

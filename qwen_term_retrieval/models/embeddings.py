@@ -1,16 +1,40 @@
-"""What `TermRetrievalModel.encode_audio` gives back."""
+"""Spans of clips, and what `TermRetrievalModel.encode_audio` gives back for them.
+
+Shapes: B clips, W windows of a clip, P spans of all clips, D embedding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 
-@dataclass
+class Spans(NamedTuple):
+    """Spans of clips in encoder frames, under the names that the model's `forward` has for them.
+
+    clip_index_P: int64, the clip of each. start_P, end_P: edges, frame i covering i … i + 1.
+    """
+
+    clip_index_P: torch.Tensor
+    start_P: torch.Tensor
+    end_P: torch.Tensor
+
+    def to(self, device: torch.device) -> Spans:
+        return Spans(*(values.to(device) for values in self))
+
+    @classmethod
+    def whole_clips(cls, num_frames_B: torch.Tensor) -> Spans:
+        """One span over all of each clip."""
+        clip_index_B = torch.arange(len(num_frames_B), device=num_frames_B.device)
+        return cls(clip_index_B, torch.zeros_like(num_frames_B), num_frames_B)
+
+
+@dataclass(frozen=True)
 class AudioEmbeddings:
     """Windows of B clips, up to W each; spans and mask on the CPU.
 

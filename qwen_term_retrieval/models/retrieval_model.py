@@ -9,9 +9,8 @@ Shapes: B clips, S samples, T frames, L encoder layers, H hidden, P spans, W win
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.models.attention_backend import attention_precision, attention_refused_by_name
 from qwen_term_retrieval.models.attention_pooling import AttentionPooling
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
-from qwen_term_retrieval.models.embeddings import AudioEmbeddings
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
+from qwen_term_retrieval.models.evaluation_mode import evaluation_mode
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.pretrained_model import TermRetrievalPreTrainedModel
 from qwen_term_retrieval.models.text_towers.text_cache import TextCache
@@ -94,6 +94,27 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         if self.config.logit_bias is None:
             self.config.logit_bias = start
             self.logit_bias = nn.Parameter(torch.tensor(start, device=self.logit_scale.device))
+
+    @torch.no_grad()
+    def start_logits(
+        self, temperature: float | None = None, *, with_bias: bool = False, bias: float | None = None
+    ) -> None:
+        """Let temperature and bias start from these, or go on as the model has them where they are None.
+
+        Args:
+            with_bias: the loss has one: the model gets it, unless it has one.
+            bias: where it starts.
+        """
+        if temperature is not None:
+            self.set_temperature(temperature)
+        if with_bias:
+            self.add_logit_bias()
+            if bias is not None:
+                self.config.logit_bias = bias
+                self.logit_bias.fill_(bias)
+        if self.config.logit_bias is not None:
+            # What the loss does not use must not wait for a gradient under DDP.
+            self.logit_bias.requires_grad_(with_bias)
 
     def set_temperature(self, temperature: float) -> None:
         """Let the learned temperature start over from this one."""
@@ -162,12 +183,11 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
             pooled_NH = self.text_tower(**text_inputs)
         return F.normalize(self.text_head(pooled_NH.to(self.text_head.weight.dtype)).float(), dim=-1)
 
-    def window_spans(self, num_frames_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """clip_index_P, start_P, end_P of the config's window grid, on the device of `num_frames_B`."""
+    def window_spans(self, num_frames_B: torch.Tensor) -> Spans:
+        """The config's window grid, on the device of `num_frames_B`."""
         windows = self.config.windows or {}
         grid = window_grid(num_frames_B.tolist(), windows.get("sizes"), windows.get("stride"))
-        clip_index_P, start_P, end_P = (values.to(num_frames_B.device) for values in grid)
-        return clip_index_P, start_P, end_P
+        return grid.to(num_frames_B.device)
 
     def forward(
         self,
@@ -205,18 +225,39 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
 
     # Users' entries -------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """No dropout and no graph; whatever mode the model was in comes back."""
-        was_training = self.training
-        if was_training:
-            self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            if was_training:
-                self.train()
+    def embed_spans(self, audio_inputs: Mapping[str, torch.Tensor], spans: Spans) -> torch.Tensor:
+        """Unit vectors (P, D) of spans as a search sees them, without dropout and graph.
+
+        Args:
+            audio_inputs: of `forward`: `pcm_BS` and `num_samples_B`, or `frames_BTH` and `num_frames_B`; on any device.
+            spans: on any device.
+        """
+        inputs = {name: values.to(self.device) for name, values in audio_inputs.items()}
+        with evaluation_mode(self):
+            return self(**inputs, **spans.to(self.device)._asdict()).audio_PD
+
+    def embed_windows(
+        self,
+        audio_inputs: Mapping[str, torch.Tensor],
+        num_frames_B: torch.Tensor,
+        spans: Spans | None = None,
+        first_frame_B: torch.Tensor | None = None,
+    ) -> AudioEmbeddings:
+        """The windows of a batch, vectors on the model's device: the one way from audio to windows.
+
+        Args:
+            audio_inputs: see `embed_spans`.
+            num_frames_B: encoder frames of each clip, on the CPU.
+            spans: clip by clip, on the CPU; the config's window grid where left out.
+            first_frame_B: where each clip begins in its recording; the windows' seconds count from there.
+        """
+        spans = self.window_spans(num_frames_B) if spans is None else spans
+        vectors_PD = self.embed_spans(audio_inputs, spans)
+        counts = torch.bincount(spans.clip_index_P, minlength=len(num_frames_B)).tolist()
+        edges_P2 = torch.stack([spans.start_P, spans.end_P], dim=1)
+        if first_frame_B is not None:
+            edges_P2 = edges_P2 + first_frame_B[spans.clip_index_P, None]
+        return AudioEmbeddings.from_clips(vectors_PD.split(counts), (edges_P2 / self.frame_rate).split(counts))
 
     def encode_audio(self, clips: Sequence[Any], batch_size: int = 16, show_progress: bool = False) -> AudioEmbeddings:
         """Embed every window of every clip.
@@ -238,23 +279,18 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         names = [str(clip) if isinstance(clip, str | Path) else f"clip {index}" for index, clip in enumerate(clips)]
         pcm = [clip_pcm(clip, SAMPLING_RATE, name=name) for clip, name in zip(clips, names, strict=True)]
         self.audio_tower.check_lengths(torch.tensor([len(samples) for samples in pcm]), names)
-        rows: list[Any] = [None] * len(pcm)
-        with (
-            self._evaluating(),
-            tqdm(total=len(pcm), desc="encoding clips", unit="clip", disable=not show_progress) as bar,
-        ):
+        vectors: list[Any] = [None] * len(pcm)
+        spans: list[Any] = [None] * len(pcm)
+        with tqdm(total=len(pcm), desc="encoding clips", unit="clip", disable=not show_progress) as bar:
             for batch in length_buckets([len(samples) for samples in pcm], batch_size):
                 pcm_BS, num_samples_B = pad_pcm([pcm[index] for index in batch])
-                frames_BTH, num_frames_B = self.audio_frames(pcm_BS.to(self.device), num_samples_B)
-                clip_index_P, start_P, end_P = self.window_spans(num_frames_B)
-                vectors_PD = self.pool_spans(frames_BTH, num_frames_B, clip_index_P, start_P, end_P)
-                counts = torch.bincount(clip_index_P, minlength=len(batch)).tolist()
-                spans_P2 = torch.stack([start_P, end_P], dim=1) / self.frame_rate
-                parts = zip(vectors_PD.cpu().split(counts), spans_P2.cpu().split(counts), strict=True)
-                for index, part in zip(batch, parts, strict=True):
-                    rows[index] = part
+                num_frames_B = self.audio_tower.num_frames(num_samples_B)
+                found = self.embed_windows({"pcm_BS": pcm_BS, "num_samples_B": num_samples_B}, num_frames_B)
+                for row, index in enumerate(batch):
+                    vectors[index] = found.vectors[row, : found.mask[row].sum()].cpu()
+                    spans[index] = found.spans[row, : found.mask[row].sum()]
                 bar.update(len(batch))
-        return AudioEmbeddings.from_clips([row[0] for row in rows], [row[1] for row in rows])
+        return AudioEmbeddings.from_clips(vectors, spans)
 
     def encode_terms(
         self,
@@ -276,7 +312,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         """
         vectors_ND = torch.empty(len(terms), self.config.embedding_dim)
         with (
-            self._evaluating(),
+            evaluation_mode(self),
             tqdm(total=len(terms), desc="encoding terms", unit="term", disable=not show_progress, leave=None) as bar,
         ):
             for batch in length_buckets([len(term) for term in terms], batch_size):
@@ -316,7 +352,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         texts = list(dict.fromkeys(texts))
         pooled_NH = torch.empty(len(texts), tower.hidden_size)
         with (
-            self._evaluating(),
+            evaluation_mode(self),
             tqdm(total=len(texts), desc="encoding texts", unit="text", disable=not show_progress) as bar,
         ):
             for batch in length_buckets([len(text) for text in texts], batch_size):

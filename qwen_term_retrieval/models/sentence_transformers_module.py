@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modality import infer_batch_modality
 from sentence_transformers.base.modules import InputModule
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
-from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.models.embeddings import Spans
+
+if TYPE_CHECKING:
+    from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 
 
 class TermRetrievalModule(InputModule):
@@ -63,9 +65,9 @@ class TermRetrievalModule(InputModule):
             inputs = {name: values for name, values in features.items() if name != "modality"}
             vectors = self.model.embed_texts(**inputs)
         else:
-            frames, num_frames_B = self.model.audio_frames(features["pcm_BS"], features["num_samples_B"])
-            clip_B = torch.arange(len(num_frames_B), device=num_frames_B.device)
-            vectors = self.model.pool_spans(frames, num_frames_B, clip_B, torch.zeros_like(num_frames_B), num_frames_B)
+            audio = {name: features[name] for name in ("pcm_BS", "num_samples_B")}
+            whole = Spans.whole_clips(self.model.audio_tower.num_frames(audio["num_samples_B"]))
+            vectors = self.model(**audio, **whole._asdict()).audio_PD
         return {**features, "sentence_embedding": vectors}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
@@ -75,6 +77,8 @@ class TermRetrievalModule(InputModule):
     def load(  # type: ignore[override]  # what it does not name comes in kwargs
         cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
     ) -> TermRetrievalModule:
+        from qwen_term_retrieval import TermRetrievalModel  # the model knows this module: it exports by it
+
         hub = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if kwargs.get(name)}
         return cls(TermRetrievalModel.from_pretrained(model_name_or_path, subfolder=subfolder, **hub))
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from qwen_term_retrieval.models.embeddings import Spans
 
-def window_grid(
-    num_frames_B: Sequence[int] | torch.Tensor, sizes: Sequence[int] | None, stride: int | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def window_grid(num_frames_B: Sequence[int] | torch.Tensor, sizes: Sequence[int] | None, stride: int | None) -> Spans:
     """Windows of every clip, clip by clip, by size and then start.
 
     Each size that fits into a clip is laid at 0, stride, 2 · stride …, and once more at the clip's end where the
@@ -22,7 +22,7 @@ def window_grid(
     `sizes=None` that window is the only one.
 
     Returns:
-        clip_index_P int64, start_P and end_P float32, on the CPU.
+        Edges float32, on the CPU.
 
     >>> _, start, end = window_grid([5], sizes=(4,), stride=2)
     >>> start.tolist(), end.tolist()
@@ -33,7 +33,7 @@ def window_grid(
     counts = torch.tensor([len(windows) for windows in rows], dtype=torch.int64)
     clip_index_P = torch.repeat_interleave(torch.arange(len(rows)), counts)
     windows_P2 = np.concatenate(rows) if rows else np.zeros((0, 2), np.float32)
-    return clip_index_P, torch.from_numpy(windows_P2[:, 0].copy()), torch.from_numpy(windows_P2[:, 1].copy())
+    return Spans(clip_index_P, *(torch.from_numpy(edges_P.copy()) for edges_P in windows_P2.T))
 
 
 @functools.lru_cache(maxsize=4096)

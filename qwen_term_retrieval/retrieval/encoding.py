@@ -11,8 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,7 @@ import torch
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.errors import BadAudioError
-from qwen_term_retrieval.models.embeddings import AudioEmbeddings
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.retrieval.stream import Chunk, Chunker
@@ -36,28 +34,6 @@ DEFAULT_WINDOW_SECONDS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.
 DEFAULT_STRIDE_SECONDS = 0.1
 
 Windows = Literal["auto", "clip"] | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class EncodedChunks:
-    """Windows of a batch of chunks.
-
-    clips: the position of each chunk's clip. vectors: (C, W, D), unit norm, on the model's device. spans: (C, W, 2),
-    start and end in seconds of the clip, and mask: (C, W), True where a window is real; both on the CPU.
-    """
-
-    clips: list[int]
-    vectors: torch.Tensor
-    spans: torch.Tensor
-    mask: torch.Tensor
-
-
-@dataclass(frozen=True)
-class ClipWindows:
-    """All windows of one clip: unit vectors (W, D), and spans (W, 2), start and end in seconds; on the CPU."""
-
-    vectors: torch.Tensor
-    spans: torch.Tensor
 
 
 class ClipEncoder:
@@ -124,48 +100,42 @@ class ClipEncoder:
         yield from chunker.finish()
 
     @torch.inference_mode()
-    def encode_chunks(self, chunks: Sequence[tuple[int, Chunk]], batch_size: int) -> Iterator[EncodedChunks]:
-        """Batches of chunks of like length, each with the windows that it owns."""
-        device = self.model.device
+    def encode_chunks(
+        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int
+    ) -> Iterator[tuple[list[int], AudioEmbeddings]]:
+        """Batches of chunks of like length: the clips they are of, and the windows that each chunk owns.
+
+        The vectors are on the model's device; spans count in seconds of the clip.
+        """
         by_length = sorted(chunks, key=lambda item: len(item[1].pcm))
         for first in range(0, len(by_length), batch_size):
-            batch = by_length[first : first + batch_size]
-            pcm_CS, num_samples_C = pad_pcm([chunk.pcm for _, chunk in batch])
-            with evaluating(self.model):
-                frames_CTH, num_frames_C = self.model.audio_frames(pcm_CS.to(device), num_samples_C.to(device))
-                clip_P, start_P, end_P, spans_P2 = self._owned_windows([chunk for _, chunk in batch], num_frames_C)
-                vectors_PD = self.model.pool_spans(
-                    frames_CTH, num_frames_C, clip_P.to(device), start_P.to(device), end_P.to(device)
-                )
-            counts = torch.bincount(clip_P, minlength=len(batch)).tolist()
-            joined = AudioEmbeddings.from_clips(vectors_PD.split(counts), spans_P2.split(counts))
-            yield EncodedChunks([position for position, _ in batch], joined.vectors, joined.spans, joined.mask)
+            positions, batch = zip(*by_length[first : first + batch_size], strict=True)
+            pcm_CS, num_samples_C = pad_pcm([chunk.pcm for chunk in batch])
+            num_frames_C = self.model.audio_tower.num_frames(num_samples_C)
+            first_C = torch.tensor([chunk.first_frame for chunk in batch], dtype=torch.float32)
+            spans = self._owned_windows(batch, num_frames_C, first_C)
+            inputs = {"pcm_BS": pcm_CS, "num_samples_B": num_samples_C}
+            yield list(positions), self.model.embed_windows(inputs, num_frames_C, spans, first_C)
 
-    def encode(
-        self, clips: Sequence[Any], *, sampling_rate: int | None = None, batch_size: int = 8
-    ) -> list[ClipWindows]:
-        """All windows of every clip; a silent clip has none. Raises as `cut`."""
+    def encode(self, clips: Sequence[Any], *, sampling_rate: int | None = None, batch_size: int = 8) -> AudioEmbeddings:
+        """All windows of every clip, on the CPU; a silent clip has none. Raises as `cut`."""
         vectors = [[torch.zeros(0, self.model.config.embedding_dim)] for _ in clips]
         spans = [[torch.zeros(0, 2)] for _ in clips]
-        for batch in self.encode_chunks(self.cut(clips, sampling_rate), batch_size):
-            vectors_CWD = batch.vectors.float().cpu()
-            for row, position in enumerate(batch.clips):
-                vectors[position].append(vectors_CWD[row, batch.mask[row]])
-                spans[position].append(batch.spans[row, batch.mask[row]])
-        return [ClipWindows(torch.cat(v), torch.cat(s)) for v, s in zip(vectors, spans, strict=True)]
+        for positions, found in self.encode_chunks(self.cut(clips, sampling_rate), batch_size):
+            vectors_CWD = found.vectors.float().cpu()
+            for row, position in enumerate(positions):
+                vectors[position].append(vectors_CWD[row, found.mask[row]])
+                spans[position].append(found.spans[row, found.mask[row]])
+        return AudioEmbeddings.from_clips(list(map(torch.cat, vectors)), list(map(torch.cat, spans)))
 
-    def _owned_windows(
-        self, chunks: Sequence[Chunk], num_frames_C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """clip_P, start_P, end_P in frames of the chunk, and spans_P2 in seconds of the clip."""
-        clip_P, start_P, end_P = window_grid(num_frames_C.tolist(), self.sizes, self.stride)
-        first_C = torch.tensor([chunk.first_frame for chunk in chunks], dtype=torch.float32)
+    def _owned_windows(self, chunks: Sequence[Chunk], num_frames_C: torch.Tensor, first_C: torch.Tensor) -> Spans:
+        """The windows of the grid that end in the part that a chunk owns, in frames of the chunk."""
+        grid = window_grid(num_frames_C, self.sizes, self.stride)
         owned_C2 = torch.tensor([(chunk.owned_from, chunk.owned_to) for chunk in chunks])
-        ends_at_P = end_P + first_C[clip_P]
-        owned_P = (ends_at_P > owned_C2[clip_P, 0]) & (ends_at_P <= owned_C2[clip_P, 1])
-        clip_P, start_P, end_P = clip_P[owned_P], start_P[owned_P], end_P[owned_P]
-        spans_P2 = (torch.stack([start_P, end_P], dim=1) + first_C[clip_P, None]) / self.model.frame_rate
-        return clip_P, start_P, end_P, spans_P2
+        ends_at_P = grid.end_P + first_C[grid.clip_index_P]
+        owned_P2 = owned_C2[grid.clip_index_P]
+        owned_P = (ends_at_P > owned_P2[:, 0]) & (ends_at_P <= owned_P2[:, 1])
+        return Spans(*(values[owned_P] for values in grid))
 
 
 def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int] | None, int | None]:
@@ -179,16 +149,3 @@ def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int
         raise ValueError(f'windows must be "auto", "clip" or a mapping with sizes and stride, not {chosen!r}')
     rate = model.frame_rate
     return [round(seconds * rate) for seconds in DEFAULT_WINDOW_SECONDS], max(1, round(DEFAULT_STRIDE_SECONDS * rate))
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, for as long as it takes."""
-    if not model.training:  # to go there and back is milliseconds, a tenth of a short search
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()

@@ -33,9 +33,8 @@ from qwen_term_retrieval.retrieval.index_folder import (
     group_terms,
     read_meta,
 )
+from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
 from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
-
-_BLOCK_SCORES = 1 << 24  # 64 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -231,18 +230,13 @@ class TermIndex:
             ValueError: an empty index, shapes that do not fit, a query that is not finite.
         """
         self._check_query(query_BWD, top_k, mask_BW)
-        num_queries, num_windows, _ = query_BWD.shape
-        if mask_BW is None:
-            mask_BW = torch.ones(num_queries, num_windows, dtype=torch.bool)
-        step = max(1, _BLOCK_SCORES // max(1, num_queries * num_windows))
-        query_BWD, mask_BW = query_BWD.to(self.device, torch.float32), mask_BW.to(self.device)
+        num_queries = len(query_BWD)
+        query_BWD = query_BWD.to(self.device, torch.float32)
         # Of the best `keep` spellings, at least `top_k` belong to different terms.
         keep = top_k * self._most_spellings
         best = _Best.empty(num_queries, self.device, aliases=keep > top_k)
-        for first in range(0, len(self.vectors_ND), step):
-            rows = slice(first, first + step)
-            scores_BWN = query_BWD @ self.vectors_ND[rows].T
-            scores_BN, window_BN = scores_BWN.masked_fill_(~mask_BW[:, :, None], -torch.inf).max(dim=1)
+        for rows, scores_BWN in blocks_of_scores(query_BWD, self.vectors_ND, mask_BW):
+            scores_BN, window_BN = scores_BWN.max(dim=1)
             term_BN = self._term_of_row_N[rows].expand(num_queries, -1)
             best = best.merge(scores_BN, term_BN, window_BN, keep)
         top_k = min(top_k, len(self))

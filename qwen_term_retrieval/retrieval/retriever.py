@@ -19,9 +19,10 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
-from qwen_term_retrieval.retrieval.encoding import ClipEncoder, EncodedChunks, Windows
+from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -228,13 +229,13 @@ class TermRetriever:
                 best: list[dict[int, TermMatch]] = [{} for _ in group]
                 chunks = self.encoder.cut(group, sampling_rate, first=len(answers))
                 bar.total = bar.n + math.ceil(len(chunks) * (len(clips) - len(answers)) / len(group))
-                for batch in self.encoder.encode_chunks(chunks, batch_size):
-                    for position, matches in zip(batch.clips, best_matches(batch, index, top_k), strict=True):
+                for positions, windows in self.encoder.encode_chunks(chunks, batch_size):
+                    for position, matches in zip(positions, best_matches(windows, index, top_k), strict=True):
                         for match in matches:
                             known = best[position].setdefault(match.term_id, match)
                             if match.score > known.score:
                                 best[position][match.term_id] = match
-                    bar.update(len(batch.clips))
+                    bar.update(len(positions))
                 answers += [_best_first(found.values(), top_k, threshold) for found in best]
         return answers
 
@@ -284,8 +285,8 @@ class TermRetriever:
         # Chunks at a stream's end may be too short for the tower, and nothing is heard in silence.
         if frames < 2 or not chunk.pcm.any():
             return merger.add([], heard_to)
-        (batch,) = self.encoder.encode_chunks([(0, chunk)], batch_size=1)
-        (found,) = best_matches(batch, self.term_index, top_k)
+        ((_, windows),) = self.encoder.encode_chunks([(0, chunk)], batch_size=1)
+        (found,) = best_matches(windows, self.term_index, top_k)
         return merger.add((match for match in found if match.score >= threshold), heard_to)
 
     def _threshold_or_default(self, threshold: float | None) -> float | None:
@@ -294,11 +295,11 @@ class TermRetriever:
         return self.threshold if threshold is None else threshold
 
 
-def best_matches(batch: EncodedChunks, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
-    """The best terms of each chunk, best first, each with the span of its best window."""
-    hits = index.search(batch.vectors, top_k, mask_BW=batch.mask)
+def best_matches(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
+    """The best terms of each clip, best first, each with the span of its best window."""
+    hits = index.search(windows.vectors, top_k, mask_BW=windows.mask)
     answers = []
-    for row, spans_W2 in enumerate(batch.spans.tolist()):
+    for row, spans_W2 in enumerate(windows.spans.tolist()):
         columns = (hits.scores[row].tolist(), hits.terms[row].tolist(), hits.windows[row].tolist())
         found = []
         for score, position, window in zip(*columns, strict=True):

@@ -1,4 +1,4 @@
-"""What a run leaves behind: checkpoints that are models with a card, on disk and, with `push_to_hub`, on the Hub.
+"""What a run leaves on the Hub: checkpoints that are models with a card.
 
 The Trainer of transformers 5.23 uploads the output folder as it is: without a card until the end, with the tables of
 hard negatives, caches that lie there and a pickle of the settings, token included; a checkpoint may be deleted while
@@ -16,153 +16,80 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 from huggingface_hub.utils import httpx
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from qwen_term_retrieval.evaluation.evaluator import RECALL_AT
-from qwen_term_retrieval.evaluation.report import GROUPS
-from qwen_term_retrieval.models.model_card import model_card
-from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
 MODEL_FILES = ("config.json", "README.md", "*.safetensors", "*.safetensors.index.json")
-# Of a checkpoint to resume from, all but a pickle of the settings: nothing reads it, and it holds the token.
+# In a checkpoint to resume from all is wanted but a pickle of the settings: nothing reads it, and it holds the token.
 NOT_IN_CHECKPOINTS = "training_args.bin"
 _STAGING = ".push"
-_MAIN = f"recall@{RECALL_AT[0]}"
 
 
 class HubPushError(RuntimeError):
     """A model did not reach the Hub; it is on disk."""
 
 
-class HubTrainer(Trainer):
-    """A Trainer of a `TermRetrievalModel`: which of its checkpoints is the best, their cards, and the Hub.
+class Publisher:
+    """Pushes the checkpoints of a run of any `Trainer`, and at its end the model.
 
     Args:
-        card_data: Markdown for the card: what the model was trained on.
-        card_recall: rows of the card's recall table; without, those of the last evaluation, where it was of the weights
-            that are saved.
-        card_thresholds: rows on what the threshold does.
+        trainer: whose run it is. Its checkpoints hold a card, and nothing that must not be published beside
+            `NOT_IN_CHECKPOINTS`.
+        checkpoints: say which one is the best.
     """
 
-    card_data: str | None = None
-    card_recall: list[dict[str, Any]] | None = None
-    card_thresholds: list[dict[str, Any]] | None = None
-    args: TermRetrievalArguments
-    retrieval_model: TermRetrievalModel
-    _api: HfApi | None = None
-    _pushes: Sequence[Future[CommitInfo]] = ()
+    def __init__(self, trainer: Trainer, checkpoints: Checkpoints):
+        self.trainer = trainer
+        self.checkpoints = checkpoints
+        self._api: HfApi | None = None
+        self._pushes: Sequence[Future[CommitInfo]] = ()
 
-    # ---- checkpoints -------------------------------------------------------------------------------------------
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
-        best = is_best(self.args, self.state, metrics)
-        super()._determine_best_metric(metrics=metrics, trial=trial)
-        if best and self.state.best_global_step is not None:
-            self.state.best_global_step = self.state.global_step
-        if self.args.save_every_epochs > 1 and (best or self.control.should_training_stop):
-            self.control.should_save = True
-        return best
-
-    def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]
-        """Leave a run that was resumed at its end where it is: the Trainer would take another step, or many."""
-        stopped_early = any(
-            callback.early_stopping_patience_counter >= callback.early_stopping_patience
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, EarlyStoppingCallback)
-        )
-        if stopped_early or self.state.global_step >= self.state.max_steps:
-            logger.info("the run had come to its end at step %d: there is nothing to train", self.state.global_step)
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(**settings)
-
-    # ---- the card ---------------------------------------------------------------------------------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            (folder / "README.md").write_text(self._card(), encoding="utf-8")
-
-    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the model's own card into `output_dir`."""
-        if self.is_world_process_zero():
-            Path(str(self.args.output_dir), "README.md").write_text(self._card(), encoding="utf-8")
-
-    def _card(self) -> str:
-        step = self.weights_step
-        epochs = [entry["epoch"] for entry in self.state.log_history if entry["step"] == step and "epoch" in entry]
-        return model_card(
-            self.retrieval_model.config,
-            repository=self.hub_model_id or "",
-            data=self.card_data,
-            recall=self.card_recall or recall_rows(self._metrics_of(step), "eval", "evaluation"),
-            thresholds=self.card_thresholds,
-            step=step or None,
-            epoch=epochs[-1] if epochs else self.state.epoch if step == self.state.global_step else None,
-        )
-
-    @property
-    def weights_step(self) -> int:
-        """The step that the model's weights are of: the last, or that of the best checkpoint, once it is loaded."""
-        best = self.state.best_model_checkpoint
-        was_loaded = not self.is_in_train and self.args.load_best_model_at_end and best and Path(best).is_dir()
-        return int(self.state.best_global_step or 0) if was_loaded else self.state.global_step
-
-    def _metrics_of(self, step: int) -> dict[str, float]:
-        found = [entry for entry in self.state.log_history if entry["step"] == step and f"eval_{_MAIN}" in entry]
-        return found[-1] if found else {}
-
-    # ---- the Hub ----------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository, before the first step.
+    def make_repository(self, make: Callable[[], object]) -> None:
+        """Make the repository by `make`, before the first step.
 
         Raises:
             HubPushError: it cannot be made: no token, no right, no Hub.
         """
-        name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        trainer = self.trainer
+        name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
         try:
-            super().init_hf_repo(token=token, private=private)
+            make()
         except (httpx.HTTPError, OSError, HFValidationError) as error:
             raise HubPushError(
                 f"--push_to_hub: the Hub does not take the repository {name!r}: {_first_line(error)}. Log in with `hf "
                 "auth login` or set HF_TOKEN to a token that may write there, name it by --hub_model_id USER/NAME, or "
                 "train without --push_to_hub: the model can be uploaded afterwards."
             ) from error
-        if self.is_world_process_zero():
+        if trainer.is_world_process_zero():
             shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, checkpoint: Path) -> None:
         """Push a checkpoint in the background; while another push is under way, only the best and on request all."""
-        strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END or self.state.is_hyper_param_search:
+        trainer, state = self.trainer, self.trainer.state
+        strategy = trainer.args.hub_strategy
+        if not trainer.is_world_process_zero() or strategy == HubStrategy.END or state.is_hyper_param_search:
             return
-        step = self.state.global_step
-        is_best = step == self.state.best_global_step
+        step = state.global_step
+        is_best = step == state.best_global_step
         done = [push for push in self._pushes if push.done()]
         under_way = [push for push in self._pushes if push not in done]
         self._report(done)
         self._pushes = under_way
-        if under_way and not is_best and not self.args.hub_always_push:
+        if under_way and not is_best and not trainer.args.hub_always_push:
             logger.info("step %d is not pushed: another push is under way; --hub_always_push pushes every one", step)
             return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        checkpoint = Path(checkpoint_folder)
+        trainer.callback_handler.on_push_begin(trainer.args, state, trainer.control)
         resumable = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         try:
             staged = self._stage(checkpoint, f"step-{step}", resumable.get(HubStrategy(strategy)))
@@ -170,66 +97,57 @@ class HubTrainer(Trainer):
             logger.warning("step %d is not pushed, it could not be copied aside: %s", step, _first_line(error))
             return
         tags = [f"step-{step}", *(["best"] if is_best else [])]
-        title = f"Step {step}, epoch {self.state.epoch or 0:.2f}"
+        title = f"Step {step}, epoch {state.epoch or 0:.2f}"
         self._pushes = [*under_way, self._start_push(staged, title, tags)]
 
-    def push_to_hub(  # type: ignore[override]
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Save the model with its card, and push it under the tag `final`; and `best` where it is.
+    def push_model(
+        self, commit_message: str, *, blocking: bool, token: str | None, revision: str | None
+    ) -> CommitInfo | Future[CommitInfo]:
+        """Push the model in `output_dir` under the tag `final`; and `best` where it is. The main process calls it.
 
         Raises:
             HubPushError: the model is in `output_dir`, but not on the Hub.
         """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self._finish_current_push()
+        self.wait()
         try:
-            staged = self._stage(Path(str(self.args.output_dir)), "final")
+            staged = self._stage(Path(str(self.trainer.args.output_dir)), "final")
         except OSError as error:
             raise self._not_pushed(error) from error
-        tags = ["final", *(["best"] if self.weights_step == self.state.best_global_step else [])]
-        push = self._start_push(staged, commit_message or "End of training", tags, token=token, revision=revision)
+        is_best = self.checkpoints.weights_step == self.trainer.state.best_global_step
+        push = self._start_push(
+            staged, commit_message, ["final", *(["best"] if is_best else [])], token=token, revision=revision
+        )
         if not blocking:
             return push
         if failed := push.exception():
             raise self._not_pushed(failed) from failed
         return push.result()
 
-    def _not_pushed(self, error: BaseException) -> HubPushError:
-        return HubPushError(
-            f"the model is whole in {self.args.output_dir}, but the push to {self.hub_model_id} failed: "
-            f"{_first_line(error)}. Run the same command again with --resume, or push it with `hf upload "
-            f"{self.hub_model_id} {self.args.output_dir} . --include config.json --include README.md --include "
-            "'*.safetensors*' --exclude 'checkpoint-*'`."
-        )
-
-    def _finish_current_push(self) -> None:
+    def wait(self) -> None:
         """Wait for what is under way."""
         self._report(self._pushes)
         self._pushes = ()
+
+    def _not_pushed(self, error: BaseException) -> HubPushError:
+        folder, name = self.trainer.args.output_dir, self.trainer.hub_model_id
+        return HubPushError(
+            f"the model is whole in {folder}, but the push to {name} failed: "
+            f"{_first_line(error)}. Run the same command again with --resume, or push it with `hf upload "
+            f"{name} {folder} . --include config.json --include README.md --include "
+            "'*.safetensors*' --exclude 'checkpoint-*'`."
+        )
 
     def _report(self, pushes: Iterable[Future[CommitInfo]]) -> None:
         for push in pushes:
             if error := push.exception():
                 logger.warning(
                     "a checkpoint did not reach %s; it is on disk, the run goes on, and pushes the next: %s",
-                    *(self.hub_model_id, _first_line(error)),
+                    *(self.trainer.hub_model_id, _first_line(error)),
                 )
 
     @property
     def _staging(self) -> Path:
-        return Path(str(self.args.output_dir), _STAGING)
+        return Path(str(self.trainer.args.output_dir), _STAGING)
 
     def _stage(self, folder: Path, name: str, whole: str | None = None) -> Path:
         """Copy the files of a model aside: what is pushed must not change, nor be deleted, meanwhile.
@@ -253,9 +171,10 @@ class HubTrainer(Trainer):
     def _start_push(
         self, staged: Path, title: str, tags: list[str], *, token: str | None = None, revision: str | None = None
     ) -> Future[CommitInfo]:
+        args = self.trainer.args
         if self._api is None:
-            self._api = HfApi(token=token or self.args.hub_token)  # runs one push after the other
-        repo_id, revision = str(self.hub_model_id), revision or self.args.hub_revision
+            self._api = HfApi(token=token or args.hub_token)  # runs one push after the other
+        repo_id, revision = str(self.trainer.hub_model_id), revision or args.hub_revision
         return self._api.run_as_future(push_folder, self._api, repo_id, staged, title, tags, revision)
 
 
@@ -286,25 +205,6 @@ def move_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
     with contextlib.suppress(RevisionNotFoundError):
         api.delete_tag(repo_id, tag=tag)
     api.create_tag(repo_id, tag=tag, revision=commit)
-
-
-def recall_rows(metrics: dict[str, float], prefix: str, split: str) -> list[dict[str, Any]]:
-    """Rows of the card's recall table from metrics such as `eval_recall@10` and `eval_recall@10_unseen`."""
-    names = [*(f"recall@{k}" for k in RECALL_AT), "mrr"]
-    return [
-        {"split": split, "terms": group, "pairs": int(metrics[f"{prefix}_pairs{suffix}"])}
-        | {name: metrics[f"{prefix}_{name}{suffix}"] for name in names}
-        for suffix, group in GROUPS.items()
-        if f"{prefix}_{_MAIN}{suffix}" in metrics
-    ]
-
-
-def threshold_rows(metrics: dict[str, float], prefix: str, split: str) -> list[dict[str, Any]]:
-    """A row of the card's threshold table from metrics such as `test_precision`; none where no threshold was tried."""
-    names = ("precision", "recall", "f1", "false_alarms_per_minute")
-    if f"{prefix}_precision" not in metrics:
-        return []
-    return [{"split": split} | {name: metrics.get(f"{prefix}_{name}") for name in names}]
 
 
 def _first_line(error: BaseException) -> str:

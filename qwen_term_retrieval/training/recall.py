@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.distributed import gathered, rank, world_size
@@ -20,10 +19,9 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.training.data.clips import TrainingClips, languages_of
 from qwen_term_retrieval.training.data.sampling import Visit
-from qwen_term_retrieval.training.negatives.table import encode_by_all_ranks
+from qwen_term_retrieval.training.term_encoding import encode_by_all_ranks
 
 
-@torch.no_grad()
 def evaluate_recall(
     model: TermRetrievalModel,
     clips: TrainingClips,
@@ -38,8 +36,6 @@ def evaluate_recall(
         ValueError: no clip holds a term.
     """
     bank = search_bank(glossary, clips)
-    was_training = model.training
-    model.eval()
     spelled = [Term(spelling, term.term_id, language=term.language) for term in bank for spelling in term.spellings]
     bank_ids = [term.term_id for term in spelled]
     bank_ND = encode_by_all_ranks(model, spelled)
@@ -47,18 +43,17 @@ def evaluate_recall(
     share = np.arange(rank(), len(clips), world_size())
     for batch in length_buckets(clips.durations[share], batch_size):
         rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
-        vectors_BWD, mask_BW = embed_windows(model, *load_audio(rows))
+        windows = model.embed_windows(*load_audio(rows))
         found.append(
             rank_pairs(
-                vectors_BWD,
+                windows.vectors,
                 [row["term_ids"] for row in rows],
                 bank_ND,
                 bank_ids,
                 neutral=[row["spoken_ids"] for row in rows],
-                window_mask=mask_BW,
+                window_mask=windows.mask,
             )
         )
-    model.train(was_training)
     return ranking_metrics(gather_pairs(found), trained_ids, intervals=False)
 
 
@@ -72,18 +67,6 @@ def search_bank(glossary: Glossary, clips: TrainingClips) -> list[Term]:
         for identity, text in zip(row_ids, row_terms, strict=True):
             bank.setdefault(identity, Term(text, identity, language=language))
     return list(bank.values())
-
-
-def embed_windows(
-    model: TermRetrievalModel, audio_inputs: dict[str, torch.Tensor], num_frames_B: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All windows of a batch: unit vectors (B, W, D), zero where a clip has fewer windows, and which exist (B, W)."""
-    inputs = {name: values.to(model.device) for name, values in audio_inputs.items()}
-    spans = model.window_spans(num_frames_B.to(model.device))
-    vectors_PD = model(**inputs, clip_index_P=spans[0], start_P=spans[1], end_P=spans[2]).audio_PD
-    counts_B = torch.bincount(spans[0], minlength=len(num_frames_B))
-    vectors_BWD = pad_sequence(vectors_PD.split(counts_B.tolist()), batch_first=True)
-    return vectors_BWD, torch.arange(vectors_BWD.shape[1], device=model.device) < counts_B[:, None]
 
 
 def gather_pairs(found: list[RankedPairs]) -> RankedPairs:

@@ -1,49 +1,48 @@
-"""A run goes on over the data that it began with, or not at all.
+"""A run goes on from its newest whole checkpoint, over the data that it began with, or not at all.
 
-Which clip a step takes is a matter of row numbers, and which term was mined, of its place in the glossary: over other
-rows a resumed run would train, without a word, on whatever lies there. So each checkpoint says what it was trained on:
-the rows of the training split in their order, by key, duration and labels, and the glossary. Not where they lie: packs
-move and take other names.
+Which clip a step takes is a matter of row numbers: over other rows a resumed run would train, without a word, on
+whatever lies there. So each checkpoint says what it was trained on, as a trainer puts it into words: of the rows their
+number and a digest, in their order, whatever folder they lie in. Packs move and take other names.
+
+Nothing here knows what is trained: any `Trainer` keeps and checks its identity by these functions.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import xxhash
-from transformers import Trainer
 
 from qwen_term_retrieval.storage.atomic import atomic_file
-from qwen_term_retrieval.text.glossary import Glossary
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "training_data.json"
-_COLUMNS = ("key", "duration", "language", "text", "terms", "term_starts", "term_ends")
 
 
-def data_identity(rows: datasets.Dataset, glossary: Glossary) -> dict[str, str]:
-    """What tells training data from other data: the clips in their order with their labels, and the glossary in its."""
-    of_clips = xxhash.xxh3_64()
-    columns = [name for name in _COLUMNS if name in rows.column_names]
-    for batch in rows.select_columns(columns).with_format("arrow").iter(10_000):
-        of_clips.update(repr([batch[name].to_pylist() for name in columns]).encode())
-    of_terms = xxhash.xxh3_64_hexdigest(repr(list(glossary)).encode())
-    return {
-        "clips": f"{len(rows)} with digest {of_clips.hexdigest()}",
-        "terms": f"{len(glossary)} with digest {of_terms}",
-    }
+def rows_identity(rows: datasets.Dataset, columns: Sequence[str]) -> str:
+    """What tells rows from other rows: how many they are, and a digest of these columns, those that are there."""
+    digest = xxhash.xxh3_64()
+    there = [name for name in columns if name in rows.column_names]
+    for batch in rows.select_columns(there).with_format("arrow").iter(10_000):
+        digest.update(repr([batch[name].to_pylist() for name in there]).encode())
+    return f"{len(rows)} with digest {digest.hexdigest()}"
 
 
 def changes(kept: Mapping[str, str], now: Mapping[str, str]) -> str:
     """In what two identities differ; empty where they do not."""
     names = [name for name in sorted({*kept, *now}) if kept.get(name) != now.get(name)]
     return "; ".join(f"{name}: {kept.get(name)} then, {now.get(name)} now" for name in names)
+
+
+def keep_identity(folder: str | Path, identity: Mapping[str, str]) -> None:
+    """Write into a checkpoint what it was trained on."""
+    with atomic_file(Path(folder, FILE_NAME)) as file:
+        file.write(json.dumps(dict(identity), indent=2).encode())
 
 
 def check_same_data(checkpoint: str | Path, identity: Mapping[str, str]) -> None:
@@ -66,32 +65,31 @@ def check_same_data(checkpoint: str | Path, identity: Mapping[str, str]) -> None
         )
 
 
-class ResumableTrainer(Trainer):
-    """A Trainer that goes on from a checkpoint only over the data that the checkpoint was trained on."""
+def check_resumable(checkpoint: str | Path) -> None:
+    """Refuse a checkpoint of a model alone.
 
-    data_identity: dict[str, str] | None = None
+    Raises:
+        ValueError: says which files are missing, and the remedy.
+    """
+    missing = [name for name in ("optimizer.pt", "scheduler.pt") if not Path(checkpoint, name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{checkpoint} has no {' and no '.join(missing)}, so it cannot be resumed from: it was "
+            "saved with save_only_model, or not copied whole. Train its model on with --model and another "
+            "--output_dir"
+        )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.is_in_train and self.args.should_save and self.data_identity and output_dir is not None:
-            with atomic_file(Path(output_dir, FILE_NAME)) as file:
-                file.write(json.dumps(self.data_identity, indent=2).encode())
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights.
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the Trainer writes `trainer_state.json` last.
 
-        Raises:
-            ValueError: the checkpoint is of other data, or of a model alone.
-        """
-        missing = [
-            name for name in ("optimizer.pt", "scheduler.pt") if not Path(resume_from_checkpoint, name).is_file()
-        ]
-        if missing:
-            raise ValueError(
-                f"{resume_from_checkpoint} has no {' and no '.join(missing)}, so it cannot be resumed from: it was "
-                "saved with save_only_model, or not copied whole. Train its model on with --model and another "
-                "--output_dir"
-            )
-        if self.data_identity:
-            check_same_data(resume_from_checkpoint, self.data_identity)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    `last-checkpoint` is one too: what `--hub_strategy checkpoint` keeps on the Hub, downloaded into `folder`.
+    """
+    steps = {}
+    for path in [*folder.glob("checkpoint-*[0-9]"), *folder.glob("last-checkpoint")]:
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            steps[path] = state["global_step"]
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end and is left aside", path)
+    return str(max(steps, key=lambda path: steps[path])) if steps else None

@@ -7,7 +7,6 @@ model with its card, search one test recording with it, so that the run ends wit
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import asdict
@@ -28,12 +27,12 @@ from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
+from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.card_rows import recall_rows, threshold_rows
 from qwen_term_retrieval.training.checks.unsupported import refuse_launch
-from qwen_term_retrieval.training.data.clips import spoken_terms, training_glossary
-from qwen_term_retrieval.training.publishing import recall_rows, threshold_rows
-from qwen_term_retrieval.training.resuming import check_same_data, data_identity
+from qwen_term_retrieval.training.data.clips import data_identity, spoken_terms, training_glossary
+from qwen_term_retrieval.training.resuming import check_same_data, last_whole_checkpoint
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def run_training(
         train_dataset=rows[data_args.train_split],
         eval_dataset=rows[data_args.eval_split] if data_args.eval_split else None,
         glossary=glossary,
-        callbacks=[RecallReporterCallback(), ThroughputCallback()],
+        callbacks=[RecallReporterCallback()],
     )
     show_loss_behind_the_bar(trainer)
     trainer.card_data = f"`{data_args.dataset}`, split `{data_args.train_split}`: {len(trainer.glossary):,} terms."
@@ -196,21 +195,6 @@ def check_one_output_dir(args: TermRetrievalArguments, checkpoint: str | None) -
             f"{args.output_dir}: rank 0 goes on from {found[0]}, rank {lacking} from {found[lacking]}. All machines "
             "must see one output_dir: put it on a disk that they share"
         )
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the Trainer writes `trainer_state.json` last.
-
-    `last-checkpoint` is one too: what `--hub_strategy checkpoint` keeps on the Hub, downloaded into `folder`.
-    """
-    steps = {}
-    for path in [*folder.glob("checkpoint-*[0-9]"), *folder.glob("last-checkpoint")]:
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            steps[path] = state["global_step"]
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s was not written to its end and is left aside", path)
-    return str(max(steps, key=lambda path: steps[path])) if steps else None
 
 
 def check_same_model(config: TermRetrievalConfig, checkpoint: str) -> None:

@@ -9,13 +9,16 @@ What it adds to `transformers.Trainer`:
 - Recall@k on seen and unseen terms inside `evaluation_loop`, where early stopping and the best checkpoint see it.
 
 Two ranks with b clips each take the same steps as one rank with 2b.
+
+Every override of `Trainer` stands here, and leaves the work to a part that the trainer owns; which private parts of
+`transformers` are leaned on stands in `transformers_internals.py`.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,47 +26,49 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import torch.distributed as dist
+from huggingface_hub import CommitInfo
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
+from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
 
-from qwen_term_retrieval.distributed import world_size
 from qwen_term_retrieval.losses.objective import Embeddings
 from qwen_term_retrieval.models.flops import StepFlops
+from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.text.pronouncing import Pronouncer
-from qwen_term_retrieval.trainer_callbacks import (
-    HardNegativeRefreshCallback,
-    MemoryCheckCallback,
-    NonFiniteGuardCallback,
-    PatienceCallback,
-    SaveEveryEpochsCallback,
-    ThroughputCallback,
-)
+from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.card_rows import MAIN_METRIC, recall_rows
+from qwen_term_retrieval.training.checkpoints import Checkpoints
 from qwen_term_retrieval.training.checks.memory import check_memory
 from qwen_term_retrieval.training.checks.unsupported import refuse_launch, refuse_own_parts
 from qwen_term_retrieval.training.data.audio_source import distort_inputs
-from qwen_term_retrieval.training.data.clips import TrainingClips, spoken_terms, training_glossary
+from qwen_term_retrieval.training.data.clips import TrainingClips, data_identity, spoken_terms, training_glossary
 from qwen_term_retrieval.training.data.collator import TermCollator
 from qwen_term_retrieval.training.data.frozen_texts import cache_frozen_texts
 from qwen_term_retrieval.training.data.loader import EpochLoader
 from qwen_term_retrieval.training.data.preparation import audio_source, check_rows, prepare_clips
-from qwen_term_retrieval.training.data.sampling import DurationBatchSampler, GlobalBatchSampler, LengthBucketedSampler
+from qwen_term_retrieval.training.data.sampling import GlobalBatchSampler, batch_sampler
 from qwen_term_retrieval.training.gradcache import gradcache_step
-from qwen_term_retrieval.training.negatives.phonetic import sounding_alike
-from qwen_term_retrieval.training.negatives.table import HardNegativeTable, mine_hard_negatives, mix_negatives
-from qwen_term_retrieval.training.publishing import HubTrainer
+from qwen_term_retrieval.training.loss_means import LossMeans
+from qwen_term_retrieval.training.negatives.mining import HardNegativeMiner
+from qwen_term_retrieval.training.negatives.table import HardNegativeTable
+from qwen_term_retrieval.training.publishing import Publisher
 from qwen_term_retrieval.training.recall import evaluate_recall
-from qwen_term_retrieval.training.resuming import ResumableTrainer, data_identity
-from qwen_term_retrieval.training.search import SearchableTrainer
+from qwen_term_retrieval.training.resuming import check_resumable, check_same_data, keep_identity
+from qwen_term_retrieval.training.run_callbacks import RunCallbacks
+from qwen_term_retrieval.training.search import (
+    Trials,
+    check_shares_frames,
+    default_hp_space,
+    kwargs_of_study,
+    recall_then_mrr,
+)
 
 
-class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
+class TermRetrievalTrainer(Trainer):
     """Train a `TermRetrievalModel` on rows of the row schema (`load_dataset` of a pack gives them).
 
     Args:
@@ -75,6 +80,12 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         hard_negatives_of: with `enable_hard_neg`: row number of a training clip and optimizer step -> positions, in the
             trainer's `glossary`, of the terms it is compared with alone; -1 for none. Left out, they are mined by the
             model itself, every `hard_neg_refresh_steps`.
+
+    Attributes:
+        card_data: Markdown for the model's card: what it was trained on.
+        card_recall: rows of the card's recall table; without, those of the last evaluation, where it was of the weights
+            that are saved.
+        card_thresholds: rows on what the threshold does.
 
     Raises:
         ValueError: no terms to search, a column missing, fewer clips than one batch.
@@ -92,6 +103,9 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
     # accumulation steps when the model's forward takes **kwargs.
     loss_is_scaled_for_ga = False
     args: TermRetrievalArguments
+    card_data: str | None = None
+    card_recall: list[dict[str, Any]] | None = None
+    card_thresholds: list[dict[str, Any]] | None = None
 
     def __init__(
         self,
@@ -113,6 +127,9 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         if glossary is None:
             raise ValueError("give a train_dataset or a glossary: without either there are no terms to search")
         self.args = args
+        self.trials = Trials(self)
+        # `model_init` makes the models of the trials; the first is made here, for the clips to be prepared with.
+        self._first_model = None
         if model is None:
             model = self._first_model = _first_model(kwargs.get("model_init"), args.seed)
         self.use_model(model)
@@ -120,40 +137,58 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
         trained = spoken_terms(train_dataset) if train_dataset is not None else []
         known = (glossary.id_of(term.text, term.language) for term in trained)
         self.trained_ids = {identity for identity in known if identity is not None}
-        self.data_identity = None if train_dataset is None else data_identity(train_dataset, glossary)
-        callbacks = list(kwargs.pop("callbacks", []))
-        if args.check_memory:
-            callbacks.insert(0, MemoryCheckCallback(lambda: check_memory(self)))
-        self._sounding_alike: NDArray[np.int32] | None = None
-        self._loss_sums: dict[str, torch.Tensor | float] = {}
-        self._losses_summed: torch.Tensor | float = 0.0
+        self.data_identity = {} if train_dataset is None else data_identity(train_dataset, glossary)
         prepared = partial(prepare_clips, model=model, glossary=glossary, args=args)
         self.train_clips = None if train_dataset is None else prepared(train_dataset, augmented=True)
         eval_clips = None if eval_dataset is None else prepared(eval_dataset)
-        if args.enable_hard_neg and hard_negatives_of is None and self.train_clips is not None:
-            folder, ahead = Path(args.output_dir, "hard_negatives"), args.steps_built_ahead
-            hard_negatives_of = HardNegativeTable(folder, args.hard_neg_refresh_steps, ahead, self.data_identity or {})
-            callbacks.append(HardNegativeRefreshCallback(hard_negatives_of, self.mine_hard_negatives))
-        self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
-        if args.patience and args.load_best_model_at_end:
-            callbacks.append(PatienceCallback(args.patience))
-        if args.save_every_epochs != 1:
-            callbacks.append(SaveEveryEpochsCallback(args.save_every_epochs))
-        if args.skip_nonfinite_steps:
-            callbacks.append(NonFiniteGuardCallback(args.max_nonfinite_steps))
+        given = [*(kwargs.pop("callbacks", None) or ()), *self._refresh_callbacks(hard_negatives_of)]
+        self.callbacks = RunCallbacks(args, given, lambda: check_memory(self))
+        self.losses = LossMeans()
+        self.checkpoints = Checkpoints(self, self.callbacks)
+        self.publisher = Publisher(self, self.checkpoints)
         super().__init__(
             model=None if self._first_model is not None else model,
             args=args,
             data_collator=_as_they_are,
             train_dataset=self.train_clips,
             eval_dataset=eval_clips,
-            callbacks=callbacks,
+            callbacks=self.callbacks.in_order,
             **kwargs,
         )
         # A tracker takes a log line as it finds it: after the callbacks that add to the line.
         for tracker in get_reporting_integration_callbacks(args.report_to):
             if (callback := self.pop_callback(tracker)) is not None:
                 self.add_callback(callback)
+
+    def _refresh_callbacks(
+        self, hard_negatives_of: Callable[[int, int], Sequence[int]] | None
+    ) -> list[TrainerCallback]:
+        """What mines, unless negatives are given."""
+        args = self.args
+        self._miner = None
+        if self.train_clips is not None:
+            self._miner = HardNegativeMiner(self.train_clips, self.glossary, args)
+        self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
+        if not args.enable_hard_neg or hard_negatives_of is not None or self._miner is None:
+            return []
+        folder, ahead = Path(args.output_dir, "hard_negatives"), args.steps_built_ahead
+        table = HardNegativeTable(folder, args.hard_neg_refresh_steps, ahead, self.data_identity)
+        self.hard_negatives_of = table
+        return [HardNegativeRefreshCallback(table, self.mine_hard_negatives)]
+
+    def use_model(self, model: TermRetrievalModel) -> None:
+        """Train this model from now on, its logits as the settings let them start.
+
+        Raises:
+            ValueError: frames of a frozen tower were computed by another than this model's.
+        """
+        check_shares_frames(getattr(self, "retrieval_model", model), model)
+        self.retrieval_model = model
+        self._start_logits()
+
+    def _start_logits(self) -> None:
+        args = self.args
+        self.retrieval_model.start_logits(args.temperature, with_bias=args.loss == "sigmoid", bias=args.sigmoid_bias)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """See `Trainer.train`. The workers that build batches end with it, also where it raises."""
@@ -173,74 +208,47 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.train_clips is None:
             raise ValueError("training needs a train_dataset")
-        model = self.retrieval_model
+        args, model = self.args, self.retrieval_model
         self._step_flops = StepFlops(model)
         evaluated = [self.eval_dataset] if isinstance(self.eval_dataset, TrainingClips) else []
+        quiet = bool(args.disable_tqdm)
         cache_frozen_texts(
-            model,
-            self.glossary,
-            [self.train_clips, *evaluated],
-            batch_size=self.args.eval_batch_size,
-            quiet=bool(self.args.disable_tqdm),
+            model, self.glossary, [self.train_clips, *evaluated], batch_size=args.eval_batch_size, quiet=quiet
         )
         self.data_collator = TermCollator(
-            load_audio=audio_source(self.train_clips, model, self.args),
+            load_audio=audio_source(self.train_clips, model, args),
             window_spans=model.window_spans,
             tokenize=model.text_tower.tokenize,  # not `model.tokenize`: a spawned worker would pickle the model
             frame_rate=model.frame_rate,
-            span_jitter=self.args.span_jitter,
+            span_jitter=args.span_jitter,
             bank=self.glossary,
-            bank_negatives=self.args.bank_negatives,
+            bank_negatives=args.bank_negatives,
             hard_negatives_of=self.hard_negatives_of,
-            hard_neg_k=self.args.hard_neg_k,
-            no_term_queries=self.args.no_term_weight > 0,
+            hard_neg_k=args.hard_neg_k,
+            no_term_queries=args.no_term_weight > 0,
         )
-        return EpochLoader(
-            self.train_clips,
-            self._get_train_sampler(self.train_clips),
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            in_order=self.args.dataloader_in_order,
-        )
+        sampler = self._get_train_sampler(self.train_clips)
+        return EpochLoader.of_run(self.train_clips, sampler, self.data_collator, args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GlobalBatchSampler:
-        args, durations = self.args, train_dataset.durations
-        seed = args.seed if args.data_seed is None else args.data_seed
-        share = {"rank": args.process_index, "num_ranks": args.world_size}
-        share["batches_per_step"] = args.gradient_accumulation_steps
-        if args.max_batch_seconds is None:
-            return LengthBucketedSampler(durations, self._train_batch_size * args.world_size, seed, **share)
-        divisible_by = math.lcm(8, args.world_size)
-        return DurationBatchSampler(durations, args.max_batch_seconds, seed, divisible_by=divisible_by, **share)
+        return batch_sampler(train_dataset.durations, self.args, self._train_batch_size)
 
     def mine_hard_negatives(self) -> NDArray[np.int32]:
         """Terms of `glossary` that each training clip is to be told from, int32 (clips, hard_neg_k), on every rank."""
-        if self.train_clips is None:
+        if self._miner is None:
             raise ValueError("mining needs a train_dataset")
-        # As they were recorded: what is near to a distorted clip is near to its distortion.
-        clips = TrainingClips(self.train_clips.rows, self.train_clips.frame_cache)
-        k, show_progress = self.args.hard_neg_k, not self.args.disable_tqdm
-        mined_CK = mine_hard_negatives(
-            self.retrieval_model,
-            clips,
-            audio_source(clips, self.retrieval_model, self.args),
-            self.glossary,
-            k,
-            max_positive_ratio=self.args.hard_neg_max_positive_ratio,
-            batch_size=self.args.eval_batch_size,
-            show_progress=show_progress,
-        )
-        if not self.args.hard_neg_phonetic_ratio:
-            return mined_CK
-        if self._sounding_alike is None:
-            own = pronouncer_of(self.retrieval_model.text_tower)
-            pronouncer = own or Pronouncer(self.args.hard_neg_phonemizer)
-            self._sounding_alike = sounding_alike(clips, self.glossary, pronouncer, k, show_progress=show_progress)
-        return mix_negatives(mined_CK, self._sounding_alike, self.args.hard_neg_phonetic_ratio)
+        return self._miner.mine(self.retrieval_model)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of a step; how long they were waited for goes to the log."""
+        began = time.perf_counter()
+        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.callbacks.throughput.note_wait(began)
+        return batches
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Useful operations of a micro-batch of this rank, see `StepFlops`; the Trainer sums them in `total_flos`."""
+        return self._step_flops(inputs["model_inputs"])
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -253,12 +261,9 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
 
     def _loss_of(self, embeddings: Embeddings, batch: dict[str, Any]) -> torch.Tensor:
         # `Trainer.objective` is what a hyperparameter search optimises: a name that is taken.
-        losses = self.args.objective()(embeddings, batch)
-        loss = losses.pop("loss")
-        finite = loss.detach().isfinite()
-        for name, part in losses.items():
-            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + torch.where(finite, part.detach(), 0.0)
-        self._losses_summed = self._losses_summed + finite
+        parts = self.args.objective()(embeddings, batch)
+        loss = parts.pop("loss")
+        self.losses.add(parts, finite=loss.detach().isfinite())
         return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -269,9 +274,8 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._gradcache_step(model, inputs, chunk_size)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, NonFiniteGuardCallback):
-                callback.see_loss(loss)
+        if self.callbacks.guard is not None:
+            self.callbacks.guard.note_loss(loss)
         return loss
 
     def _gradcache_step(self, model, inputs, chunk_size: int) -> torch.Tensor:
@@ -291,29 +295,9 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to a training log line, as means over steps and ranks."""
         if "loss" in logs:
-            totals = [*self._loss_sums.values(), self._losses_summed]
-            sums = torch.stack([torch.as_tensor(total, dtype=torch.float32) for total in totals]).to(self.args.device)
-            if world_size() > 1:
-                dist.all_reduce(sums)
-            if sums[-1] > 0:
-                logs |= dict(zip(self._loss_sums, (sums[:-1] / sums[-1]).tolist(), strict=True))
+            logs |= self.losses.take(self.args.device)
             logs["temperature"] = float((-self.retrieval_model.logit_scale.detach()).exp())
-            self._loss_sums = {}
-            self._losses_summed = 0.0
         super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Useful operations of a micro-batch of this rank, see `StepFlops`; the Trainer sums them in `total_flos`."""
-        return self._step_flops(inputs["model_inputs"])
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of a step; how long they were waited for goes to the log."""
-        began = time.perf_counter()
-        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ThroughputCallback):
-                callback.see_wait(began)
-        return batches
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -330,17 +314,167 @@ class TermRetrievalTrainer(SearchableTrainer, ResumableTrainer, HubTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        clips = dataloader.dataset
+        clips, model = dataloader.dataset, self.retrieval_model
+        load_audio = audio_source(clips, model, self.args)
         metrics = evaluate_recall(
-            self.retrieval_model,
-            clips,
-            audio_source(clips, self.retrieval_model, self.args),
-            self.glossary,
-            self.trained_ids,
-            batch_size=self.args.eval_batch_size,
+            model, clips, load_audio, self.glossary, self.trained_ids, batch_size=self.args.eval_batch_size
         )
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=named, num_samples=len(clips))
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
+        best = self.checkpoints.is_best(metrics)
+        super()._determine_best_metric(metrics=metrics, trial=trial)
+        self.checkpoints.note_evaluation(best)
+        return best
+
+    def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]
+        """Leave a run that was resumed at its end where it is."""
+        if self.checkpoints.run_is_over:
+            self.checkpoints.end_run()
+        else:
+            super()._run_epoch(**settings)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The model with its card, and in a checkpoint what it was trained on."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+            (folder / "README.md").write_text(self._card(), encoding="utf-8")
+            if self.is_in_train and self.data_identity and output_dir is not None:
+                keep_identity(output_dir, self.data_identity)
+
+    def _load_callback_state(self) -> None:
+        """Restore what callbacks counted: the Trainer makes new ones of them."""
+        super()._load_callback_state()
+        self.callbacks.follow(self.callback_handler.callbacks)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights.
+
+        Raises:
+            ValueError: the checkpoint is of other data, or of a model alone.
+        """
+        check_resumable(resume_from_checkpoint)
+        if self.data_identity:
+            check_same_data(resume_from_checkpoint, self.data_identity)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the model's own card into `output_dir`."""
+        if self.is_world_process_zero():
+            Path(str(self.args.output_dir), "README.md").write_text(self._card(), encoding="utf-8")
+
+    def _card(self) -> str:
+        last = self.checkpoints.weights_metrics(f"eval_{MAIN_METRIC}")
+        return model_card(
+            self.retrieval_model.config,
+            repository=self.hub_model_id or "",
+            data=self.card_data,
+            recall=self.card_recall or recall_rows(last, "eval", "evaluation"),
+            thresholds=self.card_thresholds,
+            step=self.checkpoints.weights_step or None,
+            epoch=self.checkpoints.weights_epoch,
+        )
+
+    # ---- the Hub ----------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """See `Publisher.make_repository`."""
+        self.publisher.make_repository(partial(super().init_hf_repo, token=token, private=private))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.publisher.push_checkpoint(Path(checkpoint_folder))
+
+    def _finish_current_push(self) -> None:
+        self.publisher.wait()
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Save the model with its card, and push it under the tag `final`; and `best` where it is.
+
+        Raises:
+            HubPushError: the model is in `output_dir`, but not on the Hub.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        return self.publisher.push_model(
+            commit_message or "End of training", blocking=blocking, token=token, revision=revision
+        )
+
+    # ---- hyperparameter search --------------------------------------------------------------------------------
+
+    def hyperparameter_search(  # type: ignore[override]
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str = "maximize",
+        backend: str = "optuna",
+        hp_name: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun:
+        """Train `n_trials` times with different settings, each in a folder `run-<number>` of `output_dir`.
+
+        A trial that stops on losses that are not finite, or that does not fit into memory, counts as failed, and the
+        search goes on; one that optuna prunes counts as pruned.
+
+        Args:
+            hp_space: an optuna trial -> settings by their names in `TermRetrievalArguments`; `default_hp_space`.
+            compute_objective: metrics of an evaluation -> what is optimised; Recall@10, then MRR. A trial is worth its
+                best evaluation.
+            n_trials: runs.
+            direction: "maximize" or "minimize".
+            backend: "optuna"; with the others of transformers the trials are as it makes them.
+            hp_name: a trial -> its folder.
+            kwargs: for `optuna.create_study` and `Study.optimize`, such as `pruner`, `storage`, `timeout`.
+
+        Raises:
+            RuntimeError: the trainer was given a model, not a `model_init`.
+        """
+        with self.trials.of_this_run():
+            return super().hyperparameter_search(  # type: ignore[return-value]
+                hp_space or default_hp_space(self.args),
+                self.trials.best_so_far(compute_objective or recall_then_mrr, direction, backend),
+                n_trials,
+                direction,
+                backend,
+                hp_name or (lambda trial: f"run-{trial.number}"),
+                **(kwargs_of_study(kwargs) if backend == "optuna" else kwargs),
+            )
+
+    def call_model_init(self, trial: Any = None) -> TermRetrievalModel:
+        """The model of a trial. The first is the one that the clips were prepared with."""
+        model: Any = self._first_model or super().call_model_init(trial)
+        self._first_model = None
+        self.trials.forget_settings()
+        self.use_model(model)
+        return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Start a trial as a run of its own would start."""
+        self.trials.forget_settings()
+        super()._hp_search_setup(trial)
+        if trial is None or not self.trials.are_running:
+            return
+        if "per_device_train_batch_size" in trial.params:
+            self.args.contrastive_batch_size = None
+        self.args.check_objective()
+        self._start_logits()  # the model was made before the trial's settings were known
 
 
 def _first_model(model_init: Callable[..., TermRetrievalModel] | None, seed: int) -> TermRetrievalModel:

@@ -13,6 +13,7 @@ from qwen_term_retrieval.evaluation.ranking import (
     rank_of_gold_in_scores,
     recall_at_k,
 )
+from qwen_term_retrieval.retrieval import scoring
 
 
 def plain_ranks(scores: np.ndarray, gold: list[list[int]]) -> list[list[int]]:
@@ -45,7 +46,7 @@ def test_ranks_follow_the_definition_whatever_the_blocks(num_queries, num_terms,
     scores_QWN = torch.einsum("qwd,nd->qwn", query_QWD, bank_ND).masked_fill(~mask_QW[:, :, None], -torch.inf)
     expected = plain_ranks(scores_QWN.amax(dim=1).numpy(), gold)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "_BLOCK_SCORES", block)
+        patch.setattr(scoring, "BLOCK_SCORES", block)
         patch.setattr(ranking, "_QUERY_BLOCK", 1 + block % 4)
         each = rank_of_each_gold(query_QWD, bank_ND, gold, window_mask=mask_QW)
         best = rank_of_gold(query_QWD, bank_ND, gold, window_mask=mask_QW)

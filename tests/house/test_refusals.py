@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def too_many_nonfinite_steps():
     guard = NonFiniteGuardCallback(max_nonfinite_steps=0)
-    guard.see_loss(torch.tensor(torch.nan))
+    guard.note_loss(torch.tensor(torch.nan))
     args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
     guard.on_pre_optimizer_step(args, TrainerState(), None, model=nn.Linear(1, 1))
 

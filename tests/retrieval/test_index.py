@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from qwen_term_retrieval.retrieval import index as index_module
+from qwen_term_retrieval.retrieval import scoring
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.text.glossary import Glossary, Term
 
@@ -50,7 +51,7 @@ def test_blocked_search_equals_scoring_everything_at_once(
     mask_BW[:, 0] = True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_module, "_BLOCK_SCORES", block)
+        patch.setattr(scoring, "BLOCK_SCORES", block)
         hits = index.search(query_BWD, top_k, mask_BW=mask_BW)
 
     scores_BWN = (query_BWD @ index.vectors_ND.T).masked_fill(~mask_BW[:, :, None], -torch.inf)

@@ -167,20 +167,20 @@ def test_a_long_recording_is_scored_window_by_window_exactly_once(listening_mode
     encoder = encoding.ClipEncoder(listening_model)
     pcm = recording[0]
     assert len(pcm) > encoding.CHUNK_SECONDS * 16_000
-    (windows,) = encoder.encode([pcm], sampling_rate=16_000)
+    windows = encoder.encode([pcm], sampling_rate=16_000)
     num_frames = int(listening_model.audio_tower.num_frames(torch.tensor([len(pcm)]))[0])
     _, start, end = window_grid([num_frames], encoder.sizes, encoder.stride)
     expected = sorted(zip((start / 50).tolist(), (end / 50).tolist(), strict=True))
-    np.testing.assert_allclose(sorted(windows.spans.tolist()), expected, atol=1e-5)
-    torch.testing.assert_close(windows.vectors.norm(dim=1), torch.ones(len(windows.vectors)))
+    np.testing.assert_allclose(sorted(windows.spans[0].tolist()), expected, atol=1e-5)
+    torch.testing.assert_close(windows.vectors.norm(dim=2), torch.ones(1, len(expected)))
 
 
 def test_a_model_with_windows_of_its_own_is_searched_with_them(listening_model):
     encoder = encoding.ClipEncoder(listening_model, windows={"sizes": [40, 20], "stride": 10})
-    (windows,) = encoder.encode([SECOND[:12_800] + 7], sampling_rate=16_000)  # 40 frames
-    torch.testing.assert_close(windows.spans, torch.tensor([[0.0, 0.4], [0.2, 0.6], [0.4, 0.8], [0.0, 0.8]]))
-    whole = encoding.ClipEncoder(listening_model, windows="clip").encode([SECOND + 7], sampling_rate=16_000)[0]
-    assert whole.spans.tolist() == [[0.0, 1.0]]
+    windows = encoder.encode([SECOND[:12_800] + 7], sampling_rate=16_000)  # 40 frames
+    torch.testing.assert_close(windows.spans[0], torch.tensor([[0.0, 0.4], [0.2, 0.6], [0.4, 0.8], [0.0, 0.8]]))
+    whole = encoding.ClipEncoder(listening_model, windows="clip").encode([SECOND + 7], sampling_rate=16_000)
+    assert whole.spans.tolist() == [[[0.0, 1.0]]]
     with pytest.raises(ValueError, match='must be "auto"'):
         encoding.ClipEncoder(listening_model, windows="all")
 

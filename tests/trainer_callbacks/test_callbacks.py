@@ -149,7 +149,7 @@ class GuardedTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, NonFiniteGuardCallback):
-                callback.see_loss(loss)
+                callback.note_loss(loss)
         return loss
 
 
@@ -205,7 +205,7 @@ def test_a_gradient_scaler_may_overflow_without_being_counted(tmp_path):
     state = TrainerState()
     guard.on_pre_optimizer_step(args, state, None, model=model, optimizer=optimizer)
     assert guard.nonfinite_steps == 0
-    guard.see_loss(torch.tensor(torch.nan))
+    guard.note_loss(torch.tensor(torch.nan))
     guard.on_pre_optimizer_step(args, state, None, model=model, optimizer=optimizer)
     assert guard.nonfinite_steps == 1
     assert model.weight.grad is None

@@ -13,8 +13,8 @@ from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training import run
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.data.clips import training_glossary
-from qwen_term_retrieval.training.resuming import FILE_NAME, changes, check_same_data, data_identity
+from qwen_term_retrieval.training.data.clips import data_identity, training_glossary
+from qwen_term_retrieval.training.resuming import FILE_NAME, changes, check_same_data
 from tests.doubles.tiny_trainer import make_tiny_trainer
 
 

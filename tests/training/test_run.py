@@ -19,12 +19,12 @@ from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.resuming import last_whole_checkpoint
 from qwen_term_retrieval.training.run import (
     build_model,
     check_durations,
     check_same_model,
     checked_rows,
-    last_whole_checkpoint,
     prepare_output_dir,
     run_training,
     show_loss_behind_the_bar,

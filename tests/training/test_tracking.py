@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.recipes import parse_recipe
 from qwen_term_retrieval.training.run import run_training
@@ -39,7 +38,6 @@ def events(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     trainer = make_tiny_trainer(
         folder,
-        callbacks=[ThroughputCallback()],
         **{"report_to": ["tensorboard"], "num_train_epochs": 2, "augmentation": AUGMENTATION, "enable_hard_neg": True},
     )
     trainer.train()

@@ -25,6 +25,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import xxhash
 
 from qwen_term_retrieval.augmentation.visits import Augmentation
 from qwen_term_retrieval.text.glossary import (
@@ -38,10 +39,13 @@ from qwen_term_retrieval.text.glossary import (
 )
 from qwen_term_retrieval.text.pronouncing import Pronouncer, check_glossary
 from qwen_term_retrieval.training.data.sampling import Visit
+from qwen_term_retrieval.training.resuming import rows_identity
 
 logger = logging.getLogger(__name__)
 
 NO_ID = -1
+# By which rows are told from other rows, see `data_identity`.
+_IDENTITY_COLUMNS = ("key", "duration", "language", "text", "terms", "term_starts", "term_ends")
 
 
 def spoken_terms(rows: datasets.Dataset) -> list[Term]:
@@ -63,6 +67,15 @@ def training_glossary(rows: datasets.Dataset, glossary: Glossary | None = None) 
     """All terms of the rows, under the ids (and aliases) of `glossary` where it knows them, each once."""
     spoken = spoken_terms(rows)
     return glossary.joined_by(spoken) if glossary is not None else Glossary(spoken, source="the training rows")
+
+
+def data_identity(rows: datasets.Dataset, glossary: Glossary) -> dict[str, str]:
+    """What tells training data from other data: the clips in their order with their labels, and the glossary in its."""
+    of_terms = xxhash.xxh3_64_hexdigest(repr(list(glossary)).encode())
+    return {
+        "clips": rows_identity(rows, _IDENTITY_COLUMNS),
+        "terms": f"{len(glossary)} with digest {of_terms}",
+    }
 
 
 def check_languages(rows: datasets.Dataset, glossary: Glossary, pronouncer: Pronouncer) -> None:

@@ -9,12 +9,13 @@ before, its evaluation and its checkpoint are under way.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from transformers import TrainingArguments
 
 from qwen_term_retrieval.training.data.sampling import GlobalBatchSampler, Visit
 
@@ -40,6 +41,23 @@ class EpochLoader(DataLoader):
         self._settings = settings | {"persistent_workers": False}
         self._stream: Any = None
         self._position = 0  # in batches from the start of the run
+
+    @classmethod
+    def of_run(
+        cls, dataset: Dataset, batch_sampler: GlobalBatchSampler, collate: Callable[..., Any], args: TrainingArguments
+    ) -> EpochLoader:
+        """The loader that the `dataloader_…` settings of a run ask for."""
+        return cls(
+            dataset,
+            batch_sampler,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """The Trainer calls this before each epoch."""

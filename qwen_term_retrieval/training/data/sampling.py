@@ -10,12 +10,16 @@ give each rank an equal share of each global batch: two ranks with b clips see w
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 class Visit(NamedTuple):
@@ -185,6 +189,26 @@ class DurationBatchSampler(GlobalBatchSampler):
 
     def __len__(self) -> int:
         return sum(-(-(len(clips) // self.divisible_by * self.divisible_by) // size) for clips, size in self._buckets)
+
+
+def batch_sampler(
+    durations: Sequence[float] | np.ndarray, args: TrainingArguments, clips_per_rank: int
+) -> GlobalBatchSampler:
+    """The order that the settings of a run ask for: within `max_batch_seconds`, or batches of one size.
+
+    Args:
+        durations: of each clip, in seconds.
+        args: the run.
+        clips_per_rank: in a micro-batch, where batches have one size.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    share = {"rank": args.process_index, "num_ranks": args.world_size}
+    share["batches_per_step"] = args.gradient_accumulation_steps
+    max_batch_seconds = getattr(args, "max_batch_seconds", None)
+    if max_batch_seconds is None:
+        return LengthBucketedSampler(durations, clips_per_rank * args.world_size, seed, **share)
+    divisible_by = math.lcm(8, args.world_size)
+    return DurationBatchSampler(durations, max_batch_seconds, seed, divisible_by=divisible_by, **share)
 
 
 def _buckets(

@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
+
 NO_TERM = -1
 _QUERIES_AT_ONCE = 512
 _SCORES_AT_ONCE = 1 << 23
@@ -115,15 +117,12 @@ def _nearest_of_block(
     """The best terms (C, K) of clips with `counts` queries each; NO_TERM behind where fewer than K qualify."""
     best_CK = query_QD.new_empty((len(counts), 0), dtype=torch.float32)
     term_CK = torch.empty(len(counts), 0, dtype=torch.int64, device=query_QD.device)
-    terms_at_once = max(1, _SCORES_AT_ONCE // len(query_QD))
-    for first in range(0, len(bank_ND), terms_at_once):
-        bank_block_ND = bank_ND[first : first + terms_at_once].to(query_QD.device, query_QD.dtype)
-        score_QN = (query_QD @ bank_block_ND.T).float()
-        score_CN = _scores_of_clips(score_QN, ceiling_Q, counts)
-        exclusions.mask(score_CN, first)
+    for rows, score_Q1N in blocks_of_scores(query_QD[:, None], bank_ND, block_scores=_SCORES_AT_ONCE):
+        score_CN = _scores_of_clips(score_Q1N[:, 0], ceiling_Q, counts)
+        exclusions.mask(score_CN, rows.start)
         top = score_CN.topk(min(k, score_CN.shape[1]), dim=1)
         best_CK = torch.cat([best_CK, top.values], dim=1)
-        term_CK = torch.cat([term_CK, top.indices + first], dim=1)
+        term_CK = torch.cat([term_CK, top.indices + rows.start], dim=1)
         best_CK, order_CK = best_CK.topk(min(k, best_CK.shape[1]), dim=1)
         term_CK = term_CK.gather(1, order_CK)
     return _in_order(best_CK.cpu().numpy(), term_CK.cpu().numpy())

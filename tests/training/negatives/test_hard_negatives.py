@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from transformers import TrainerControl, TrainerState
 
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
-from qwen_term_retrieval.training.negatives import table as hard_negatives
+from qwen_term_retrieval.training.data.clips import data_identity
+from qwen_term_retrieval.training.negatives import mining
+from qwen_term_retrieval.training.negatives.labels import said_in
+from qwen_term_retrieval.training.negatives.mining import mine_hard_negatives, mix_negatives
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM
-from qwen_term_retrieval.training.negatives.table import HardNegativeTable, mine_hard_negatives, mix_negatives, said_in
-from qwen_term_retrieval.training.resuming import data_identity
+from qwen_term_retrieval.training.negatives.table import HardNegativeTable
 from tests.processes import mining as mining_process
 from tests.processes.launching import ENVIRONMENT, ROOT
 from tests.processes.mining import prepare, some_rows, windowed_model
@@ -50,13 +53,18 @@ def test_a_resumed_run_looks_for_every_mining_that_it_will_read_and_not_make(ste
     assert set(table.needed_from(step)) == {mined for mined in read if mined <= step}
 
 
+def run_in(folder):
+    """Settings of a run that keeps its minings in `folder`."""
+    return SimpleNamespace(output_dir=folder.parent)
+
+
 def resume_at(step, table, mine=lambda: np.zeros((2, 1), np.int32)):
     callback = HardNegativeRefreshCallback(table, mine)
-    callback.on_train_begin(None, TrainerState(global_step=step, max_steps=99), TrainerControl())
+    callback.on_train_begin(run_in(table.folder), TrainerState(global_step=step, max_steps=99), TrainerControl())
 
 
 def test_minings_that_are_gone_are_made_by_the_resumed_model_all_at_once(tmp_path, caplog):
-    table = HardNegativeTable(tmp_path, refresh_steps=10, lag=25, meaning={})
+    table = HardNegativeTable(tmp_path / "hard_negatives", refresh_steps=10, lag=25, meaning={})
     table.write(40, np.array([[4], [4]], np.int32))
     calls = []
     resume_at(57, table, lambda: calls.append(1) or np.array([[7], [7]], np.int32))
@@ -68,18 +76,18 @@ def test_minings_that_are_gone_are_made_by_the_resumed_model_all_at_once(tmp_pat
 
 
 def test_a_rank_that_writes_nothing_reads_what_rank_0_has_written(tmp_path):
-    table = HardNegativeTable(tmp_path, 10, 0, {})
+    table = HardNegativeTable(tmp_path / "hard_negatives", 10, 0, {})
     table.write(0, np.array([[4]], np.int32))
     assert table(0, step=0) == [4]
 
     def mine():
         # As rank 0 does, in its own process.
         np.save(tmp_path / "new.npy", np.array([[9]], np.int32))
-        (tmp_path / "new.npy").replace(tmp_path / "step_00000000.npy")
+        (tmp_path / "new.npy").replace(table.folder / "step_00000000.npy")
         return np.array([[9]], np.int32)
 
     state = TrainerState(global_step=0, max_steps=99, is_world_process_zero=False)
-    HardNegativeRefreshCallback(table, mine).on_train_begin(None, state, TrainerControl())
+    HardNegativeRefreshCallback(table, mine).on_train_begin(run_in(table.folder), state, TrainerControl())
     assert table(0, step=0) == [9]
 
 
@@ -89,7 +97,7 @@ def test_minings_of_other_data_are_refused_with_what_changed_and_what_to_do(tmp_
     more_terms = Glossary([*glossary, "and another"])
 
     def table(rows, glossary):
-        return HardNegativeTable(tmp_path, 10, 0, data_identity(rows, glossary))
+        return HardNegativeTable(tmp_path / "hard_negatives", 10, 0, data_identity(rows, glossary))
 
     table(rows, glossary).write(0, np.zeros((4, 1), np.int32))
     resume_at(5, table(rows, glossary))
@@ -106,9 +114,9 @@ def test_minings_of_other_data_are_refused_with_what_changed_and_what_to_do(tmp_
 
 
 def test_tables_of_which_nobody_knows_what_they_mean_are_mined_anew(tmp_path, caplog):
-    table = HardNegativeTable(tmp_path, 10, 0, {"terms": "1"})
+    table = HardNegativeTable(tmp_path / "hard_negatives", 10, 0, {"terms": "1"})
     table.write(0, np.array([[5]], np.int32))
-    (tmp_path / "meaning.json").unlink()
+    (table.folder / "meaning.json").unlink()
     resume_at(3, table, lambda: np.array([[6]], np.int32))
     assert table(0, step=3) == [6]
     assert "are gone" in caplog.text
@@ -166,14 +174,14 @@ def test_the_table_is_what_embedding_and_scoring_each_clip_alone_gives(aliases):
 @pytest.mark.parametrize(("queries_at_once", "clips_at_once"), [(1, [4, 4, 4]), (512, [12])])
 def test_batches_are_searched_together_until_they_hold_so_many_queries(monkeypatch, queries_at_once, clips_at_once):
     searched = []
-    plain = hard_negatives.nearest_wrong_terms
+    plain = mining.nearest_wrong_terms
 
     def search(query_QD, clip_Q, *rest, **settings):
         searched.append((len(set(clip_Q.tolist())), len(query_QD)))
         return plain(query_QD, clip_Q, *rest, **settings)
 
-    monkeypatch.setattr(hard_negatives, "nearest_wrong_terms", search)
-    monkeypatch.setattr(hard_negatives, "_QUERIES_AT_ONCE", queries_at_once)
+    monkeypatch.setattr(mining, "nearest_wrong_terms", search)
+    monkeypatch.setattr(mining, "_QUERIES_AT_ONCE", queries_at_once)
     mining_process.mine("shared", batch_size=4)
     assert [clips for clips, _ in searched] == clips_at_once
     assert max(queries for _, queries in searched) > 4
