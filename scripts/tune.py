@@ -17,4 +17,5 @@ if __name__ == "__main__":
     own.add_argument("--trials", type=int, default=20, help="Runs to try, those of a resumed search among them.")
     chosen, flags = own.parse_known_args(sys.argv[1:])
     with one_line_errors():
-        tune(*parse_recipe(RECIPES, flags, own), num_trials=chosen.trials)
+        model_args, data_args, args = parse_recipe(RECIPES, flags, own)
+        tune(model_args, data_args, args, chosen.trials)

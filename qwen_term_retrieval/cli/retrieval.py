@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,16 +16,11 @@ import typer
 from qwen_term_retrieval.cli.app import MODELS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from qwen_term_retrieval.retrieval.matches import TermMatch
-    from qwen_term_retrieval.retrieval.retriever import TermRetriever
+    from qwen_term_retrieval.retrieval.recordings import Heard
     from qwen_term_retrieval.text.glossary import Glossary
 
 logger = logging.getLogger(__name__)
-
-# What is found is shown after so many, and so many share the work of the towers.
-_FILES_AT_ONCE = 32
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a trained model.")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Pack, corpus folder or Hub id.")]
@@ -75,74 +70,33 @@ def search(
         qtr search me/model glossary.txt *.wav --threshold 0.6 --json
         qtr search outputs/mine glossary.txt lecture.mp3 --each-time
     """
+    from qwen_term_retrieval.retrieval.recordings import check_recordings, hear_each_time, search_recordings
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     _log_to_terminal(quiet)
     terms = _terms_of(glossary)
-    _check_audio(clips)
+    check_recordings(clips)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
     lowest = retriever.threshold if threshold is None else threshold
     if each_time and lowest is None:
         raise ValueError("--each-time needs --threshold, or a model that `qtr calibrate` has given one")
     retriever.index(terms, show_progress=not quiet)
+
+    def shown(clip: Path, match: TermMatch) -> str:
+        return _json_line(clip, match) if json_lines else _line(match)
+
     if each_time:
-        _search_each_time(retriever, clips, top_k, lowest, json_lines)
-        return
-    for first in range(0, len(clips), _FILES_AT_ONCE):
-        group = clips[first : first + _FILES_AT_ONCE]
-        # All of them, to show by how much the best one misses the threshold.
-        answers = retriever.search_batch(group, top_k=top_k, threshold=-1.0, show_progress=not quiet)
-        for clip, matches in zip(group, answers, strict=True):
-            heard = [match for match in matches if lowest is None or match.score >= lowest]
+        for clip in clips:
             if not json_lines:
-                typer.echo(f"{clip}: {_count(heard)}{_near_miss(matches, lowest)}")
-            for match in heard:
-                typer.echo(_json_line(clip, match) if json_lines else _line(match))
-
-
-def _search_each_time(
-    retriever: TermRetriever, clips: Sequence[Path], top_k: int, threshold: float | None, json_lines: bool
-) -> None:
-    from qwen_term_retrieval.errors import BadAudioError
-
-    shortest = 2 * retriever.encoder.samples_per_frame
-    for clip in clips:
+                typer.echo(f"{clip}:")
+            for match in hear_each_time(retriever, clip, top_k=top_k, threshold=lowest):
+                typer.echo(shown(clip, match))
+        return
+    for heard in search_recordings(retriever, clips, top_k=top_k, threshold=lowest, show_progress=not quiet):
         if not json_lines:
-            typer.echo(f"{clip}:")
-        try:
-            for match in retriever.stream(_sound_of(clip, shortest), threshold=threshold, top_k=top_k):
-                typer.echo(_json_line(clip, match) if json_lines else _line(match))
-        except BadAudioError as error:
-            raise BadAudioError(f"{clip}: {error}") from error
-
-
-def _sound_of(clip: Path, shortest: int) -> Iterator[np.ndarray]:
-    """Blocks of a file, refused and warned of as `ClipEncoder.cut` does; how long it is shows at its end."""
-    from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, pcm_blocks
-    from qwen_term_retrieval.errors import BadAudioError
-
-    num_samples, silent = 0, True
-    for pcm, _ in pcm_blocks(clip, SAMPLING_RATE):
-        num_samples += len(pcm)
-        silent = silent and not pcm.any()
-        yield pcm
-    if num_samples < shortest:
-        raise BadAudioError(f"{num_samples} samples are too short to hear a term in")
-    if silent:
-        logger.warning("%s is silent: no term is heard in it", clip)
-
-
-def _check_audio(clips: Sequence[Path]) -> None:
-    """Refuse before the model is loaded what is no recording."""
-    from qwen_term_retrieval.audio.sound_files import opened_sound
-    from qwen_term_retrieval.errors import BadAudioError
-
-    for clip in clips:
-        try:
-            with opened_sound(clip):
-                pass
-        except BadAudioError as error:
-            raise BadAudioError(f"{clip}: {error}") from error
+            typer.echo(f"{heard.recording}: {_count(heard.matches)}{_near_miss(heard, lowest)}")
+        for match in heard.matches:
+            typer.echo(shown(heard.recording, match))
 
 
 def _json_line(clip: Path, match: TermMatch) -> str:
@@ -160,10 +114,11 @@ def _count(heard: Sequence[TermMatch]) -> str:
     return "1 term" if len(heard) == 1 else f"{len(heard)} terms"
 
 
-def _near_miss(matches: Sequence[TermMatch], threshold: float | None) -> str:
-    if threshold is None or not matches or matches[0].score >= threshold:
+def _near_miss(heard: Heard, threshold: float | None) -> str:
+    nearest = heard.nearest
+    if threshold is None or nearest is None or heard.matches:
         return ""
-    return f" (best: {matches[0].term} {matches[0].score:.3f}, threshold {threshold:.3f})"
+    return f" (best: {nearest.term} {nearest.score:.3f}, threshold {threshold:.3f})"
 
 
 @app.command(rich_help_panel=MODELS)

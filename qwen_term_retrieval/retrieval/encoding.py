@@ -63,6 +63,15 @@ class ClipEncoder:
             margin=max(1, round(MARGIN_SECONDS * self.model.frame_rate)),
         )
 
+    def check_length(self, num_samples: int) -> None:
+        """Refuse a clip in which nothing can be heard.
+
+        Raises:
+            BadAudioError: without its name.
+        """
+        if num_samples < 2 * self.samples_per_frame:
+            raise BadAudioError(f"{num_samples} samples are too short to hear a term in")
+
     def cut(self, clips: Sequence[Any], sampling_rate: int | None = None, *, first: int = 0) -> list[tuple[int, Chunk]]:
         """(position of the clip, chunk) of all clips. Silent chunks are left out, silent clips counted in the log.
 
@@ -80,8 +89,10 @@ class ClipEncoder:
         for position, clip in enumerate(clips):
             name = str(clip) if isinstance(clip, str | Path) else f"clip {first + position}"
             pcm = clip_pcm(clip, sampling_rate, name=name)
-            if len(pcm) < 2 * self.samples_per_frame:
-                raise BadAudioError(f"{name}: {len(pcm)} samples are too short to hear a term in")
+            try:
+                self.check_length(len(pcm))
+            except BadAudioError as error:
+                raise BadAudioError(f"{name}: {error}") from error
             if self.sizes is None:  # heard as a whole
                 self.model.audio_tower.check_lengths(torch.tensor([len(pcm)]), [name])
             num_silent += not pcm.any()

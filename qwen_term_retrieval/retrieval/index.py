@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,7 @@ class TermIndex:
 
     Example:
         >>> index = TermIndex(dim=2, fingerprint="made by hand")
-        >>> index.add([Term("east", term_id=1), Term("north", term_id=2)], torch.eye(2))
-        2
+        >>> new = index.add([Term("east", term_id=1), Term("north", term_id=2)], torch.eye(2))
         >>> hits = index.search(torch.tensor([[[0.6, 0.8]]]), top_k=1)
         >>> index.terms[hits.terms[0, 0]].text
         'north'
@@ -123,55 +122,60 @@ class TermIndex:
     # ---- changing it ------------------------------------------------------------------------------------------
 
     def missing(self, terms: Iterable[Term]) -> list[Term]:
-        """The terms of which no spelling is in the index, each once: what `add` would take."""
-        return [term for term, new in self._missing(terms) if new]
-
-    def _missing(self, terms: Iterable[Term]) -> Iterator[tuple[Term, bool]]:
-        """Every term, and whether neither the index nor a term before it has one of its spellings."""
+        """The terms of which neither the index nor a term before has a spelling: what `add` would take."""
         positions, before = self._positions(), SpellingTable()
+        new = []
         for term in terms:
-            new = not any(
-                table.own(spelling, term.language) is not None
-                for spelling in term.spellings
-                for table in (positions, before)
-            )
-            for spelling in term.spellings if new else ():
-                before.add(spelling, term.language, 0)
-            yield term, new
+            spelled = [(spelling, term.language) for spelling in term.spellings]
+            if all(table.own(*each) is None for each in spelled for table in (positions, before)):
+                new.append(term)
+                for each in spelled:
+                    before.add(*each, 0)
+        return new
 
-    def add(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> int:
-        """Add terms with one vector for each of their `spellings`, in order.
+    def add(self, terms: Sequence[Term], vectors: torch.Tensor | Callable[[list[Term]], torch.Tensor]) -> list[Term]:
+        """Add terms; those that are already there are left as they are.
 
-        Terms that are already there are left as they are.
+        Args:
+            terms: they may repeat.
+            vectors: (N, D), one for each of the terms' `spellings`, in order; or a function that gives those of the
+                terms that are new, and of no others.
 
         Returns:
-            How many terms were added.
+            The terms that were new.
 
         Raises:
             ValueError: the number or size of the vectors does not fit, or one is not finite.
         """
-        rows_per_term = [len(term.spellings) for term in terms]
-        if vectors_ND.shape != (sum(rows_per_term), self.dim):
+        if callable(vectors):
+            new = self.missing(terms)
+            vectors_ND = self._checked(new, vectors(new))
+        else:
+            vectors_ND = self._checked(terms, vectors)
+            new = self.missing(terms)
+            taken = set(map(id, new))
+            keep_N = torch.tensor([id(term) in taken for term in terms for _ in term.spellings], dtype=torch.bool)
+            vectors_ND = vectors_ND[keep_N.to(vectors_ND.device)]
+        positions, rows = self._positions(), []
+        for position, term in enumerate(new, start=len(self._terms)):
+            for spelling in term.spellings:
+                positions.add(spelling, term.language, position)
+                rows.append(position)
+        self._terms += new
+        self.vectors_ND = torch.cat([self.vectors_ND, vectors_ND.to(self.device, torch.float32)])
+        self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
+        return new
+
+    def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:
+        num_spellings = sum(len(term.spellings) for term in terms)
+        if vectors_ND.shape != (num_spellings, self.dim):
             raise ValueError(
-                f"{len(terms)} terms with {sum(rows_per_term)} spellings need vectors "
-                f"({sum(rows_per_term)}, {self.dim}), not {tuple(vectors_ND.shape)}"
+                f"{len(terms)} terms with {num_spellings} spellings need vectors "
+                f"({num_spellings}, {self.dim}), not {tuple(vectors_ND.shape)}"
             )
         if not bool(vectors_ND.isfinite().all()):
             raise ValueError("a term vector is not finite; was the model trained to NaN?")
-        judged = list(self._missing(terms))
-        keep_N = torch.tensor([new for term, new in judged for _ in term.spellings], dtype=torch.bool)
-        added = [term for term, new in judged if new]
-        first, positions = len(self._terms), self._positions()
-        for position, term in enumerate(added, start=first):
-            for spelling in term.spellings:
-                positions.add(spelling, term.language, position)
-        rows = [position for position, term in enumerate(added, start=first) for _ in term.spellings]
-        self._terms += added
-        self.vectors_ND = torch.cat(
-            [self.vectors_ND, vectors_ND[keep_N.to(vectors_ND.device)].to(self.device, torch.float32)]
-        )
-        self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
-        return len(added)
+        return vectors_ND
 
     def remove(self, spellings: Iterable[str], language: str | None = None) -> int:
         """Remove the terms that these spellings (or aliases) belong to; all of a term's spellings go.

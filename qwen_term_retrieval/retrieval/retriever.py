@@ -142,14 +142,14 @@ class TermRetriever:
             self.model.config.embedding_dim, fingerprint=model_fingerprint(self.model), language=glossary.language
         )
         show_progress = show_progress and sys.stderr.isatty()
-        self._index = self._embed_into(index, glossary, batch_size, show_progress).to(self.model.device)
+        self._embed_into(index, glossary, batch_size, show_progress)
+        self._index = index.to(self.model.device)
         return self._index
 
     def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
         """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new."""
-        before = len(self.term_index)
-        self._embed_into(self.term_index, Glossary(terms, language=self.term_index.language), batch_size)
-        return len(self.term_index) - before
+        glossary = Glossary(terms, language=self.term_index.language)
+        return len(self._embed_into(self.term_index, glossary, batch_size))
 
     def remove_terms(self, terms: Iterable[str], language: str | None = None) -> int:
         """Remove terms by any of their spellings, in one language or in all; see `TermIndex.remove`.
@@ -169,18 +169,20 @@ class TermRetriever:
 
     def _embed_into(
         self, index: TermIndex, glossary: Glossary, batch_size: int, show_progress: bool = False
-    ) -> TermIndex:
+    ) -> list[Term]:
+        """Add a glossary to an index, and say what was new."""
         pronouncer = pronouncer_of(self.model.text_tower)
         if pronouncer is not None:
             check_glossary(glossary, pronouncer)
-        terms = index.missing(glossary)
-        spellings = [spelling for term in terms for spelling in term.spellings]
-        languages = [term.language for term in terms for _ in term.spellings]
-        vectors_ND = self.model.encode_terms(
-            spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
-        )
-        index.add(terms, vectors_ND)
-        return index
+
+        def embed(terms: list[Term]) -> torch.Tensor:
+            spellings = [spelling for term in terms for spelling in term.spellings]
+            languages = [term.language for term in terms for _ in term.spellings]
+            return self.model.encode_terms(
+                spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
+            )
+
+        return index.add(glossary, embed)
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -219,9 +221,27 @@ class TermRetriever:
         With `show_progress`, a bar counts chunks where there is a terminal and it takes a while; how many there are is
         an estimate until the last clips are read.
         """
+        threshold = self._threshold_or_default(threshold)
+        nearest = self.nearest_batch(
+            clips, top_k=top_k, sampling_rate=sampling_rate, batch_size=batch_size, show_progress=show_progress
+        )
+        if threshold is None:
+            return nearest
+        return [[match for match in matches if match.score >= threshold] for matches in nearest]
+
+    def nearest_batch(
+        self,
+        clips: Sequence[Any],
+        *,
+        top_k: int = 10,
+        sampling_rate: int | None = None,
+        batch_size: int = 8,
+        show_progress: bool = True,
+    ) -> list[list[TermMatch]]:
+        """The `top_k` nearest terms of each clip, best first, whether they were said or not; see `search_batch`."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
-        index, threshold = self.term_index, self._threshold_or_default(threshold)
+        index = self.term_index
         answers: list[list[TermMatch]] = []
         hidden = None if show_progress else True
         with tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS) as bar:
@@ -236,7 +256,9 @@ class TermRetriever:
                             if match.score > known.score:
                                 best[position][match.term_id] = match
                     bar.update(len(positions))
-                answers += [_best_first(found.values(), top_k, threshold) for found in best]
+                answers += [
+                    sorted(found.values(), key=lambda match: (-match.score, match.start))[:top_k] for found in best
+                ]
         return answers
 
     def stream(
@@ -308,11 +330,6 @@ def best_matches(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list
                 found.append(TermMatch(term.text, score, round(start, 3), round(end, 3), term.term_id, term.language))
         answers.append(found)
     return answers
-
-
-def _best_first(matches: Iterable[TermMatch], top_k: int, threshold: float | None) -> list[TermMatch]:
-    heard = [match for match in matches if threshold is None or match.score >= threshold]
-    return sorted(heard, key=lambda match: (-match.score, match.start))[:top_k]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -125,16 +125,18 @@ class SpellingTable:
 
     def own(self, spelling: str, language: str | None) -> int | None:
         """The number of this spelling in this language alone; English and no language are one."""
-        language = primary_language(language)
+        return self._own(spelling, primary_language(language))
+
+    def _own(self, spelling: str, language: str | None) -> int | None:
         twins = (None, ENGLISH) if ENGLISH in self._languages else (None,)
         return self._first(spelling, twins if language in (None, ENGLISH) else (language,))
 
     def add(self, spelling: str, language: str | None, number: int) -> int:
         """The number that the spelling has from now on: it keeps the one that it has already."""
-        known = self.own(spelling, language)
+        language = primary_language(language)
+        known = self._own(spelling, language)
         if known is not None:
             return known
-        language = primary_language(language)
         if language is not None:
             self._languages[language] = None
         key = _key(spelling, language)
@@ -162,12 +164,18 @@ class SpellingTable:
 
 @dataclass(frozen=True)
 class Term:
-    """One glossary entry: the spelling to show, its id, further spellings of the same thing, and their language."""
+    """One glossary entry: the spelling to show, its id, further spellings of the same thing, and their language.
+
+    However the language is written ("pt_BR"), a term has it as `language_code` writes it.
+    """
 
     text: str
     term_id: int
     aliases: tuple[str, ...] = ()
     language: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "language", language_code(self.language))
 
     @property
     def spellings(self) -> tuple[str, ...]:
@@ -185,9 +193,8 @@ def distinct_terms(said: Iterable[tuple[str, str | None]]) -> list[Term]:
     Args:
         said: terms as they were spelled, and their languages.
     """
-    distinct = {(text, language_code(language)) for text, language in said}
-    in_order = sorted(distinct, key=lambda term: (term[0], term[1] or ""))
-    return [Term(text, term_id(text, language), language=language) for text, language in in_order]
+    distinct = {Term(text, term_id(text, language), language=language) for text, language in set(said)}
+    return sorted(distinct, key=lambda term: (term.text, term.language or ""))
 
 
 class Glossary(Sequence[Term]):
@@ -228,7 +235,7 @@ class Glossary(Sequence[Term]):
 
     def _add(self, entry: str | Term | Mapping[str, Any], row: int) -> None:
         text, aliases, language = _parse_entry(entry, f"{self.source}, entry {row}")
-        language = language_code(language) or self.language
+        language = language or self.language
         normalized = normalize_term(text, language)
         if not normalized:
             self.num_blank += 1
@@ -339,5 +346,5 @@ def _parse_entry(entry: str | Term | Mapping[str, Any], where: str) -> tuple[str
         language = entry.get("language")
         if not isinstance(language, str | None):
             raise ValueError(f"{where}: language must be a code such as 'fr', or nothing, not {language!r}")
-        return entry["term"], aliases, language
+        return entry["term"], aliases, language_code(language)
     raise ValueError(f"{where}: expected a string or a mapping with the key 'term', not {str(entry)[:80]!r}")

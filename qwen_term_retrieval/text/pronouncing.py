@@ -95,8 +95,7 @@ class Pronouncer:
 
     def reads(self, language: str | None) -> bool:
         """Whether texts in this language can be pronounced."""
-        codes = {language_code(language), primary_language(language)}
-        return len(self._phonemizers) == 1 or not codes.isdisjoint(self._spoken_as)
+        return len(self._phonemizers) == 1 or self._code(language) in self._spoken_as
 
     def has_own(self, language: str | None) -> bool:
         """Whether texts in this language are said otherwise than those without one."""
@@ -111,10 +110,12 @@ class Pronouncer:
         )
 
     def _name_of(self, language: str | None) -> str | None:
-        if len(self._phonemizers) == 1:
-            return None
+        return None if len(self._phonemizers) == 1 else self._spoken_as[self._code(language)]
+
+    def _code(self, language: str | None) -> str | None:
+        """The code that a language is known by here: its own, or that without the region."""
         code = language_code(language)
-        return self._spoken_as[code if code in self._spoken_as else primary_language(code)]
+        return code if code in self._spoken_as else primary_language(code)
 
 
 def check_glossary(glossary: Glossary, pronouncer: Pronouncer) -> None:

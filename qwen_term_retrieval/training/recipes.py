@@ -25,22 +25,30 @@ from transformers import HfArgumentParser
 
 from qwen_term_retrieval.did_you_mean import did_you_mean
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.run_arguments import RunArguments
 
 # Of the checkout: an installed wheel has neither scripts nor recipes.
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
 
-_ARGUMENTS = (ModelArguments, DataArguments, TermRetrievalArguments)
+# The settings of term retrieval; other trainings have dataclasses of their own, of which one is a `RunArguments`.
+TERM_RETRIEVAL = (ModelArguments, DataArguments, TermRetrievalArguments)
 
 
 def parse_recipe(
-    recipes: Path, argv: Sequence[str] | None = None, script: argparse.ArgumentParser | None = None
-) -> tuple[ModelArguments, DataArguments, TermRetrievalArguments]:
-    """Settings from `--recipe` (a name in the folder `recipes`, or a YAML file; default `demo`), then from flags.
+    recipes: Path,
+    argv: Sequence[str] | None = None,
+    script: argparse.ArgumentParser | None = None,
+    settings: Sequence[type] = TERM_RETRIEVAL,
+    default: str = "demo",
+) -> tuple[Any, ...]:
+    """Settings from `--recipe` (a name in the folder `recipes`, or a YAML file), then from flags.
 
     Args:
         recipes: `RECIPES`, or a folder of your own.
         argv: flags; None: those of the command line.
         script: flags that the calling script has read already, and its description, for the help.
+        settings: dataclasses, in the order in which they come back.
+        default: the recipe where none is named.
 
     Raises:
         FileNotFoundError: no such recipe; names those there are.
@@ -48,20 +56,23 @@ def parse_recipe(
             nearest setting.
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--recipe", default="demo")
+    chooser.add_argument("--recipe", default=default)
     choice, flags = chooser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
-    parser = _SettingsParser(choice.recipe, script)
+    parser = _SettingsParser(settings, choice.recipe, default, script)
     recipe = _read_recipe(_find_recipe(choice.recipe, recipes), parser)
     parser.set_defaults(**recipe)
     try:
-        model, data, training, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
+        *parsed, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
     except ValueError as error:  # also from transformers, where no `refusals.one_line_errors` would know it for one
         raise ValueError(str(error)) from error
     for flag in unknown:
         _refuse_unknown(_name_of(flag), parser.flags, "the command line")
-    training.recorded["recipe"] = choice.recipe
-    model.given = frozenset({*recipe, *map(_name_of, flags)} & vars(model).keys())
-    return model, data, training
+    for each in parsed:
+        if isinstance(each, RunArguments):
+            each.recorded["recipe"] = choice.recipe
+        if hasattr(each, "given"):
+            each.given = frozenset({*recipe, *map(_name_of, flags)} & vars(each).keys())
+    return tuple(parsed)
 
 
 def _name_of(flag: str) -> str:
@@ -71,17 +82,19 @@ def _name_of(flag: str) -> str:
 class _SettingsParser(HfArgumentParser):
     """Raises a ValueError in place of printing its usage, which is five hundred lines; takes `None` where it may be."""
 
-    def __init__(self, recipe: str, script: argparse.ArgumentParser | None) -> None:
+    def __init__(
+        self, settings: Sequence[type], recipe: str, default: str, script: argparse.ArgumentParser | None
+    ) -> None:
         super().__init__(
-            _ARGUMENTS,  # type: ignore[arg-type]
+            settings,  # type: ignore[arg-type]
             description=script.description if script else "Train a speech-to-term retriever.",
             epilog="None unsets what may be left out: --test_split None, or after a recipe --max_batch_seconds None.",
             parents=[script] if script else [],
             allow_abbrev=False,
         )
-        self.add_argument("--recipe", default=recipe, help="Name of a recipe or a YAML file (default demo).")
+        self.add_argument("--recipe", default=recipe, help=f"Name of a recipe or a YAML file (default {default}).")
         self.flags = {action.dest for action in self._actions}
-        self.settings = {name: hint for of in _ARGUMENTS for name, hint in typing.get_type_hints(of).items()}
+        self.settings = {name: hint for of in settings for name, hint in typing.get_type_hints(of).items()}
         self.settings = {name: hint for name, hint in self.settings.items() if name in self.flags}
         self.action_of = {action.dest: action for action in reversed(self._actions)}
         for name, hint in self.settings.items():

@@ -66,6 +66,7 @@ from qwen_term_retrieval.training.search import (
     kwargs_of_study,
     recall_then_mrr,
 )
+from qwen_term_retrieval.transformers_internals import check_internals
 
 
 class TermRetrievalTrainer(Trainer):
@@ -117,6 +118,7 @@ class TermRetrievalTrainer(Trainer):
         hard_negatives_of: Callable[[int, int], Sequence[int]] | None = None,
         **kwargs: Any,
     ):
+        check_internals()
         refuse_launch(args)
         refuse_own_parts(kwargs)
         if eval_dataset is not None:

@@ -220,7 +220,7 @@ def test_what_is_no_recording_is_refused_before_the_model_is_looked_for(recordin
 def test_what_was_found_in_one_file_is_shown_although_a_later_one_is_broken(
     model_folder, recordings, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("qwen_term_retrieval.cli.retrieval._FILES_AT_ONCE", 1)
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.recordings._FILES_AT_ONCE", 1)
     soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     clips = (recordings / "saxophone.wav", tmp_path / "nan.wav")
     result = qtr("search", model_folder, recordings / "terms.txt", *clips, "--top-k", 1)

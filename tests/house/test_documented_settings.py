@@ -9,12 +9,13 @@ import yaml
 
 from qwen_term_retrieval.augmentation.config import AugmentationConfig
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.run_arguments import RunArguments
 
 DOCS = Path(__file__).parents[2] / "docs"
 TRAINING, DATA = ((DOCS / name).read_text(encoding="utf-8") for name in ("training.md", "data.md"))
 SETTINGS = {
     name: arguments.__dataclass_fields__[name].default
-    for arguments in (ModelArguments, DataArguments, TermRetrievalArguments)
+    for arguments in (ModelArguments, DataArguments, RunArguments, TermRetrievalArguments)
     for name in arguments.__annotations__  # its own, not those of `TrainingArguments`
     if arguments.__dataclass_fields__[name].init
 }

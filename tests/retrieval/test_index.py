@@ -86,7 +86,9 @@ def test_equal_scores_come_in_the_order_of_the_index():
 def test_terms_can_be_added_and_removed_while_in_use():
     index = make_index(["aorta", "vein", {"term": "capillary", "aliases": ["tiny vessel"]}])
     query = index.vectors_ND[0][None, None]
-    assert index.add(list(Glossary(["Artery", "aorta"])), unit_vectors(2, 8, seed=5)) == 1  # aorta was there
+    assert [term.text for term in index.add(list(Glossary(["Artery", "aorta"])), unit_vectors(2, 8, seed=5))] == [
+        "Artery"
+    ]
     assert len(index) == 4
     assert "tiny  VESSEL" in index
 
@@ -94,7 +96,7 @@ def test_terms_can_be_added_and_removed_while_in_use():
     assert [term.text for term in index.terms] == ["vein", "Artery"]
     assert "capillary" not in index
     assert index.search(query, 5).terms.shape == (1, 2)
-    assert index.add([Term("aorta", 7)], query[0]) == 1
+    assert index.add([Term("aorta", 7)], query[0]) == [Term("aorta", 7)]
     assert names(index, index.search(query, 1)) == [["aorta"]]
 
 
@@ -227,3 +229,19 @@ def test_a_bare_string_removes_no_letters():
 def test_a_folder_of_something_else_is_no_index(tmp_path):
     with pytest.raises(TermIndexError, match=r"is no term index: it has no meta\.json"):
         TermIndex.load(tmp_path)
+
+
+def test_only_what_is_new_is_embedded_and_it_is_said():
+    index = TermIndex(8, fingerprint="tests")
+    index.add([Term("aorta", 1)], unit_vectors(1, 8))
+    embedded = []
+
+    def embed(terms):
+        embedded.append([term.text for term in terms])
+        return unit_vectors(sum(len(term.spellings) for term in terms), 8)
+
+    new = index.add([Term("aorta", 1), Term("vein", 2, ("vena",)), Term("Vena", 3)], embed)
+    assert embedded == [["vein"]]
+    assert new == [Term("vein", 2, ("vena",))]
+    assert index.add([Term("vein", 2)], embed) == []
+    assert index.id_of("vena") == 2
