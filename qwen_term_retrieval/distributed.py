@@ -96,7 +96,7 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def outcome_of(do: Callable[[], T]) -> Callable[[], T]:
+def deferred(do: Callable[[], T]) -> Callable[[], T]:
     """`do`, done now where ranks take turns: gives its result, or raises its error, when called for `on_every_rank`."""
     try:
         done = do()

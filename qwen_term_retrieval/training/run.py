@@ -19,7 +19,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as hf_logging
 
-from qwen_term_retrieval.distributed import gathered, on_every_rank, outcome_of
+from qwen_term_retrieval.distributed import deferred, gathered, on_every_rank
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
@@ -58,7 +58,7 @@ def run_training(
     if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
     with args.main_process_first(local=False, desc="preparing the output folder"):
-        prepared = outcome_of(partial(prepare_output_dir, args))
+        prepared = deferred(partial(prepare_output_dir, args))
     checkpoint = on_every_rank(prepared)
     check_one_output_dir(args, checkpoint)
     heading("rows", f"{data_args.dataset}")
