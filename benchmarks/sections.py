@@ -1,6 +1,6 @@
 """A benchmark in sections: which of them to run, and one report, in which the others keep the numbers they had.
 
-Used by `benchmarks.data` and `benchmarks.faults`.
+Used by `benchmarks.data`, `benchmarks.faults` and `benchmarks.training`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_json import write_results
+from benchmarks.results_json import RESULTS, write_results
 
 
 def section_parser(description: str, sections: Sequence[str], work: Path) -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def section_parser(description: str, sections: Sequence[str], work: Path) -> arg
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", default=",".join(sections), help="sections, separated by commas")
     parser.add_argument("--work", type=Path, default=work, help="what is measured on lies here")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
     return parser
 
