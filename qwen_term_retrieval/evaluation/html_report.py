@@ -32,7 +32,11 @@ MARK = ".qtr-report"
 BANK_SIZES = (1, 1_000, 10_000, 100_000, 1_000_000)
 MOST_SHOWN = 20
 _TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 
 
