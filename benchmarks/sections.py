@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ def parsed(parser: argparse.ArgumentParser, sections: Sequence[str], quick: Mapp
     return options
 
 
-def earlier_results(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def kept_sections(path: Path, settings: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """The settings, and what an earlier run with the same ones found of any section."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = all(earlier.get(name) == value for name, value in settings.items())
+    return {**settings, **{name: earlier[name] for name in sections if same and name in earlier}}
 
 
 def run_sections(

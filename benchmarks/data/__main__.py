@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.data import cold, large, loader, packing, reading
 from benchmarks.data.clips import BenchmarkClips
 from benchmarks.data.report import SECTIONS, report
-from benchmarks.sections import earlier_results, parsed, run_sections, section_parser
+from benchmarks.sections import kept_sections, parsed, run_sections, section_parser
 
 PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile", "torch")
 PEERS_VENV = Path("outputs/peers-venv")
@@ -71,16 +71,8 @@ def main() -> None:
     clips.make(options.clips)
     path = options.results / "data.json"
     runs = {section: partial(MEASURES[section], clips, options) for section in options.sections}
-    run_sections(path, kept_sections(path, options), runs, report, packages=PACKAGES)
-
-
-def kept_sections(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What earlier runs with the same clips and repetitions found in other sections."""
     settings = {"clips": options.clips, "repetitions": options.repetitions}
-    earlier = earlier_results(path)
-    if any(earlier.get(name) != value for name, value in settings.items()):
-        return settings
-    return settings | {name: earlier[name] for name in SECTIONS if name in earlier}
+    run_sections(path, kept_sections(path, settings, SECTIONS), runs, report, packages=PACKAGES)
 
 
 if __name__ == "__main__":

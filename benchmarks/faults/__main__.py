@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.faults import environment, flips, fuzz, kills
 from benchmarks.faults.report import CAMPAIGNS, failures_of, report
-from benchmarks.sections import earlier_results, parsed, run_sections, section_parser
+from benchmarks.sections import kept_sections, parsed, run_sections, section_parser
 
 PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile")
 QUICK = {"kills": 6, "flips": 40, "inputs": 100}
@@ -46,8 +46,7 @@ RUNS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 def main() -> None:
     options = arguments()
     path = options.results / "faults.json"
-    earlier = earlier_results(path)
-    results = {name: earlier[name] for name in CAMPAIGNS if name in earlier}
+    results = kept_sections(path, {}, CAMPAIGNS)
     runs = {name: partial(run_campaign, name, options) for name in options.sections}
     run_sections(path, results, runs, report, packages=PACKAGES)
     sys.exit(bool(sum(failures_of(name, results[name]) for name in options.sections)))

@@ -25,7 +25,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.results_json import RESULTS
-from benchmarks.sections import earlier_results, run_sections
+from benchmarks.sections import kept_sections, run_sections
 from benchmarks.training import data, forward, gpu, mel, mining, step
 from benchmarks.training.report import PARTS, report
 from benchmarks.training.step import Steps
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet()
     path = options.results / "training.json"
     runs = {part: partial(measured, part, options) for part in options.part}
-    run_sections(path, kept_parts(path, options.quick), runs, report, packages=PACKAGES)
+    run_sections(path, kept_sections(path, {"quick": options.quick}, PARTS), runs, report, packages=PACKAGES)
 
 
 def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -86,14 +86,6 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     devices += [torch.device("cuda", 0)] if torch.cuda.is_available() else []
     found = {device.type: measure(device, options.work) for device in devices}
     return found if "cuda" in found else {**found, "cuda": NO_GPU}
-
-
-def kept_parts(path: Path, quick: bool) -> dict[str, Any]:
-    """What earlier runs of the same size found of other parts."""
-    earlier = earlier_results(path)
-    if earlier.get("quick") != quick:
-        return {"quick": quick}
-    return {"quick": quick} | {name: earlier[name] for name in PARTS if name in earlier}
 
 
 def quiet() -> None:
