@@ -16,6 +16,8 @@ from typing import Any
 
 from qwen_term_retrieval.storage.atomic import atomic_file
 
+RESULTS = Path(__file__).parent / "results"
+
 
 def machine() -> dict[str, Any]:
     return {

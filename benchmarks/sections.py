@@ -1,17 +1,17 @@
 """A benchmark in sections: which of them to run, and one report, in which the others keep the numbers they had.
 
-Used by `benchmarks.data` and `benchmarks.faults`.
+Used by `benchmarks.data`, `benchmarks.faults` and `benchmarks.training`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_json import write_results
+from benchmarks.results_json import RESULTS, write_results
 
 
 def section_parser(description: str, sections: Sequence[str], work: Path) -> argparse.ArgumentParser:
@@ -19,7 +19,7 @@ def section_parser(description: str, sections: Sequence[str], work: Path) -> arg
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", default=",".join(sections), help="sections, separated by commas")
     parser.add_argument("--work", type=Path, default=work, help="what is measured on lies here")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
     return parser
 
@@ -36,8 +36,11 @@ def parsed(parser: argparse.ArgumentParser, sections: Sequence[str], quick: Mapp
     return options
 
 
-def earlier_results(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def kept_sections(path: Path, settings: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """The settings, and what an earlier run with the same ones found of any section."""
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    same = all(earlier.get(name) == value for name, value in settings.items())
+    return {**settings, **{name: earlier[name] for name in sections if same and name in earlier}}
 
 
 def run_sections(

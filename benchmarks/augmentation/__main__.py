@@ -7,6 +7,7 @@ sample must come out the same.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -101,6 +102,7 @@ def run_batch(batch: Sequence[Visit], clips: ClipReader, planner: DistortionPlan
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     clips = ClipReader(datasets.load_dataset("builders/term_audio", split="train"))
     planner = DistortionPlanner(AugmentationConfig(), clips)

@@ -19,14 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import cold as data_cold
-from benchmarks.data import large as data_large
-from benchmarks.data import loader as data_loader
-from benchmarks.data import packing as data_packing
-from benchmarks.data import reading as data_reading
+from benchmarks.data import cold, large, loader, packing, reading
 from benchmarks.data.clips import BenchmarkClips
 from benchmarks.data.report import SECTIONS, report
-from benchmarks.sections import earlier_results, parsed, run_sections, section_parser
+from benchmarks.sections import kept_sections, parsed, run_sections, section_parser
 
 PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile", "torch")
 PEERS_VENV = Path("outputs/peers-venv")
@@ -50,20 +46,20 @@ def peers_of(options: argparse.Namespace) -> dict[str, Any]:
     """The peers' interpreter, and what could not be installed for it."""
     if options.no_peers:
         return {"peers_python": None, "missing": {}}
-    missing = data_reading.make_peers_environment(options.peers_venv, metadata.version("torch").partition("+")[0])
+    missing = reading.make_peers_environment(options.peers_venv, metadata.version("torch").partition("+")[0])
     return {"peers_python": options.peers_venv / "bin" / "python", "missing": missing}
 
 
 def measure_memory(clips: BenchmarkClips, options: argparse.Namespace) -> dict[str, Any]:
-    return data_packing.run_memory(clips, QUICK_PACKED_SIZES if options.quick else PACKED_SIZES)
+    return packing.run_memory(clips, QUICK_PACKED_SIZES if options.quick else PACKED_SIZES)
 
 
 MEASURES: dict[str, Callable[[BenchmarkClips, argparse.Namespace], dict[str, Any]]] = {
-    "reading": lambda clips, options: data_reading.run(clips, repetitions=options.repetitions, **peers_of(options)),
-    "cold": lambda clips, options: data_cold.run(clips, repetitions=options.repetitions, **peers_of(options)),
-    "loader": lambda clips, options: data_loader.run(clips, repetitions=options.repetitions),
-    "packing": lambda clips, options: data_packing.run_packing(clips, repetitions=options.repetitions),
-    "large": lambda clips, options: data_large.run(clips, num_rows=options.rows, repetitions=options.repetitions),
+    "reading": lambda clips, options: reading.run(clips, repetitions=options.repetitions, **peers_of(options)),
+    "cold": lambda clips, options: cold.run(clips, repetitions=options.repetitions, **peers_of(options)),
+    "loader": lambda clips, options: loader.run(clips, repetitions=options.repetitions),
+    "packing": lambda clips, options: packing.run_packing(clips, repetitions=options.repetitions),
+    "large": lambda clips, options: large.run(clips, num_rows=options.rows, repetitions=options.repetitions),
     "memory": measure_memory,
 }
 
@@ -75,16 +71,8 @@ def main() -> None:
     clips.make(options.clips)
     path = options.results / "data.json"
     runs = {section: partial(MEASURES[section], clips, options) for section in options.sections}
-    run_sections(path, kept_sections(path, options), runs, report, packages=PACKAGES)
-
-
-def kept_sections(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What earlier runs with the same clips and repetitions found in other sections."""
     settings = {"clips": options.clips, "repetitions": options.repetitions}
-    earlier = earlier_results(path)
-    if any(earlier.get(name) != value for name, value in settings.items()):
-        return settings
-    return settings | {name: earlier[name] for name in SECTIONS if name in earlier}
+    run_sections(path, kept_sections(path, settings, SECTIONS), runs, report, packages=PACKAGES)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults import environment, flips, fuzz, kills
 from benchmarks.faults.report import CAMPAIGNS, failures_of, report
-from benchmarks.sections import earlier_results, parsed, run_sections, section_parser
+from benchmarks.sections import kept_sections, parsed, run_sections, section_parser
 
 PACKAGES = ("qwen_term_retrieval", "datasets", "numpy", "pyarrow", "soundfile")
 QUICK = {"kills": 6, "flips": 40, "inputs": 100}
@@ -34,43 +35,18 @@ def arguments() -> argparse.Namespace:
     return parsed(parser, CAMPAIGNS, QUICK)
 
 
-def kills(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.faults import kills as faults_kills
-
-    return faults_kills.run(options.work / "kills", num_kills=options.kills, seed=options.seed)
-
-
-def flips(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.faults import flips as faults_flips
-
-    return faults_flips.run(options.work / "flips", num_flips=options.flips, seed=options.seed)
-
-
-def fuzz(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.faults import fuzz as faults_fuzz
-
-    return faults_fuzz.run(options.work / "fuzz", num_inputs=options.inputs, seed=options.seed)
-
-
-def environment(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.faults import environment as faults_environment
-
-    return faults_environment.run(options.work / "environment")
-
-
 RUNS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "kills": kills,
-    "flips": flips,
-    "fuzz": fuzz,
-    "environment": environment,
+    "kills": lambda options: kills.run(options.work / "kills", num_kills=options.kills, seed=options.seed),
+    "flips": lambda options: flips.run(options.work / "flips", num_flips=options.flips, seed=options.seed),
+    "fuzz": lambda options: fuzz.run(options.work / "fuzz", num_inputs=options.inputs, seed=options.seed),
+    "environment": lambda options: environment.run(options.work / "environment"),
 }
 
 
 def main() -> None:
     options = arguments()
     path = options.results / "faults.json"
-    earlier = earlier_results(path)
-    results = {name: earlier[name] for name in CAMPAIGNS if name in earlier}
+    results = kept_sections(path, {}, CAMPAIGNS)
     runs = {name: partial(run_campaign, name, options) for name in options.sections}
     run_sections(path, results, runs, report, packages=PACKAGES)
     sys.exit(bool(sum(failures_of(name, results[name]) for name in options.sections)))

@@ -1,0 +1,17 @@
+"""Spoken-term retrieval on recordings of people, beside Whisper and a search.
+
+    __main__              `python -m benchmarks.real_speech`: stages, each of which keeps its result
+    judged_sets           the recordings judged on, and what may not be trained on
+    asterisk              the prompts of a telephone exchange: one speaker in a studio
+    volunteers            words that volunteers said into their own microphones
+    term_banks            the terms searched: the clips' own among thousands of others
+    baselines             a transcript, then the nearest term: in spelling, sound or meaning
+    whisper_transcripts   those transcripts
+    spelling              numbers and signs as words, for transcripts and terms alike
+    report                the table, the targets, the picture
+    laptop                makes the corpus and the model that are judged
+    ablation              what each part of a training buys
+    ablation_report       its table
+
+`python -m benchmarks.real_speech.laptop` and `.ablation` are programs too.
+"""

@@ -3,7 +3,7 @@
     python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop
     python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop --test-set ktuberling
 
-Clips: a set of `test_sets.py`. Banks: their texts alone and among thousands of other terms (`term_banks.py`).
+Clips: a set of `judged_sets.py`. Banks: their texts alone and among thousands of other terms (`term_banks.py`).
 Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a stage can be run again alone;
 `timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
 """
@@ -35,6 +35,7 @@ from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS, TestSet, 
 from benchmarks.real_speech.report import write_report
 from benchmarks.real_speech.term_banks import TermBanks, make_banks
 from benchmarks.real_speech.whisper_transcripts import WhisperTranscriber, transcribe_all
+from benchmarks.results_json import RESULTS
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.evaluation.ranking import rank_of_gold, rank_of_gold_in_scores, recall_at_k
@@ -71,7 +72,7 @@ class Benchmark:
     work: Path
     model_folder: Path
     training_corpus: Path
-    results: Path = Path(__file__).parents[1] / "results"
+    results: Path = RESULTS
     test_set: TestSet = TEST_SETS["asterisk"]
 
     @functools.cached_property
@@ -291,7 +292,7 @@ def report(bench: Benchmark) -> None:
 
 
 def has_homophone(bench: Benchmark, bank: str) -> NDArray[np.bool_]:
-    """Of each clip, whether another term of the bank has just its phonemes: no model of sound can tell them apart."""
+    """Whether another term of the bank has just a clip's phonemes, for each: no model of sound can tell them apart."""
     sounds = [tuple(phonemes) for phonemes in get_phonemizer("espeak:en-us").phonemes(bench.bank_terms(bank))]
     count_of, sound_of = Counter(sounds), dict(zip(bench.banks.rows[bank], sounds, strict=True))
     return np.array([any(count_of[sound_of[row]] > 1 for row in rows if row in sound_of) for rows in bench.gold])

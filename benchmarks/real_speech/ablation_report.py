@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.markdown import table
-from benchmarks.results_json import write_results
+from benchmarks.results_json import RESULTS, write_results
 from qwen_term_retrieval.evaluation.ranking import bootstrap_interval
 
-RESULTS = Path(__file__).parents[1] / "results"
 CUTOFFS = (1, 10)
 DIFFERENCE_IN = ("volunteers", "+10k", 10)
 _PACKAGES = ("torch", "transformers", "peft", "datasets", "numpy", "espeakng-loader")

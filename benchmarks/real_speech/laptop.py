@@ -8,6 +8,7 @@ No clip says a text of a test set. Each stage is done once; a second run goes on
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import json
@@ -86,6 +87,7 @@ def run_recipe(name: str, model: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     seconds: dict[str, float] = json.loads(STAGES.read_text(encoding="utf-8")) if STAGES.is_file() else {}

@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import AutoTokenizer
 
-from benchmarks.results_json import write_results
+from benchmarks.results_json import RESULTS, write_results
 from qwen_term_retrieval.models.weights.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.text.wordlists import wordnet_examples
 from qwen_term_retrieval.tokens.mmap_tokens import MmapTokens
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=16, help="of the 1.6 MB of text")
     parser.add_argument("--tokens", type=int, default=200_000_000, help="in the file that is read")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tokens.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "tokens.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

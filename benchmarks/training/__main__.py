@@ -14,9 +14,9 @@ Parts that need a GPU are marked as not run on a machine without one. Wants a qu
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,16 @@ import datasets
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.results_json import write_results
-from benchmarks.training import data as training_data
-from benchmarks.training import forward as training_forward
-from benchmarks.training import gpu as training_gpu
-from benchmarks.training import mel as training_mel
-from benchmarks.training import mining as training_mining
-from benchmarks.training import step as training_step
+from benchmarks.results_json import RESULTS
+from benchmarks.sections import kept_sections, run_sections
+from benchmarks.training import data, forward, gpu, mel, mining, step
 from benchmarks.training.report import PARTS, report
 from benchmarks.training.step import Steps
 
 PACKAGES = ("qwen_term_retrieval", "peft", "sentence_transformers", "torch", "transformers")
 NO_GPU = {"not_run": "there is no CUDA device on this machine"}
 SMALL_ENCODER: dict[str, Any] = {
-    **training_forward.REAL_SIZE,
+    **forward.REAL_SIZE,
     "d_model": 64,
     "encoder_layers": 2,
     "encoder_attention_heads": 2,
@@ -47,20 +43,20 @@ SMALL_STEPS = Steps(SMALL_ENCODER | {"model_type": "whisper", "num_mel_bins": 80
 
 Measure = Callable[[torch.device, Path], dict[str, Any]]
 MEASURES: dict[str, Measure] = {
-    "forward": lambda device, _: training_forward.run(device),
-    "step": training_step.run,
-    "mel": lambda device, _: training_mel.run(device),
-    "data": lambda device, _: training_data.run(device),
-    "mining": lambda device, _: training_mining.run(device),
-    "gpu": training_gpu.run,
+    "forward": lambda device, _: forward.run(device),
+    "step": step.run,
+    "mel": lambda device, _: mel.run(device),
+    "data": lambda device, _: data.run(device),
+    "mining": lambda device, _: mining.run(device),
+    "gpu": gpu.run,
 }
 QUICK: dict[str, Measure] = {
-    "forward": lambda device, _: training_forward.run(device, encoder_config=SMALL_ENCODER, num_clips=2, repetitions=2),
-    "step": lambda device, work: training_step.run(device, work, SMALL_STEPS),
-    "mel": lambda device, _: training_mel.run(device, num_clips=8, repetitions=2),
-    "data": lambda device, _: training_data.run(device, num_steps=2),
-    "mining": lambda device, _: training_mining.run(device, num_clips=600, num_terms=3_000, dim=128),
-    "gpu": lambda device, work: training_gpu.run(device, work, encoder_config=SMALL_ENCODER, batch_size=8, num_steps=2),
+    "forward": lambda device, _: forward.run(device, encoder_config=SMALL_ENCODER, num_clips=2, repetitions=2),
+    "step": lambda device, work: step.run(device, work, SMALL_STEPS),
+    "mel": lambda device, _: mel.run(device, num_clips=8, repetitions=2),
+    "data": lambda device, _: data.run(device, num_steps=2),
+    "mining": lambda device, _: mining.run(device, num_clips=600, num_terms=3_000, dim=128),
+    "gpu": lambda device, work: gpu.run(device, work, encoder_config=SMALL_ENCODER, batch_size=8, num_steps=2),
 }
 
 
@@ -71,7 +67,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("outputs/training-benchmark"), help="packs are kept here")
     parser.add_argument("--results", type=Path, help="folder of training.json and training.md")
     options = parser.parse_args(argv)
-    options.results = options.results or (options.work if options.quick else Path(__file__).parents[1] / "results")
+    options.results = options.results or (options.work if options.quick else RESULTS)
     return options
 
 
@@ -79,13 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     quiet()
     path = options.results / "training.json"
-    results = kept_parts(path, options.quick)
-    for part in options.part:
-        results[part] = measured(part, options)
-        # After each part, so that nothing is lost if a later one fails.
-        write_results(path, results, packages=PACKAGES)
-        path.with_suffix(".md").write_text(report(results), encoding="utf-8")
-    print(report(results))
+    runs = {part: partial(measured, part, options) for part in options.part}
+    run_sections(path, kept_sections(path, {"quick": options.quick}, PARTS), runs, report, packages=PACKAGES)
 
 
 def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -95,14 +86,6 @@ def measured(part: str, options: argparse.Namespace) -> dict[str, Any]:
     devices += [torch.device("cuda", 0)] if torch.cuda.is_available() else []
     found = {device.type: measure(device, options.work) for device in devices}
     return found if "cuda" in found else {**found, "cuda": NO_GPU}
-
-
-def kept_parts(path: Path, quick: bool) -> dict[str, Any]:
-    """What earlier runs of the same size found of other parts."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if earlier.get("quick") != quick:
-        return {"quick": quick}
-    return {"quick": quick} | {name: earlier[name] for name in PARTS if name in earlier}
 
 
 def quiet() -> None:

@@ -1,4 +1,16 @@
-"""Matches to numbers and pictures."""
+"""Matches to numbers and pictures.
+
+    ranking              ranks, Recall@k, MRR and their intervals, from plain tensors
+    evaluator            a model over clips as a search runs it: banks, seen and unseen terms, thresholds, spans
+    dataset_evaluation   an evaluator from names, as a command line gives them
+    recall_metric        Recall@k for the `evaluate` library
+    report               numbers for people: tables in Markdown, recall over k as a picture
+    report_pictures      the pictures of an evaluation
+    training_curves      the picture of a run
+    html_report          the page of `qtr report`, with its pictures and clips
+
+`report.html.jinja` is that page's text.
+"""
 
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, evaluate_vectors
 from qwen_term_retrieval.evaluation.ranking import bootstrap_interval, mean_reciprocal_rank, rank_of_gold, recall_at_k

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from jinja2 import Environment, FileSystemLoader
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.evaluation.evaluator import Evaluation, RetrievalEvaluator
@@ -31,13 +31,13 @@ METRICS = "metrics.json"
 MARK = ".qtr-report"
 BANK_SIZES = (1, 1_000, 10_000, 100_000, 1_000_000)
 MOST_SHOWN = 20
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
-img { width: 32rem; max-width: 100% } audio { width: 14rem; height: 2rem } small, .note { color: #666 }
-"""
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def check_report(folder: str | Path, overwrite: bool = False) -> None:
@@ -111,29 +111,23 @@ def _page(
     title: str,
     trainer_state: Mapping[str, Any] | None,
 ) -> str:
-    metrics = evaluation.metrics
-    spans = f" Spans are off by {metrics['span_error']:.2f} s on average." if "span_error" in metrics else ""
     judged = _judge_each(evaluator, evaluation)
-    pictures = _draw(evaluator, evaluation, judged, folder, trainer_state)
-    clips = _Clips(evaluator.rows, folder)
-    misses = [_missed(evaluation, judged, clips, place) for place in _worst_pairs(evaluation)]
-    alarms = [_false_alarm(clips, clip, match) for clip, match in _worst_alarms(judged, metrics.get("threshold", -1.0))]
-    missed = int((evaluation.pairs.ranks > 1).sum())
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{metrics['clips']:,} clips, a bank of {metrics['bank']:,} terms.{spans}</p>",
-        _table(["terms", "pairs", *(f"R@{k}" for k in evaluator.ks), "MRR"], _recall_rows(metrics, evaluator.ks)),
-        f"<p>{escape(threshold_line(metrics)) or 'No threshold was given or calibrated.'}</p>",
-        *(f'<img src="{name}" alt="{escape(alt)}">' for name, alt in pictures.items()),
-        f"<h2>Worst misses</h2><p class=note>{missed} of {len(evaluation.pairs.ranks)} (clip, term) pairs are not "
-        f"first; the {len(misses)} that stand last.</p>",
-        _table(["clip", "said", "rank", "heard instead"], misses) if misses else "",
-        f"<h2>Worst false alarms</h2><p class=note>The {len(alarms)} best scores of terms that were not said"
-        + (", at or above the threshold.</p>" if "threshold" in metrics else ".</p>"),
-        _table(["clip", "said", "heard", "score"], alarms) if alarms else "",
-    ]
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-    return head + "\n".join(parts) + "\n</html>\n"
+    alarms = _worst_alarms(judged, evaluation.metrics.get("threshold", -1.0))
+    return _TEMPLATES.get_template("report.html.jinja").render(
+        title=title,
+        metrics=evaluation.metrics,
+        ks=evaluator.ks,
+        groups=GROUPS,
+        threshold=threshold_line(evaluation.metrics),
+        pictures=_draw(evaluator, evaluation, judged, folder, trainer_state),
+        num_missed=(evaluation.pairs.ranks > 1).sum(),
+        num_pairs=len(evaluation.pairs.ranks),
+        misses=[
+            (_clip(evaluator, clip, folder), rank, [match for match, right in judged[clip] if not right][:3])
+            for clip, rank in _worst_misses(evaluation)
+        ],
+        alarms=[(_clip(evaluator, clip, folder), match) for clip, match in alarms],
+    )
 
 
 def _draw(
@@ -189,76 +183,27 @@ def _score_groups(
     }
 
 
-class _Clips:
-    """Writes the clips that a page shows, each once."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], folder: Path):
-        self.rows = rows
-        self.folder = folder
-
-    def player(self, clip: int) -> str:
-        row, name = self.rows[clip], f"clips/{clip:06d}.wav"
-        if not (self.folder / name).exists():
-            soundfile.write(self.folder / name, clip_pcm(row), SAMPLING_RATE)
-        key = escape(str(row.get("key") or f"clip {clip}"))
-        return f'<audio controls preload="none" src="{name}"></audio><br><small>{key}</small>'
-
-    def said(self, clip: int) -> str:
-        row = self.rows[clip]
-        return f"{escape(', '.join(row['terms'])) or '–'}<br><small>{escape(row.get('text') or '')}</small>"
+def _clip(evaluator: RetrievalEvaluator, clip: int, folder: Path) -> dict[str, Any]:
+    """What a page shows of a clip, whose sound is written for it, once."""
+    row, name = evaluator.rows[clip], f"clips/{clip:06d}.wav"
+    if not (folder / name).exists():
+        soundfile.write(folder / name, clip_pcm(row), SAMPLING_RATE)
+    return {
+        "sound": name,
+        "key": row.get("key") or f"clip {clip}",
+        "terms": row["terms"],
+        "text": row.get("text") or "",
+    }
 
 
-def _worst_pairs(evaluation: Evaluation) -> Iterable[int]:
+def _worst_misses(evaluation: Evaluation) -> list[tuple[int, int]]:
+    """Clip and rank of the pairs that stand last, worst first."""
     ranks = evaluation.pairs.ranks
-    return [place for place in np.argsort(-ranks, kind="stable")[:MOST_SHOWN].tolist() if ranks[place] > 1]
-
-
-def _missed(
-    evaluation: Evaluation, judged: Sequence[Sequence[tuple[TermMatch, bool]]], clips: _Clips, place: int
-) -> list[str]:
-    clip, rank = int(evaluation.clips[place]), int(evaluation.pairs.ranks[place])
-    heard = "<br>".join(_heard(match) for match in [match for match, right in judged[clip] if not right][:3])
-    return [clips.player(clip), clips.said(clip), _number(f"{rank:,}"), heard]
+    worst = np.argsort(-ranks, kind="stable")[:MOST_SHOWN]
+    return [(int(evaluation.clips[place]), int(ranks[place])) for place in worst if ranks[place] > 1]
 
 
 def _worst_alarms(judged: Sequence[Sequence[tuple[TermMatch, bool]]], lowest: float) -> list[tuple[int, TermMatch]]:
     alarms = [(clip, match) for clip, found in enumerate(judged) for match, right in found if not right]
     alarms = [(clip, match) for clip, match in alarms if match.score >= lowest]
     return sorted(alarms, key=lambda alarm: -alarm[1].score)[:MOST_SHOWN]
-
-
-def _false_alarm(clips: _Clips, clip: int, match: TermMatch) -> list[str]:
-    return [clips.player(clip), clips.said(clip), _heard(match, score=False), _number(f"{match.score:.3f}")]
-
-
-def _heard(match: TermMatch, score: bool = True) -> str:
-    where = f"<small>{match.start:.2f} – {match.end:.2f} s</small>"
-    return f"{escape(match.term)} {f'{match.score:.3f} ' if score else ''}{where}"
-
-
-def _recall_rows(metrics: Mapping[str, float], ks: Sequence[int]) -> list[list[str]]:
-    rows = []
-    for suffix, group in GROUPS.items():
-        if f"mrr{suffix}" in metrics:
-            cells = [_with_interval(metrics, f"recall@{k}{suffix}") for k in ks]
-            rows.append(
-                [group, _number(f"{metrics[f'pairs{suffix}']:,}"), *cells, _number(f"{metrics[f'mrr{suffix}']:.3f}")]
-            )
-    return rows
-
-
-def _with_interval(metrics: Mapping[str, float], name: str) -> str:
-    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
-    return _number(f"{metrics[name]:.3f} <small>[{low:.2f}, {high:.2f}]</small>")
-
-
-def _number(text: str) -> str:
-    return f"<td class=number>{text}</td>"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows
-    )
-    return f"<table><tr>{head}</tr>\n{body}</table>"

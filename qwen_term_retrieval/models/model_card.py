@@ -1,7 +1,8 @@
 """The README of a model on the Hub: what it stands on, what it was trained on, how well it finds terms, how to call it.
 
 `data`, `recall` and `thresholds` come from whoever trained it; a card never claims a number that nobody measured. The
-numbers stand in its metadata too, recall as the `model-index` that the Hub shows: `read_card` gives them back.
+numbers stand in its metadata too, recall as the `model-index` that the Hub shows: `read_card` gives them back. The text
+is `model_card.md.jinja`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,43 +23,7 @@ TAGS = ["term-retrieval", "speech", "contrastive-learning", "qwen_term_retrieval
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _THRESHOLD_SECTION = re.compile(r"(?<=\n## Threshold\n).*?(?=\n## |\Z)", re.DOTALL)
 
-_CARD = """\
----
-{metadata}
----
-# {title}
-
-A speech-to-term retriever: it hears which terms of a glossary are spoken in a clip of speech, and where.
-
-```python
-from qwen_term_retrieval import TermRetriever
-
-retriever = TermRetriever.from_pretrained("{repository}")
-retriever.index(["atrial fibrillation", "Kubernetes"])
-retriever.search("clip.wav", top_k=10)   # [TermMatch(term, score, start, end), …]
-```
-
-```
-qtr search {repository} glossary.txt clip.wav
-qtr models {repository}        # its revisions; from_pretrained(…, revision="best") takes one
-```
-
-## What it stands on
-| | |
-|---|---|
-{parts}
-
-The base towers are not in this repository: they are resolved by name, checked by digest, and refused if they differ.
-
-## Training data
-{data}
-
-## Recall
-{recall}
-
-## Threshold
-{thresholds}
-"""
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
 @dataclass(frozen=True)
@@ -98,9 +64,6 @@ def model_card(
     base_models = [tower for tower in towers if isinstance(tower, str) and _HUB_ID.fullmatch(tower)]
     title = repository.rpartition("/")[2] or "Term retriever"
     known = {"step": step, "epoch": epoch, "threshold": config.threshold}
-    parts = _parts(config)
-    if step is not None:
-        parts.append(("weights", f"of step {step:,}" + (f", epoch {epoch:.2f}" if epoch is not None else "")))
     metadata = ModelCardData(
         library_name="qwen_term_retrieval",
         tags=TAGS,
@@ -110,15 +73,19 @@ def model_card(
         eval_results=_eval_results(recall) if recall else None,
         term_retrieval={name: value for name, value in known.items() if value is not None} or None,
     )
-    return _CARD.format(
-        metadata=metadata.to_yaml(),
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(_TEMPLATE),
+        config=config,
         title=title,
         repository=repository or "path/to/this/model",
-        parts="\n".join(f"| {name} | {value} |" for name, value in parts),
-        data=data or "Not stated.",
-        recall=_table(recall) if recall else "Not measured.",
-        thresholds=_threshold(config, thresholds),
+        data=data,
+        recall=recall,
+        thresholds=thresholds,
+        step=step,
+        epoch=epoch,
     )
+    return f"{card}\n"
 
 
 def with_threshold(
@@ -134,7 +101,8 @@ def with_threshold(
     if not _THRESHOLD_SECTION.search(card):
         return card
     read_card(card)
-    changed = ModelCard(_THRESHOLD_SECTION.sub(lambda _: _threshold(config, thresholds) + "\n", card))
+    (section,) = _THRESHOLD_SECTION.findall(model_card(config, thresholds=thresholds))
+    changed = ModelCard(_THRESHOLD_SECTION.sub(lambda _: section, card))
     about = changed.data.to_dict().get("term_retrieval") or {}
     changed.data["term_retrieval"] = about | {"threshold": config.threshold}
     return str(changed)
@@ -172,41 +140,3 @@ def _eval_results(recall: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
             if metric.startswith("recall@")
         ]
     return results
-
-
-def _threshold(config: TermRetrievalConfig, rows: Sequence[Mapping[str, Any]] | None) -> str:
-    if config.threshold is None:
-        return "None was chosen: every search gives the nearest terms. `qtr calibrate` chooses one on a dev set."
-    said = (
-        f"A term counts as heard from a score of {config.threshold:.4f} on, unless `threshold=` says otherwise. It "
-        "belongs to glossaries as large as the one it was chosen with."
-    )
-    return f"{said}\n\n{_table(rows)}" if rows else said
-
-
-def _parts(config: TermRetrievalConfig) -> list[tuple[str, str]]:
-    audio_tower = config.audio_tower if isinstance(config.audio_tower, str) else "its own"
-    windows = config.windows
-    pooling = f"{config.pooling} of {', '.join(map(str, config.segments))} segments"
-    return [
-        ("audio tower", audio_tower + _training(config.lora, config.audio_tower_saved)),
-        ("text tower", config.text_tower + _training(config.text_lora, config.text_tower_saved)),
-        ("embedding", f"{config.embedding_dim} dimensions, {pooling}"),
-        ("windows", f"{windows['sizes']} frames, every {windows['stride']}" if windows else "one over the whole clip"),
-    ]
-
-
-def _training(lora: Mapping[str, Any] | None, saved: bool) -> str:
-    return f", LoRA of rank {lora['r']}" if lora else ", trained" if saved else ""
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([_number(row[name]) for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -12,8 +12,21 @@ from types import SimpleNamespace
 import modal
 import pytest
 
+from qwen_term_retrieval.cloud import modal_containers
+from qwen_term_retrieval.cloud.launching import TrainingFailedError, run_training, training_command
+from qwen_term_retrieval.cloud.modal_runs import (
+    check_model_is_there,
+    claim_run,
+    download_run,
+    hub_flags,
+    rent,
+    upload_pack,
+)
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "modal_train.py"
+TRAIN = ROOT / "scripts" / "train.py"
+RECIPES = ROOT / "configs" / "recipes"
 
 # Stands for scripts/train.py: writes a checkpoint, fails as often as it is told to, and says what it was called with.
 TRAINING = """
@@ -54,7 +67,7 @@ def repository(tmp_path):
     (tmp_path / "repository" / "scripts").mkdir(parents=True)
     (tmp_path / "repository" / "scripts" / "train.py").write_text(TRAINING)
     shutil.copytree(ROOT / "configs" / "accelerate", tmp_path / "repository" / "configs" / "accelerate")
-    return str(tmp_path / "repository")
+    return tmp_path / "repository"
 
 
 def test_the_app_is_complete_without_an_account(script):
@@ -89,9 +102,8 @@ def test_the_entrypoint_shows_its_flags_and_says_that_a_token_is_missing(tmp_pat
 
 @pytest.mark.parametrize(("num_gpus", "config"), [(0, "cpu"), (1, "one_gpu"), (4, "eight_gpus"), (8, "eight_gpus")])
 def test_training_is_launched_on_as_many_gpus_as_asked_for(script, num_gpus, config):
-    command = script.training_command(
-        ROOT, Path("/outputs/run"), num_gpus=num_gpus, recipe="laptop", dataset="/packs/mine", flags=["--seed", "3"]
-    )
+    flags = [*script.term_flags("laptop", "/packs/mine"), "--seed", "3"]
+    command = training_command(TRAIN, Path("/outputs/run"), num_gpus=num_gpus, flags=flags)
     text = " ".join(command)
     assert f"configs/accelerate/{config}.yaml" in text
     assert ("--use_cpu" in command) == (num_gpus == 0)
@@ -104,21 +116,20 @@ def test_training_is_launched_on_as_many_gpus_as_asked_for(script, num_gpus, con
 def test_the_flags_are_those_of_the_training_script(script):
     from qwen_term_retrieval.training.recipes import parse_recipe
 
-    flags = script.hub_flags(True, "me/model")
-    command = script.training_command(ROOT, Path("out"), num_gpus=0, recipe="demo", dataset="packs/mine", flags=flags)
-    argv = command[command.index(str(ROOT / "scripts" / "train.py")) + 1 :]
-    _, data, training = parse_recipe(ROOT / "configs" / "recipes", argv)
+    flags = [*script.term_flags("demo", "packs/mine"), *hub_flags(True, "me/model")]
+    command = training_command(TRAIN, Path("out"), num_gpus=0, flags=flags)
+    _, data, training = parse_recipe(RECIPES, command[command.index(str(TRAIN)) + 1 :])
     assert (data.dataset, training.output_dir) == ("packs/mine", "out")
     assert training.resume
     assert training.use_cpu
     assert (training.push_to_hub, training.hub_model_id, training.hub_strategy) == (True, "me/model", "checkpoint")
-    assert script.hub_flags(False, "") == []
+    assert hub_flags(False, "") == []
 
 
-def test_the_body_trains_commits_and_returns_the_metrics(script, repository, tmp_path):
+def test_the_body_trains_commits_and_returns_the_metrics(repository, tmp_path):
     commits = []
-    metrics = script.run_training(
-        "run", num_gpus=0, outputs_root=str(tmp_path / "outputs"), repository=repository,
+    metrics = run_training(
+        repository / "scripts" / "train.py", tmp_path / "outputs" / "run", num_gpus=0,
         commit=lambda: commits.append(len(list((tmp_path / "outputs").glob("run/*")))), commit_seconds=0.05,
     )  # fmt: skip
     assert metrics == {"test_recall@10": 0.9, "resumed_from": 0}
@@ -126,18 +137,18 @@ def test_the_body_trains_commits_and_returns_the_metrics(script, repository, tmp
     assert commits[-1] == 3
 
 
-def test_a_run_that_was_taken_away_goes_on_from_its_last_whole_checkpoint(script, repository, tmp_path):
-    body = {"num_gpus": 0, "outputs_root": str(tmp_path), "repository": repository}
-    with pytest.raises(script.TrainingFailedError, match="training failed with exit code 1") as failed:
-        script.run_training("run", flags=["--fail"], **body)
+def test_a_run_that_was_taken_away_goes_on_from_its_last_whole_checkpoint(repository, tmp_path):
+    body = {"script": repository / "scripts" / "train.py", "output_dir": tmp_path / "run", "num_gpus": 0}
+    with pytest.raises(TrainingFailedError, match="training failed with exit code 1") as failed:
+        run_training(flags=["--fail"], **body)
     assert failed.value.progressed
     (tmp_path / "run" / "checkpoint-20").mkdir()  # the container went while this was being written
     (tmp_path / "run" / "checkpoint-20" / "trainer_state.json").write_text('{"global_st')
-    assert script.run_training("run", **body)["resumed_from"] == 10
+    assert run_training(**body)["resumed_from"] == 10
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc on Linux only")
-def test_an_interrupted_container_stops_training_and_keeps_what_it_wrote(script, repository, tmp_path):
+def test_an_interrupted_container_stops_training_and_keeps_what_it_wrote(repository, tmp_path):
     commits = []
 
     def commit():
@@ -153,9 +164,9 @@ def test_an_interrupted_container_stops_training_and_keeps_what_it_wrote(script,
                     return True
         return False
 
-    body = {"num_gpus": 0, "outputs_root": str(tmp_path), "repository": repository, "commit_seconds": 0.2}
+    body = {"script": repository / "scripts" / "train.py", "output_dir": tmp_path / "run", "num_gpus": 0}
     with pytest.raises(KeyboardInterrupt):
-        script.run_training("run", flags=["--sleep"], commit=commit, **body)
+        run_training(flags=["--sleep"], commit=commit, commit_seconds=0.2, **body)
     assert commits[-1] == ["checkpoint-10"]
     deadline = time.monotonic() + 10
     while is_training() and time.monotonic() < deadline:
@@ -164,14 +175,14 @@ def test_an_interrupted_container_stops_training_and_keeps_what_it_wrote(script,
 
 
 def test_an_error_without_progress_is_returned_and_so_not_tried_again(script, repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "OUTPUTS", str(tmp_path))
-    monkeypatch.setattr(script, "REMOTE_REPOSITORY", repository)
+    monkeypatch.setattr(modal_containers, "OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(modal_containers, "REMOTE_REPOSITORY", repository)
     for name in ("outputs", "cache"):
-        monkeypatch.setattr(script, name, Volume(tmp_path))
-    answer = script.train.local("run", "demo", None, 0, ["--fail-at-once"])
+        monkeypatch.setattr(modal_containers, name, Volume(tmp_path))
+    answer = script.train.local("run", 0, ["--fail-at-once"])
     assert answer == {"error": "training failed with exit code 1; see its messages above"}
-    with pytest.raises(script.TrainingFailedError):
-        script.train.local("run", "demo", None, 0, ["--fail"])
+    with pytest.raises(TrainingFailedError):
+        script.train.local("run", 0, ["--fail"])
 
 
 class Volume:
@@ -214,54 +225,81 @@ class Volume:
         shutil.copy(local, target)
 
 
-def test_an_earlier_run_is_gone_on_with_or_deleted_once_before_its_container_starts(script, tmp_path):
+def test_an_earlier_run_is_gone_on_with_or_deleted_once_before_its_container_starts(tmp_path):
     (tmp_path / "first" / "checkpoint-10").mkdir(parents=True)
     volume, flags = Volume(tmp_path), ["--seed", "3", "--overwrite"]
     with pytest.raises(ValueError, match="'first' already: --resume goes on with it, --flags=--overwrite deletes it"):
-        script.claim_run(volume, "first", ["--seed", "3"], resume=False)
+        claim_run(volume, "first", ["--seed", "3"], resume=False)
     with pytest.raises(ValueError, match="give one of the two"):
-        script.claim_run(volume, "first", flags, resume=True)
-    assert script.claim_run(volume, "first", ["--seed", "3"], resume=True) == ["--seed", "3"]
+        claim_run(volume, "first", flags, resume=True)
+    assert claim_run(volume, "first", ["--seed", "3"], resume=True) == ["--seed", "3"]
     assert (tmp_path / "first").exists()
     # Without the flag: a container that is started again would delete its own checkpoints.
-    assert script.claim_run(volume, "first", flags, resume=False) == ["--seed", "3"]
+    assert claim_run(volume, "first", flags, resume=False) == ["--seed", "3"]
     assert not (tmp_path / "first").exists()
-    assert script.claim_run(volume, "first", flags, resume=False) == ["--seed", "3"]
+    assert claim_run(volume, "first", flags, resume=False) == ["--seed", "3"]
 
 
-def test_a_model_of_this_machine_is_refused_before_anything_is_rented(script):
+def test_a_model_of_this_machine_is_refused_before_anything_is_rented():
     with pytest.raises(ValueError, match=r"the model outputs/laptop lies on this machine .*--model /outputs/"):
-        script.check_model_is_there("laptop_lora", [])
+        check_model_is_there(RECIPES / "laptop_lora.yaml", [])
     with pytest.raises(ValueError, match="outputs/mine lies on this machine"):
-        script.check_model_is_there("demo", ["--seed", "3", "--model", "outputs/mine"])
-    script.check_model_is_there("laptop_lora", ["--model", "/outputs/laptop"])
-    script.check_model_is_there("laptop_lora", ["--model", "me/laptop"])
-    script.check_model_is_there("demo", [])
+        check_model_is_there(RECIPES / "demo.yaml", ["--seed", "3", "--model", "outputs/mine"])
+    check_model_is_there(RECIPES / "laptop_lora.yaml", ["--model", "/outputs/laptop"])
+    check_model_is_there(RECIPES / "laptop_lora.yaml", ["--model", "me/laptop"])
+    check_model_is_there(RECIPES / "demo.yaml", [])
 
 
-def test_a_pack_is_uploaded_once_and_never_over_another(script, tmp_path):
+def test_a_pack_is_uploaded_once_and_never_over_another(tmp_path):
     pack, volume = tmp_path / "mine", Volume(tmp_path / "volume")
     pack.mkdir()
     with pytest.raises(FileNotFoundError, match=r"no pack\.json"):
-        script.upload_pack(volume, pack)
+        upload_pack(volume, pack)
     (pack / "pack.json").write_text('{"uuid": 1}')
     (pack / "shard_00000.dat").write_bytes(b"pcm")
-    assert script.upload_pack(volume, pack) == "mine"
+    assert upload_pack(volume, pack) == "mine"
     assert (tmp_path / "volume" / "mine" / "shard_00000.dat").read_bytes() == b"pcm"
 
     (tmp_path / "volume" / "mine" / "shard_00000.dat").write_bytes(b"there")
-    script.upload_pack(volume, pack)
+    upload_pack(volume, pack)
     assert (tmp_path / "volume" / "mine" / "shard_00000.dat").read_bytes() == b"there"
     (pack / "pack.json").write_text('{"uuid": 2}')
     with pytest.raises(ValueError, match="another pack named 'mine'"):
-        script.upload_pack(volume, pack)
+        upload_pack(volume, pack)
 
 
-def test_results_are_downloaded_without_checkpoints(script, tmp_path):
+def test_results_are_downloaded_without_checkpoints(tmp_path):
     run = tmp_path / "volume" / "run"
     (run / "checkpoint-10").mkdir(parents=True)
     (run / "checkpoint-10" / "model.safetensors").write_bytes(b"old")
     (run / "model.safetensors").write_bytes(b"new")
     (run / "all_results.json").write_text(json.dumps({}))
-    folder = script.download_run(Volume(tmp_path / "volume"), "run", tmp_path / "here")
+    folder = download_run(Volume(tmp_path / "volume"), "run", tmp_path / "here")
     assert sorted(path.name for path in folder.iterdir()) == ["all_results.json", "model.safetensors"]
+
+
+class Rented:
+    """A Modal function's calls: the network's edge."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def with_options(self, **options):
+        self.options = options
+        return self
+
+    def remote(self, *args):
+        self.args = args
+        return self.answer
+
+
+def test_a_run_gets_the_hardware_and_the_secret_that_it_asks_for(capsys):
+    function = Rented({"test_recall@10": 0.9})
+    rent(function, "first", ["--seed", "3"], gpu="H100", num_gpus=2, secret="huggingface-secret")
+    (secret,) = function.options.pop("secrets")
+    assert isinstance(secret, modal.Secret)
+    assert function.options == {"gpu": "H100:2", "cpu": 8, "memory": 32 * 1024}
+    assert function.args == ("first", 2, ["--seed", "3"])
+    assert json.loads(capsys.readouterr().out) == {"test_recall@10": 0.9}
+    with pytest.raises(SystemExit, match="exit code 3"):
+        rent(Rented({"error": "training failed with exit code 3"}), "first", [], gpu="H100", num_gpus=2)

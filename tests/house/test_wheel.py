@@ -45,3 +45,5 @@ def test_the_wheel_installs_alone_and_holds_the_top_level_folders(tmp_path):
     assert sorted(path.name for path in site.iterdir() if path.is_dir() and "info" not in path.name) == [
         "qwen_term_retrieval"
     ]
+    templates = {str(path.relative_to(site / "qwen_term_retrieval")) for path in site.rglob("qwen*/**/*.jinja")}
+    assert templates == {"evaluation/report.html.jinja", "models/model_card.md.jinja"}

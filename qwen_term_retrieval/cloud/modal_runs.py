@@ -1,0 +1,132 @@
+"""Runs on Modal, from your machine: a name claimed, a pack uploaded once, training started, the results downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import modal
+import yaml
+
+from qwen_term_retrieval.cloud.modal_containers import LEFT_OUT, OUTPUTS, hardware, outputs
+
+logger = logging.getLogger(__name__)
+
+
+def rent(
+    train: modal.Function,
+    run_name: str,
+    flags: Sequence[str],
+    *,
+    gpu: str,
+    num_gpus: int,
+    secret: str = "",
+    download_to: str = "",
+) -> None:
+    """Train in a container, print the metrics, and download the results to a folder of runs, if one is given.
+
+    Args:
+        train: the app's function of a run's name, the number of GPUs and flags: `train_in_container` is its body.
+        secret: the Modal secret that holds HF_TOKEN, if any.
+
+    Raises:
+        SystemExit: training failed; its messages are in the log.
+    """
+    secrets = [modal.Secret.from_name(secret, required_keys=["HF_TOKEN"])] if secret else None
+    metrics = train.with_options(**hardware(gpu, num_gpus), secrets=secrets).remote(run_name, num_gpus, list(flags))
+    if "error" in metrics:
+        raise SystemExit(metrics["error"])
+    print(json.dumps(metrics, indent=2))
+    if download_to:
+        download_run(outputs, run_name, Path(download_to))
+
+
+def check_model_is_there(recipe: Path, flags: Sequence[str]) -> None:
+    """Refuse a model to go on from that lies in a folder of this machine that the container does not get."""
+    own = yaml.safe_load(recipe.read_text()).get("model") if recipe.is_file() else None
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--model", default=own)
+    model = chooser.parse_known_args(flags)[0].model
+    if model and PurePosixPath(model).parts[0] in LEFT_OUT:
+        raise ValueError(
+            f"the model {model} lies on this machine and is not uploaded: train it on Modal too, and give "
+            f"--flags '--model {OUTPUTS}/ITS-RUN-NAME', or push it to the Hub and give its id there"
+        )
+
+
+def claim_run(volume: modal.Volume, run_name: str, flags: Sequence[str], resume: bool) -> list[str]:
+    """The flags without `--overwrite`, which deletes an earlier run here: a container that is started again goes on.
+
+    Raises:
+        ValueError: there is such a run, and neither `resume` nor `--overwrite` was given; or both were.
+    """
+    overwrite = "--overwrite" in flags
+    if resume and overwrite:
+        raise ValueError("--resume goes on with an earlier run, --overwrite deletes it: give one of the two")
+    if not resume and run_name in {entry.path.split("/")[0] for entry in volume.listdir("/")}:
+        if not overwrite:
+            raise ValueError(
+                f"there is a run {run_name!r} already: --resume goes on with it, --flags=--overwrite deletes it, "
+                "another --run-name leaves it"
+            )
+        volume.remove_file(run_name, recursive=True)
+    return [flag for flag in flags if flag != "--overwrite"]
+
+
+def hub_flags(push_to_hub: bool, hub_model_id: str) -> list[str]:
+    """Flags of scripts/train.py for the Hub. Checkpoints go there too, so that a lost Volume loses little."""
+    if not push_to_hub:
+        return []
+    model_id = ["--hub_model_id", hub_model_id] if hub_model_id else []
+    return ["--push_to_hub", "--hub_strategy", "checkpoint", *model_id]
+
+
+def upload_pack(volume: modal.Volume, pack: Path) -> str:
+    """Put a pack on the Volume under its folder's name, unless it is there; return the name.
+
+    Raises:
+        FileNotFoundError: `pack` is no pack.
+        ValueError: another pack has that name there.
+    """
+    manifest = pack / "pack.json"
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{pack} holds no pack.json; make a pack with `qtr pack SOURCE {pack}`")
+    name = pack.resolve().name
+    try:
+        there = b"".join(volume.read_file(f"{name}/pack.json"))
+    except FileNotFoundError:
+        there = b""
+    if there == manifest.read_bytes():
+        logger.info("pack %s is on the Volume already", name)
+        return name
+    if there:
+        raise ValueError(f"the Volume holds another pack named {name!r}; rename the folder {pack}")
+    logger.info("uploading %s", pack)
+    with volume.batch_upload() as batch:
+        for path in sorted(pack.rglob("*")):
+            if path.is_file() and path != manifest:
+                batch.put_file(path, f"/{name}/{path.relative_to(pack).as_posix()}")
+    # Last, so that a broken upload is not taken for a pack.
+    with volume.batch_upload() as batch:
+        batch.put_file(manifest, f"/{name}/pack.json")
+    return name
+
+
+def download_run(volume: modal.Volume, run_name: str, target: Path) -> Path:
+    """Fetch a run's model, metrics and history, without its checkpoints, to `target/run_name`."""
+    for entry in volume.listdir(run_name, recursive=True):
+        path = PurePosixPath(entry.path.lstrip("/"))
+        if entry.type.name != "FILE" or any(part.startswith(("checkpoint-", ".push")) for part in path.parts):
+            continue
+        local = target / path
+        local.parent.mkdir(parents=True, exist_ok=True)
+        partial = local.with_name(f".{local.name}.part")
+        with partial.open("wb") as file:
+            for block in volume.read_file(entry.path):
+                file.write(block)
+        partial.rename(local)
+    logger.info("downloaded to %s", target / run_name)
+    return target / run_name
