@@ -19,6 +19,7 @@ from sentence_transformers.base.modules import InputModule
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.storage.staging import check_free
 
 
 class TermRetrievalModule(InputModule):
@@ -86,6 +87,5 @@ def write_sentence_transformers(model: TermRetrievalModel, path: str | Path) -> 
         FileExistsError: there is something in the folder already.
     """
     folder = Path(path)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty. Choose another folder.")
+    check_free(folder, "an empty folder")
     SentenceTransformer(modules=[TermRetrievalModule(model)], device=str(model.device)).save_pretrained(str(folder))
