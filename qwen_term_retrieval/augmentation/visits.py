@@ -160,13 +160,9 @@ def load_recordings(source: str, setting: str) -> datasets.Dataset:
         FileNotFoundError: there is none; the message names the setting.
     """
     path = Path(source).resolve()
+    place = {"data_dir" if path.is_dir() else "data_files": str(path)}
     try:
-        if path.is_dir():
-            splits = datasets.load_dataset(BUILDER_NAME, data_dir=str(path))
-        elif path.is_file():
-            splits = datasets.load_dataset(BUILDER_NAME, data_files=str(path))
-        else:
-            splits = datasets.load_dataset(source)
+        splits = datasets.load_dataset(BUILDER_NAME, **place) if path.exists() else datasets.load_dataset(source)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"augmentation: {setting}: no recordings {source!r}: no pack, no folder of audio, and the Hub did not give "

@@ -63,19 +63,18 @@ FORMATS = tuple(dict.fromkeys((*READERS_OF_FOLDERS, *READERS_OF_FILES)))
 
 
 class CorpusReader(Iterator[Utterance]):
-    """The utterances of a corpus, one at a time; `name` is what messages call it."""
+    """The utterances of a corpus, one at a time; `name` is what messages call it.
 
-    def __init__(self, name: str, utterances: Iterator[Utterance], estimate: Callable[[], int | None]) -> None:
+    `estimated_rows()` is about how many there are in all; None where that is not cheap to know.
+    """
+
+    def __init__(self, name: str, utterances: Iterator[Utterance], estimated_rows: Callable[[], int | None]) -> None:
         self.name = name
+        self.estimated_rows = estimated_rows
         self._utterances = utterances
-        self._estimate = estimate
 
     def __next__(self) -> Utterance:
         return next(self._utterances)
-
-    def estimated_rows(self) -> int | None:
-        """About how many there are in all; None where that is not cheap to know."""
-        return self._estimate()
 
 
 def read_corpus(
