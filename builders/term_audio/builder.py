@@ -25,9 +25,10 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from pyarrow import parquet
 
-from qwen_term_retrieval.corpora.corpus import is_manifest, read_corpus
+from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.corpora.readers.folder import is_folder_manifest
 from qwen_term_retrieval.corpora.readers.legacy_shards import is_legacy, legacy_utterances
+from qwen_term_retrieval.corpora.readers.manifests import is_manifest
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.errors import CorpusError, PackError
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, PACK_LAYOUT, read_pack_json

@@ -1,12 +1,11 @@
-"""Recordings to int16 batches: read a corpus, pack it, open the pack, batch its clips.
+"""Signal: one recording, whatever its format, to 16-bit samples, and clips of them to batches.
 
-    corpus, utterance            what there is: recordings and what is said in them; `readers/` one layout a file
-    decoding                     one recording to PCM; `files/` opens it, and serves rows from it without a pack
-    packing, appending, merging  making packs; the steps are in `pack_writing/`
-    pack, legacy, exporting      packs opened, older shards too, and given back as files
-    feature, clip_reader         clips as the rows of a dataset, and past the dataset, fast
-    collate                      clips to padded batches
-    noise                        what augmentation will do to a clip; its settings, its impulse responses
-
-`pack_format/` is what both sides of a pack rely on: its files, and where they are found.
+sources.py         where a recording can come from: path, URL, bytes, array, slice of a file
+urls.py            the file system behind a URL
+sound_files.py     encoded recordings opened, their headers checked
+decoding.py        any recording to mono int16 at one rate
+clip.py            a reference to samples that are read when asked for
+clip_feature.py    what the `datasets` features of clips share, and the way to `datasets.Audio`
+file_audio.py      clips of audio that stays in its own files
+collate.py         clips to padded batches
 """

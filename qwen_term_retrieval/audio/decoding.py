@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import soxr
 
-from qwen_term_retrieval.audio.sound_files import MAX_CHANNELS, RATES, AudioHeader, opened_sound, probe, read_blocks
+from qwen_term_retrieval.audio.sound_files import MAX_CHANNELS, RATES, opened_sound, read_blocks
 from qwen_term_retrieval.audio.sources import Audio, FileSlice
 from qwen_term_retrieval.errors import BadAudioError
-
-__all__ = ["SAMPLING_RATE", "AudioHeader", "BadAudioError", "clip_pcm", "pcm_blocks", "probe"]
 
 FRAMES_PER_BLOCK = 1 << 18
 SAMPLING_RATE = 16_000

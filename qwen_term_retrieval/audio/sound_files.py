@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import soundfile
 
-from qwen_term_retrieval.audio.sources import Audio, FileSlice, is_url
+from qwen_term_retrieval.audio.sources import FileSlice, is_url
 from qwen_term_retrieval.audio.urls import file_system
 from qwen_term_retrieval.errors import BadAudioError
 
@@ -49,7 +49,7 @@ class AudioHeader(NamedTuple):
     num_channels: int
 
 
-def probe(audio: Audio, *, array_rate: int | None = None) -> AudioHeader:
+def probe(audio: str | Path | FileSlice | bytes) -> AudioHeader:
     """Length, rate and channels of a recording, from its header, without decoding it.
 
     >>> probe("talk.flac")
@@ -58,17 +58,9 @@ def probe(audio: Audio, *, array_rate: int | None = None) -> AudioHeader:
     For MP3 of variable bit rate without a Xing header the length is libsndfile's estimate, beyond which it does not
     read; such files, which pipes leave, should be written anew.
 
-    Args:
-        audio: path, URL, slice of a file, encoded bytes, or array (num_samples,) or (num_samples, channels).
-        array_rate: of an array, in Hz.
-
     Raises:
         BadAudioError: missing, unreadable, cut short, or with an impossible header.
     """
-    if isinstance(audio, np.ndarray):
-        if array_rate is None:
-            raise BadAudioError("an array without its sampling rate; give Utterance(sampling_rate=…)")
-        return AudioHeader(len(audio), array_rate, 1 if audio.ndim == 1 else audio.shape[1])
     with opened_sound(audio) as file:
         if file.frames >= _UNKNOWN_FRAMES:
             raise BadAudioError("its header does not say how long it is; convert it to WAV or FLAC anew")
@@ -212,12 +204,6 @@ class _Window(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, audio: FileSlice) -> None:
         self._file, self._offset, self._size, self._position = file, audio.offset, audio.num_bytes, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position

@@ -34,7 +34,7 @@ class AugmentationConfig:
     noise_prob: float = 0.5
     """Share of clips that something is added to."""
     speech_share: float = 0.5
-    """Of these, the share that gets another training clip: somebody else talking."""
+    """Share, of the clips that something is added to, that get another training clip: somebody else talking."""
     noise_snr_db: Range = (-5.0, 20.0)
     """Signal-to-noise ratio, mean power over mean power of the whole clip."""
     speech_snr_db: Range = (-5.0, 5.0)
@@ -103,7 +103,7 @@ class AugmentationConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> AugmentationConfig:
-        """Of the settings of a recipe.
+        """Make the config that the settings of a recipe say.
 
         Raises:
             ValueError: one of them does not exist; names the nearest that does.

@@ -1,8 +1,8 @@
 """Distortions applied to a padded batch: reverberation, noise, channel and gain; the same code on CPU and device.
 
-Every step is one operation over the rows of the batch that it concerns; a row that none concerns comes back bit for
-bit. Computed in float64 and rounded to int16: a Fourier transform differs in its last bits with the batch, the number
-of threads and the device, and after rounding it does not, so a visit sounds the same wherever it is computed.
+Every step is one operation over the rows of the batch that have it; a row that has none comes back bit for bit.
+Computed in float64 and rounded to int16: a Fourier transform differs in its last bits with the batch, the number of
+threads and the device, and after rounding it does not, so a visit sounds the same wherever it is computed.
 
 Shapes: B clips, S samples, R rows with one effect, L taps of a filter.
 """
@@ -61,14 +61,11 @@ def distort(
     Returns:
         pcm_BS int16, a new tensor; scale_B float64: by how much each clip was scaled down not to clip, 1 for most.
 
-    A second of a clip as it sounds on its 7th draw:
+    A second of speech under another voice, 5 dB softer, through a telephone's band:
 
-    >>> from qwen_term_retrieval.augmentation.config import AugmentationConfig
     >>> from qwen_term_retrieval.audio.collate import pad_pcm
-    >>> from qwen_term_retrieval.augmentation.planning import ArrayRecordings, DistortionPlanner
-    >>> speech = np.random.default_rng(0).integers(-3000, 3000, (9, 16_000), dtype=np.int16)
-    >>> planner = DistortionPlanner(AugmentationConfig(), ArrayRecordings(speech))
-    >>> clip = planner.render(speech[0], planner.draw(7, clip=0, num_samples=16_000))
+    >>> speech, voice = np.random.default_rng(0).integers(-3000, 3000, (2, 16_000), dtype=np.int16)
+    >>> clip = Ingredients(speech, added=voice, snr_db=5.0, band_filter=band_filter(300.0, 3400.0))
     >>> heard_BS, _ = distort(*pad_pcm([clip.pcm]), collate_distortions([clip]))
     >>> soundfile.write("heard.wav", heard_BS[0].numpy(), 16_000)                        # doctest: +SKIP
     """
@@ -96,12 +93,12 @@ def _before_gain(
 ) -> torch.Tensor:
     """Room, noise and channel; samples in float64 on the scale of int16."""
     behind_BS = torch.arange(wave_BS.shape[1], device=wave_BS.device) >= num_samples_B[:, None]
-    rows, response_RL = _concerned(distortions, "room_B", "room_RL")
+    rows, response_RL = _rows_with(distortions, "room_B", "room_RL")
     if len(rows):
         dry_RS = wave_BS[rows]
         wet_RS = convolve(dry_RS, response_RL).masked_fill_(behind_BS[rows], 0)
         wave_BS[rows] = wet_RS.mul_((_loudness(dry_RS) / _loudness(wet_RS).clamp(min=_TINY))[:, None])
-    rows, noise_RS = _concerned(distortions, "noise_B", "noise_RS")
+    rows, noise_RS = _rows_with(distortions, "noise_B", "noise_RS")
     if len(rows):
         noise_RS = noise_RS[:, : wave_BS.shape[1]]
         clip_RS = wave_BS[rows]
@@ -109,7 +106,7 @@ def _before_gain(
         gain_R = _loudness(clip_RS) / _loudness(noise_RS).clamp(min=_TINY) * 10 ** (-snr_db_R / 20)
         clip_RS[:, : noise_RS.shape[1]].addcmul_(noise_RS, torch.where(snr_db_R.isnan(), 1.0, gain_R)[:, None])
         wave_BS[rows] = clip_RS
-    rows, response_RL = _concerned(distortions, "band_B", "band_RL")
+    rows, response_RL = _rows_with(distortions, "band_B", "band_RL")
     if len(rows):
         wave_BS[rows] = convolve(wave_BS[rows], response_RL, FILTER_TAPS // 2).masked_fill_(behind_BS[rows], 0)
     rows = torch.nonzero(distortions["telephone_B"])[:, 0]
@@ -118,8 +115,8 @@ def _before_gain(
     return wave_BS
 
 
-def _concerned(distortions: dict[str, torch.Tensor], places: str, values: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of the batch that an effect concerns, and its numbers for each of them, float64."""
+def _rows_with(distortions: dict[str, torch.Tensor], places: str, values: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of the batch that have an effect, and its numbers for each of them, float64."""
     places_B = distortions[places]
     rows = torch.nonzero(places_B >= 0)[:, 0]
     return rows, distortions[values][places_B[rows]].double()

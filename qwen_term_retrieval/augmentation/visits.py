@@ -24,6 +24,7 @@ from qwen_term_retrieval.augmentation.config import AugmentationConfig
 from qwen_term_retrieval.augmentation.distortion import collate_distortions, distort
 from qwen_term_retrieval.augmentation.planning import Distortion, DistortionPlanner
 from qwen_term_retrieval.packs.clip_reader import ClipReader
+from qwen_term_retrieval.registration import BUILDER_NAME
 
 # Changes when the same settings give other sounds, so that no cache holds frames of the old ones.
 _VERSION = 2
@@ -101,7 +102,7 @@ class Augmentation:
         return heard
 
     def distortion(self, clip: int, draw: int, copy: int = 0) -> Distortion:
-        """Of a visit, or of a numbered copy; copy 0 is the clip as it was recorded."""
+        """What is done to a visit, or to a numbered copy; copy 0 is the clip as it was recorded."""
         if self.num_copies is not None:
             if copy == 0:
                 return Distortion()
@@ -136,7 +137,7 @@ class DistortedCopies(Sequence[np.ndarray]):
         return distort(pcm_BS, num_samples_B, distortions)[0][0].numpy()
 
     def digests(self) -> list[tuple[bytes, int]]:
-        """Of each item: what tells it from all others without computing it, and about how many samples it has.
+        """What tells each item from all others without computing it, and about how many samples it has.
 
         A clip itself is known by its samples, as in any cache of features; a copy by the settings and all the clips,
         since any of them may be what is heard beside it.
@@ -159,13 +160,9 @@ def load_recordings(source: str, setting: str) -> datasets.Dataset:
         FileNotFoundError: there is none; the message names the setting.
     """
     path = Path(source).resolve()
+    place = {"data_dir" if path.is_dir() else "data_files": str(path)}
     try:
-        if path.is_dir():
-            splits = datasets.load_dataset("term_audio", data_dir=str(path))
-        elif path.is_file():
-            splits = datasets.load_dataset("term_audio", data_files=str(path))
-        else:
-            splits = datasets.load_dataset(source)
+        splits = datasets.load_dataset(BUILDER_NAME, **place) if path.exists() else datasets.load_dataset(source)
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"augmentation: {setting}: no recordings {source!r}: no pack, no folder of audio, and the Hub did not give "
@@ -179,7 +176,7 @@ def _reader(source: str | None, setting: str) -> ClipReader | None:
 
 
 def _fingerprint(recordings: ClipReader) -> str:
-    """Of the length and the first second of each."""
+    """A digest of the length and the first second of each recording."""
     digest = xxhash.xxh3_128(recordings.num_samples.tobytes())
     for recording in range(len(recordings)):
         digest.update(recordings.views([recording])[0][:SAMPLING_RATE].data)

@@ -8,7 +8,6 @@ packed, a broken manifest as soon as its row is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +31,7 @@ from qwen_term_retrieval.corpora.readers.folder import AUDIO_SUFFIXES, is_folder
 from qwen_term_retrieval.corpora.readers.hf_datasets import num_rows, read_dataset, read_saved_dataset
 from qwen_term_retrieval.corpora.readers.json_rows import json_rows
 from qwen_term_retrieval.corpora.readers.kaldi import WAV_SCP, read_kaldi
-from qwen_term_retrieval.corpora.readers.legacy_shards import is_legacy, legacy_utterances
+from qwen_term_retrieval.corpora.readers.legacy_shards import is_legacy, read_legacy
 from qwen_term_retrieval.corpora.readers.lhotse import is_cut, read_lhotse
 from qwen_term_retrieval.corpora.readers.manifests import KIND_OF_SUFFIX, is_manifest, read_manifest
 from qwen_term_retrieval.corpora.readers.nemo import read_nemo
@@ -42,16 +41,7 @@ from qwen_term_retrieval.corpora.row_rules import RowRules
 from qwen_term_retrieval.corpora.utterance import Utterance, checked_split, split_of_path
 from qwen_term_retrieval.errors import CorpusError
 
-__all__ = ["FORMATS", "CorpusError", "Utterance", "is_manifest", "read_corpus", "with_unique_keys"]
-
 Reader = Callable[[Location, RowRules], Iterator[Utterance]]
-
-
-def _read_legacy(folder: Location, rules: RowRules) -> Iterator[Utterance]:
-    if not isinstance(folder, Path):
-        raise CorpusError(f"{folder}: legacy shards are mapped into memory; copy them to this machine")
-    for utterance in legacy_utterances(folder, rules.allow_pickle):
-        yield replace(utterance, split=rules.split or utterance.split)
 
 
 READERS_OF_FOLDERS: dict[str, Reader] = {
@@ -61,7 +51,7 @@ READERS_OF_FOLDERS: dict[str, Reader] = {
     "webdataset": read_webdataset,
     "datasets": read_saved_dataset,
     "parquet": read_parquet_dataset,
-    "legacy": _read_legacy,
+    "legacy": read_legacy,
 }
 READERS_OF_FILES: dict[str, Reader] = {
     "manifest": read_manifest,
@@ -73,19 +63,18 @@ FORMATS = tuple(dict.fromkeys((*READERS_OF_FOLDERS, *READERS_OF_FILES)))
 
 
 class CorpusReader(Iterator[Utterance]):
-    """The utterances of a corpus, one at a time; `name` is what messages call it."""
+    """The utterances of a corpus, one at a time; `name` is what messages call it.
 
-    def __init__(self, name: str, utterances: Iterator[Utterance], estimate: Callable[[], int | None]) -> None:
+    `estimated_rows()` is about how many there are in all; None where that is not cheap to know.
+    """
+
+    def __init__(self, name: str, utterances: Iterator[Utterance], estimated_rows: Callable[[], int | None]) -> None:
         self.name = name
+        self.estimated_rows = estimated_rows
         self._utterances = utterances
-        self._estimate = estimate
 
     def __next__(self) -> Utterance:
         return next(self._utterances)
-
-    def estimated_rows(self) -> int | None:
-        """About how many there are in all; None where that is not cheap to know."""
-        return self._estimate()
 
 
 def read_corpus(

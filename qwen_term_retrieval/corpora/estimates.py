@@ -43,16 +43,16 @@ def estimated_rows(format: str, location: Location) -> int | None:
     return None
 
 
-def _of_folder(folder: Path) -> int | None:
+def _rows_of_folder(folder: Path) -> int | None:
     manifests = find_manifests(folder)
-    return _sum(_of_manifest(Path(file)) for file in manifests) if manifests else _of_audio(folder)
+    return _sum(_rows_of_manifest(Path(file)) for file in manifests) if manifests else _rows_of_audio(folder)
 
 
-def _of_audio(folder: Path) -> int:
+def _rows_of_audio(folder: Path) -> int:
     return sum(PurePosixPath(name).suffix.lower() in AUDIO_SUFFIXES for name in walk(folder))
 
 
-def _of_manifest(file: Path) -> int | None:
+def _rows_of_manifest(file: Path) -> int | None:
     kind = KIND_OF_SUFFIX[suffix_of(file)]
     if kind == "parquet":
         return parquet.read_metadata(file).num_rows
@@ -63,7 +63,7 @@ def _of_manifest(file: Path) -> int | None:
         num_lines = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head).count(b"\n")
         return round(num_lines * num_bytes / max(len(head), 1))
     if head.lstrip().startswith(b"["):
-        return _of_list(head.decode(errors="ignore"), num_bytes)
+        return _rows_of_list(head.decode(errors="ignore"), num_bytes)
     return _lines(file) - (kind == "csv")
 
 
@@ -72,7 +72,7 @@ def _lines(file: Path) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: stream.read(_BLOCK_BYTES), b""))
 
 
-def _of_list(head: str, num_bytes: int) -> int | None:
+def _rows_of_list(head: str, num_bytes: int) -> int | None:
     """By the rows that are whole in the first characters of a list."""
     decoder, num_whole, end = json.JSONDecoder(), 0, head.index("[") + 1
     with suppress(json.JSONDecodeError):
@@ -82,27 +82,27 @@ def _of_list(head: str, num_bytes: int) -> int | None:
     return round(num_whole * num_bytes / len(head[:end].encode())) if num_whole else None
 
 
-def _of_kaldi(folder: Path) -> int:
+def _rows_of_kaldi(folder: Path) -> int:
     places = [Path(place) for place in data_folders(folder)]
     return sum(_lines(place / (SEGMENTS if (place / SEGMENTS).is_file() else WAV_SCP)) for place in places)
 
 
-def _of_tars(source: Path) -> int | None:
+def _rows_of_tars(source: Path) -> int | None:
     tars = [tar for tar, _ in find_tars(source)]
     members = [member for _, member in islice(tar_members(tars[0]), _TAR_MEMBERS) if isinstance(member, FileSlice)]
     num_bytes = sum(tar.stat().st_size for tar in tars)
     return round(len(members) * num_bytes / (members[-1].offset + members[-1].num_bytes)) if members else None
 
 
-def _of_parquet_dataset(folder: Path) -> int:
+def _rows_of_parquet_dataset(folder: Path) -> int:
     return sum(parquet.read_metadata(file).num_rows for _, file in find_tables(folder))
 
 
-def _of_saved_dataset(folder: Path) -> int | None:
+def _rows_of_saved_dataset(folder: Path) -> int | None:
     return num_rows(datasets.load_from_disk(str(folder)))
 
 
-def _of_legacy(folder: Path) -> int:
+def _rows_of_legacy(folder: Path) -> int:
     count = 0
     for index in folder.glob("shard_*.index.npz"):
         with np.load(index) as arrays:
@@ -116,14 +116,14 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 
 _ESTIMATES: dict[str, Callable[[Path], int | None]] = {
-    "folder": _of_folder,
-    "audio": _of_audio,
-    "manifest": _of_manifest,
-    "nemo": _of_manifest,
-    "lhotse": _of_manifest,
-    "kaldi": _of_kaldi,
-    "webdataset": _of_tars,
-    "parquet": _of_parquet_dataset,
-    "datasets": _of_saved_dataset,
-    "legacy": _of_legacy,
+    "folder": _rows_of_folder,
+    "audio": _rows_of_audio,
+    "manifest": _rows_of_manifest,
+    "nemo": _rows_of_manifest,
+    "lhotse": _rows_of_manifest,
+    "kaldi": _rows_of_kaldi,
+    "webdataset": _rows_of_tars,
+    "parquet": _rows_of_parquet_dataset,
+    "datasets": _rows_of_saved_dataset,
+    "legacy": _rows_of_legacy,
 }

@@ -33,14 +33,14 @@ def path_of(location: Location) -> PurePosixPath:
     """The path of a location within its file system."""
     if isinstance(location, Path):
         return PurePosixPath(location.as_posix())
-    protocol, path, _ = _taken_apart(location)
+    protocol, path, _ = _parts_of_url(location)
     return PurePosixPath(path.partition("?")[0] if protocol.startswith("http") else path)
 
 
 def parent(location: Location) -> Location:
     if isinstance(location, Path):
         return location.parent
-    protocol, path, rest = _taken_apart(location)
+    protocol, path, rest = _parts_of_url(location)
     return f"{protocol}{path.rpartition('/')[0]}{rest}"
 
 
@@ -50,7 +50,7 @@ def joined(folder: Location, name: str) -> Location:
         return located(name)
     if isinstance(folder, Path) or name.startswith("/"):
         return Path(folder, name) if isinstance(folder, Path) else Path(name)
-    protocol, path, rest = _taken_apart(folder)
+    protocol, path, rest = _parts_of_url(folder)
     return f"{protocol}{path.rstrip('/')}/{name}{rest}" if path else f"{protocol}{name}{rest}"
 
 
@@ -166,7 +166,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _taken_apart(url: str) -> tuple[str, str, str]:
+def _parts_of_url(url: str) -> tuple[str, str, str]:
     """Protocol with `://`, path, and the rest of the chain with its `::`."""
     head, chain, rest = url.partition("::")
     protocol, separator, path = head.partition("://")

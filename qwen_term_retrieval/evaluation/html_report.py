@@ -24,6 +24,7 @@ from qwen_term_retrieval.evaluation.report_pictures import draw_precision_recall
 from qwen_term_retrieval.evaluation.training_curves import draw_training_curves
 from qwen_term_retrieval.retrieval.calibration import gold_ids, precision_recall_curve, unlabelled_ids
 from qwen_term_retrieval.retrieval.matches import TermMatch
+from qwen_term_retrieval.storage.staging import check_free
 
 PAGE = "report.html"
 METRICS = "metrics.json"
@@ -50,12 +51,7 @@ def check_report(folder: str | Path, overwrite: bool = False) -> None:
     folder = Path(folder)
     if find_spec("matplotlib") is None:
         raise ImportError("a report is drawn with matplotlib: pip install 'qwen_term_retrieval[report]'")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / MARK).is_file():
-        raise FileExistsError(f"{folder} exists and is not a report; it is left alone. Choose another folder.")
-    if not overwrite:
-        raise FileExistsError(f"{folder} already holds a report; pass overwrite=True to replace it")
+    check_free(folder, "a report", MARK, overwrite=overwrite)
 
 
 def write_report(

@@ -18,6 +18,7 @@ from sentence_transformers.base.modules import InputModule
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.models.embeddings import Spans
+from qwen_term_retrieval.storage.staging import check_free
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
@@ -90,6 +91,5 @@ def write_sentence_transformers(model: TermRetrievalModel, path: str | Path) -> 
         FileExistsError: there is something in the folder already.
     """
     folder = Path(path)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty. Choose another folder.")
+    check_free(folder, "an empty folder")
     SentenceTransformer(modules=[TermRetrievalModule(model)], device=str(model.device)).save_pretrained(str(folder))

@@ -2,7 +2,7 @@
 
 The increment is made whole in `<pack>.incomplete/` first. Then its files are renamed into the pack, where nobody looks
 at them, and last a new `pack.json` names them: a reader sees the pack of before or the pack of after. Notes in the
-staging folder say which files are on their way, so that a run after a kill can fetch them back and do it again.
+staging folder say which files are on their way, so that a run after a kill can rename them back and do it again.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import time
 from concurrent.futures import Executor
 from pathlib import Path
 
-from qwen_term_retrieval.storage.atomic import atomic_file, sync_folder
-from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.pack_json import write_pack_json
 from qwen_term_retrieval.packs.format.row_schema import CARD, split_totals
-from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.packing import SHARD_BYTES, PackSummary
 from qwen_term_retrieval.packs.writing.increment import Increment, PackSettings
 from qwen_term_retrieval.packs.writing.progress import Source
-from qwen_term_retrieval.storage.staging import staging_of
 from qwen_term_retrieval.packs.writing.tables import dataset_card, write_card
+from qwen_term_retrieval.storage.atomic import atomic_file, sync_folder
+from qwen_term_retrieval.storage.staging import staging_of
 from qwen_term_retrieval.workers import MapExecutor, worker_pool
-from qwen_term_retrieval.packs.packing import SHARD_BYTES, PackSummary
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def append_corpus(
     with staging_of(folder) as staging, worker_pool(executor, num_workers) as pool:
         # Once more, now that nobody else writes.
         opened = Pack.open(folder)
-        finished = _fetch_back(staging, opened)
+        finished = _undo_renames(staging, opened)
         if finished:
-            increment = _made_before(staging, opened, settings, source, pool, quiet)
+            increment = _finished_increment(staging, opened, settings, source, pool, quiet)
             return PackSummary.of(increment, folder, started)
         increment = Increment(
             staging,
@@ -72,12 +72,12 @@ def append_corpus(
             beside=opened.schema,
         )
         increment.make(source, pool, taken=opened.key_tables, quiet=quiet)
-        increment.drop_strangers()
-        _adopt(increment, staging, opened)
+        increment.drop_other_files()
+        _move_into_pack(increment, staging, opened)
     return PackSummary.of(increment, folder, started)
 
 
-def _fetch_back(staging: Path, pack: Pack) -> bool:
+def _undo_renames(staging: Path, pack: Pack) -> bool:
     """Undo the renames of an interrupted append; True where it had finished but for its staging folder."""
     notes = staging / _NOTES
     if not notes.is_file():
@@ -92,13 +92,13 @@ def _fetch_back(staging: Path, pack: Pack) -> bool:
     return False
 
 
-def _made_before(
+def _finished_increment(
     staging: Path, pack: Pack, settings: PackSettings, source: Source, pool: Executor | MapExecutor | None, quiet: bool
 ) -> Increment:
     """The last increment of the pack, if `source` is the corpus that it was made of."""
     increment = Increment(staging, settings)
     increment.decode(source, pool, taken=pack.key_tables[:-1], quiet=quiet)
-    if str(increment.survey.uuid) != pack.increments[-1]["uuid"]:
+    if str(increment.summary.uuid) != pack.increments[-1]["uuid"]:
         shutil.rmtree(staging)
         raise PackError(
             f"{pack.folder}: the last append, of another corpus, had finished and was killed while it cleaned up. "
@@ -108,7 +108,7 @@ def _made_before(
     return increment
 
 
-def _adopt(increment: Increment, staging: Path, pack: Pack) -> None:
+def _move_into_pack(increment: Increment, staging: Path, pack: Pack) -> None:
     names = increment.names
     in_the_way = [name for name in names if (pack.folder / name).exists()]
     if in_the_way:
@@ -122,11 +122,11 @@ def _adopt(increment: Increment, staging: Path, pack: Pack) -> None:
     for name in names:
         (increment.folder / name).rename(pack.folder / name)
     sync_folder(pack.folder)
-    _renew_card(pack, [*pack.increments, entry])
+    _update_card(pack, [*pack.increments, entry])
     write_pack_json(pack.folder, pack.sampling_rate, [*pack.increments, entry], {**pack.content["files"], **files})
 
 
-def _renew_card(pack: Pack, increments: list[dict]) -> None:
+def _update_card(pack: Pack, increments: list[dict]) -> None:
     """Bring the card up to date, unless somebody has made it theirs."""
     card = pack.folder / CARD
     if card.is_file() and card.read_text(encoding="utf-8") != dataset_card(pack.totals):

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from qwen_term_retrieval.packs.feature import MmapAudio
 from qwen_term_retrieval.audio.file_audio import FileAudio
-from qwen_term_retrieval.packs.format.open_shards import shard_samples
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.feature import MmapAudio
+from qwen_term_retrieval.packs.format.open_shards import shard_samples
 from qwen_term_retrieval.registration import row_numbers
 
 if TYPE_CHECKING:

@@ -85,5 +85,3 @@ class MmapAudio(ClipFeature):
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> AudioClip:
         return value if isinstance(value, Clip) else Clip(**value, sampling_rate=self.sampling_rate, verify=self.verify)
-
-

@@ -1,10 +1,7 @@
 """Shards of the system before this one, and packs, as one keyed collection of recordings.
 
-A legacy shard is `shard_00000.dat`, raw int16 mono without a header, and `shard_00000.index.npz` with arrays `key`,
-`relpath`, `offset`, `length` (int64, in samples) and `sr`. The old writer saved keys and paths as pickled objects, and
-unpickling runs whatever code the file holds: such an index opens only with `allow_pickle=True`.
-
-To make a pack of them: `pack_corpus(legacy_utterances(folder), "pack")`.
+The files are described in `corpora/readers/legacy_shards.py`. To make a pack of them:
+`pack_corpus(legacy_utterances(folder), "pack")`.
 """
 
 from __future__ import annotations
@@ -88,7 +85,7 @@ class KeyLocations(Mapping[str, tuple[int, int]]):
 
 
 class ShardLocations(KeyLocations):
-    """Of legacy shards: two sorted arrays, 16 bytes a key. Where a key is there twice, the later recording counts."""
+    """Keys of legacy shards, in two sorted arrays, 16 bytes a key; of one key twice, the later recording counts."""
 
     def __init__(self, folder: Path, shards: list[LegacyShard]) -> None:
         self._folder = folder
@@ -133,7 +130,7 @@ class ShardLocations(KeyLocations):
 
 
 class PackLocations(KeyLocations):
-    """Of a pack: found in its mapped key index; of the shards' own indexes, those that are asked for are read."""
+    """Keys of a pack, in its mapped key index; of the shards' own indexes, those that are asked for are read."""
 
     def __init__(self, pack: Pack) -> None:
         self._pack = pack

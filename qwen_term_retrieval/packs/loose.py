@@ -16,16 +16,16 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from qwen_term_retrieval.corpora.corpus import with_unique_keys
-from qwen_term_retrieval.errors import BadAudioError
-from qwen_term_retrieval.audio.decoding import probe, resampled_length
+from qwen_term_retrieval.audio.decoding import resampled_length
 from qwen_term_retrieval.audio.file_audio import FileAudio
+from qwen_term_retrieval.audio.sound_files import probe
+from qwen_term_retrieval.audio.sources import FileSlice, is_url
+from qwen_term_retrieval.corpora.corpus import with_unique_keys
+from qwen_term_retrieval.corpora.utterance import Utterance, split_rank
+from qwen_term_retrieval.errors import BadAudioError, CorpusError
 from qwen_term_retrieval.packs.format.row_schema import row_features
 from qwen_term_retrieval.packs.writing.parts import clip_row
 from qwen_term_retrieval.packs.writing.segments import segment_bounds
-from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.audio.sources import FileSlice, is_url
-from qwen_term_retrieval.corpora.utterance import Utterance, split_rank
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ import pyarrow as pa
 from huggingface_hub import HfApi
 from pyarrow import parquet
 
+from qwen_term_retrieval.corpora.utterance import split_rank
+from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.feature import Clip
 from qwen_term_retrieval.packs.format.key_index import KeyTable
 from qwen_term_retrieval.packs.format.open_shards import register_pack
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, read_pack_json, shards_of
-from qwen_term_retrieval.storage.checksums import damages_found, file_damage, file_xxh64
 from qwen_term_retrieval.packs.format.row_schema import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.packs.format.shards import DTYPE, HEADER_BYTES, ShardHeader, ShardIndex, index_of
-from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.verification import check_files
-from qwen_term_retrieval.corpora.utterance import split_rank
+from qwen_term_retrieval.storage.checksums import damages_found, file_xxh64
 
 _KEYS_TO_COMPARE = 2000
 
@@ -125,7 +125,7 @@ class Pack:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Arrow schema of the rows of all splits, with the features of `datasets`; see `rows.conformed`."""
+        """Arrow schema of the rows of all splits, with the features of `datasets`; see `row_schema.conformed`."""
         files = [self.folder / split["file"] for increment in self.increments for split in increment["splits"].values()]
         return united_schema([_schema_of(file) for file in files], self.sampling_rate)
 
@@ -232,15 +232,9 @@ class Pack:
             read_pack_json(self.folder)
         except PackError as error:
             return [str(error)]
-        return damages_found([*self._checks()], quiet=quiet)
+        return damages_found(self.folder, self.content["files"], self.shards, self._shard_damage, quiet=quiet)
 
-    def _checks(self) -> Iterator[tuple[Callable[[], Iterator[str]], int]]:
-        for name, expected in self.content["files"].items():
-            yield partial(file_damage, self.folder / name, expected["xxh64"]), expected["bytes"]
-        for shard in self.shards:
-            yield partial(self._verify_shard, shard), shard["bytes"]
-
-    def _verify_shard(self, shard: dict[str, Any]) -> Iterator[str]:
+    def _shard_damage(self, shard: dict[str, Any]) -> Iterator[str]:
         path = self.folder / shard["file"]
         try:
             with path.open("rb") as file:

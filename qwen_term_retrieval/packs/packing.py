@@ -1,11 +1,7 @@
 """A corpus into a pack: decode in parallel, lay clips into shards, write the tables, publish the whole at once.
 
-Everything is made in `<out>.incomplete/` and renamed to `<out>` as the last step, so a pack is whole or not there.
-How, in `pack_writing/`:
-1. Parts: workers decode a few dozen utterances each (`parts.py`). A killed run keeps the parts it has.
-2. Shards (`sealing.py`): clips are laid one after another into files of at most `shard_bytes`, while later parts are
-   being decoded; parts go as their shards are finished, so the disk holds the audio about once.
-3. Tables and the key index (`tables.py`), the dataset card, and last `pack.json` with the checksum of every file.
+Everything is made in `<out>.incomplete/` and renamed to `<out>` as the last step, so a pack is whole or not there. The
+steps are in `writing/`: a killed run keeps the parts it has, and the disk holds the audio about once.
 
 The bytes of a pack follow from the corpus and the settings alone: not from the number of workers, from interruptions or
 from the clock. Memory holds a block of a few MB a worker, one part's rows, one shard's index and, for the key index,
@@ -25,8 +21,8 @@ from qwen_term_retrieval.packs.format.row_schema import CARD
 from qwen_term_retrieval.packs.format.shards import HEADER_BYTES
 from qwen_term_retrieval.packs.writing.increment import Increment, PackSettings
 from qwen_term_retrieval.packs.writing.progress import Source
-from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 from qwen_term_retrieval.packs.writing.tables import write_card
+from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 from qwen_term_retrieval.workers import MapExecutor, worker_pool
 
 SHARD_BYTES = 2 << 30
@@ -47,16 +43,16 @@ class PackSummary:
 
     @classmethod
     def of(cls, increment: Increment, folder: Path, started: float) -> PackSummary:
-        """Of what packing added to `folder`; `started` by `time.perf_counter`."""
-        survey, headers = increment.survey, increment.headers
+        """Sum up what packing added to `folder`; `started` is what `time.perf_counter` said then."""
+        summary, headers = increment.summary, increment.headers
         return cls(
             folder=folder,
             num_clips=sum(header.num_clips for header in headers),
             num_shards=len(headers),
-            duration_s=sum(totals.duration_s for totals in survey.splits.values()),
+            duration_s=sum(totals.duration_s for totals in summary.splits.values()),
             num_bytes=sum(header.num_bytes + HEADER_BYTES for header in headers),
-            num_clipped_samples=survey.num_clipped_samples,
-            problems=survey.problems,
+            num_clipped_samples=summary.num_clipped_samples,
+            problems=summary.problems,
             seconds=time.perf_counter() - started,
         )
 
@@ -108,8 +104,8 @@ def pack_corpus(
         increment = Increment(staging, settings)
         with worker_pool(executor, num_workers) as pool:
             increment.make(source, pool, quiet=quiet)
-        write_card(increment.folder, increment.survey.splits)
-        increment.drop_strangers(keep=(CARD,))
+        write_card(increment.folder, increment.summary.splits)
+        increment.drop_other_files(keep=(CARD,))
         write_pack_json(increment.folder, sampling_rate, [increment.entry()], increment.files())
         publish(increment.folder, out)
     return PackSummary.of(increment, out, started)

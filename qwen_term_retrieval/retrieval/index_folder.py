@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from qwen_term_retrieval.storage.staging import check_free
 from qwen_term_retrieval.text.glossary import Term
 
 FORMAT = "qwen_term_retrieval.term_index"
@@ -18,17 +19,11 @@ class TermIndexError(ValueError):
 
 def check_target(folder: Path, overwrite: bool) -> None:
     """Raise FileExistsError where an index may not be written: over something else, or unasked over an index."""
-    if not folder.exists():
-        return
-    if not (folder / "meta.json").is_file():
-        raise FileExistsError(f"{folder} exists and is not a term index; it is left alone. Choose another folder.")
-    read_meta(folder, complete=False)
-    if not overwrite:
-        raise FileExistsError(f"{folder} already holds an index; pass overwrite=True to replace it")
+    check_free(folder, "a term index", "meta.json", holding=FORMAT, overwrite=overwrite)
 
 
-def read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
-    """The `meta.json` of an index; with `complete`, its other files must have the sizes that it says.
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The `meta.json` of an index, whose other files must have the sizes that it says.
 
     Raises:
         FileNotFoundError, TermIndexError: naming the folder or the file.
@@ -45,7 +40,7 @@ def read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
         raise TermIndexError(f"{folder} is not a term index: its meta.json says nothing of {FORMAT!r}")
     if meta["version"] > FORMAT_VERSION:
         raise TermIndexError(f"{folder} is an index of version {meta['version']}; this release reads {FORMAT_VERSION}")
-    for name, size in meta["bytes"].items() if complete else ():
+    for name, size in meta["bytes"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise TermIndexError(f"{path} is missing or cut short (expected {size} bytes). Index the glossary again.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from tqdm import tqdm
@@ -27,12 +28,25 @@ def file_damage(path: Path, xxh64: str) -> Iterator[str]:
         yield f"{path}: damaged"
 
 
-def damages_found(checks: Sequence[tuple[Callable[[], Iterable[str]], int]], *, quiet: bool) -> list[str]:
-    """The lines that checks give, each of them with the number of bytes that it reads, behind a progress bar."""
+def damages_found(
+    folder: Path,
+    files: Mapping[str, Mapping[str, Any]],
+    shards: Sequence[dict[str, Any]],
+    shard_damage: Callable[[dict[str, Any]], Iterable[str]],
+    *,
+    quiet: bool,
+) -> list[str]:
+    """One line per damage to the files of a folder, by their `xxh64`, and to its shards, by `shard_damage`.
+
+    Each file and shard tells its `bytes` too, for the progress bar.
+    """
     damages: list[str] = []
-    total = sum(num_bytes for _, num_bytes in checks)
+    total = sum(each["bytes"] for each in (*files.values(), *shards))
     with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=True if quiet else None) as progress:
-        for check, num_bytes in checks:
-            damages += check()
-            progress.update(num_bytes)
+        for name, expected in files.items():
+            damages += file_damage(folder / name, expected["xxh64"])
+            progress.update(expected["bytes"])
+        for shard in shards:
+            damages += shard_damage(shard)
+            progress.update(shard["bytes"])
     return damages

@@ -1,4 +1,4 @@
-"""The folder beside a pack in which it is made, and the steps that put files, and at last the pack, in their place."""
+"""Folders that appear whole or not at all: what may stand in the place of one, and how it is made and put there."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+import xxhash
 from filelock import FileLock, Timeout
 
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.storage.atomic import sync_folder
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_COPY_BYTES = 1 << 20
 
 
-def check_free(out: Path, what: str, sign: str, *, overwrite: bool) -> None:
-    """Whether `what` ("a pack") can be made at `out`; it is known by holding a file or folder `sign`.
+def check_free(out: Path, what: str, sign: str = "", *, holding: str = "", overwrite: bool = False) -> None:
+    """Check that `what` ("a pack") may be made at `out`: where nothing is, or in place of its like if that was asked.
+
+    Args:
+        sign: name of the file that its like is known by; without one, nothing is ever replaced.
+        holding: text in that file, where others have one of its name too.
 
     Raises:
         FileExistsError: something else is there, or one that is not to be overwritten.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / sign).exists():
-        raise FileExistsError(f"{out} exists and is not {what}; give another folder")
+    mark = out / sign
+    if not sign or not mark.is_file() or (holding and holding.encode() not in mark.read_bytes()):
+        raise FileExistsError(f"{out} exists and is not {what}; it is left alone. Give another folder")
     if not overwrite:
         raise FileExistsError(f"{out} is {what} already; give another folder, or overwrite=True")
 
@@ -92,3 +100,26 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         with target.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def copy_part(part: Path, start: int, num_bytes: int, target: BinaryIO, digest: xxhash.xxh64) -> None:
+    """Write a stretch of a part, which lies in a folder of the staging folder, to a shard, and to its checksum.
+
+    Raises:
+        PackError: the part is gone, or ends early.
+    """
+    if not part.is_file():
+        raise PackError(
+            f"{part}: needed, but used up by an interrupted run with another corpus or other settings. "
+            f"Delete {part.parent.parent} and pack again."
+        )
+    block = memoryview(bytearray(min(num_bytes, _COPY_BYTES)))
+    with part.open("rb", buffering=0) as file:
+        file.seek(start)
+        while num_bytes:
+            count = file.readinto(block[: min(num_bytes, _COPY_BYTES)])
+            if not count:
+                raise PackError(f"{part}: ends early. Delete {part.parent.parent} and pack again.")
+            target.write(block[:count])
+            digest.update(block[:count])
+            num_bytes -= count

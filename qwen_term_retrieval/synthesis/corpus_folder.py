@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen_term_retrieval.storage.staging import link_or_copy
+from qwen_term_retrieval.storage.staging import check_free, link_or_copy
 from qwen_term_retrieval.synthesis.ogg import encode_opus
 from qwen_term_retrieval.synthesis.rendering import RenderedClip, RenderReport, SpeechRequest, read_rendered, render
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE
@@ -53,11 +53,8 @@ def write_corpus(
         ValueError: if there are no rows, or from `render`.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; choose another folder or pass overwrite=True")
     # A manifest is no sign: recordings have one too.
-    if out.is_file() or (out.exists() and any(out.iterdir()) and not (out / REPORT_NAME).is_file()):
-        raise FileExistsError(f"{out} holds no synthetic corpus; it is left alone. Choose another folder")
+    check_free(out, "a synthetic corpus", REPORT_NAME, overwrite=overwrite)
     if not rows:
         raise ValueError(f"no rows to synthesise for {out}")
     requests = [row.request for row in rows]

@@ -41,37 +41,21 @@ class SplitPlan:
     num_without_term: int
 
 
+def _voices(engine: str, names: str) -> tuple[Voice, ...]:
+    return tuple((engine, name) for name in names.split())
+
+
 _TRAIN_KOKORO = (
-    "af_heart",
-    "am_adam",
-    "bf_alice",
-    "bm_fable",
-    "af_bella",
-    "am_eric",
-    "bf_isabella",
-    "bm_lewis",
-    "af_nova",
-    "am_puck",
-    "af_sarah",
-    "am_onyx",
+    "af_heart am_adam bf_alice bm_fable af_bella am_eric bf_isabella bm_lewis af_nova am_puck af_sarah am_onyx"
 )
-_TRAIN_ESPEAK = (
-    "en-us",
-    "en+f2@58",
-    "en-gb-scotland+m1",
-    "en-us+f4",
-    "en+m3@42",
-    "en-us-nyc+m7",
-    "en-gb-x-rp+Annie",
-    "en-029+f5",
-)
+_TRAIN_ESPEAK = "en-us en+f2@58 en-gb-scotland+m1 en-us+f4 en+m3@42 en-us-nyc+m7 en-gb-x-rp+Annie en-029+f5"
 PLANS = (
     SplitPlan(
         name="train",
         voices=(
-            tuple(("kokoro", voice) for voice in _TRAIN_KOKORO),
-            tuple(("flite", voice) for voice in ("rms", "slt", "kal16")),
-            tuple(("espeak", voice) for voice in _TRAIN_ESPEAK),
+            _voices("kokoro", _TRAIN_KOKORO),
+            _voices("flite", "rms slt kal16"),
+            _voices("espeak", _TRAIN_ESPEAK),
         ),
         num_terms=None,
         num_unseen=0,

@@ -32,6 +32,7 @@ _FLITE_SHARE = 0.3
 _SENTENCE_SHARE = 0.1
 _VALIDATION_SHARE = 0.025
 _MAX_KOKORO_WORDS = 5
+_MOST_DRAWS = 200_000
 # Heard only in the validation split.
 _HELD_OUT_KOKORO = ("am_michael", "bf_emma")
 _HELD_OUT_VARIANTS = ("+Andy", "+steph")
@@ -90,10 +91,10 @@ def laptop_rows(
     texts = _draw_texts(num_clips, examples, seed, exclude)
     short = [text for text, _ in texts if len(text.split()) <= _MAX_KOKORO_WORDS]
     by_kokoro = frozenset(short[:num_kokoro])
-    return [_cast(text, kind, text in by_kokoro, examples, seed, exclude) for text, kind in texts]
+    return [_row_of_text(text, kind, text in by_kokoro, examples, seed, exclude) for text, kind in texts]
 
 
-def _cast(text: str, kind: str, by_kokoro: bool, examples: list[str], seed: int, exclude: Set[str]) -> CorpusRow:
+def _row_of_text(text: str, kind: str, by_kokoro: bool, examples: list[str], seed: int, exclude: Set[str]) -> CorpusRow:
     """Decide who says a text, how fast, and whether in a sentence: from the text alone, whatever the others are."""
     rng = random.Random(f"{seed}/cast/{text}")
     split = "validation" if rng.random() < _VALIDATION_SHARE * (3 if by_kokoro else 1) else "train"
@@ -139,18 +140,16 @@ def _sources(examples: list[str], seed: int) -> dict[str, Iterator[str]]:
     }
     rngs = {kind: random.Random(f"{seed}/{kind}") for kind in _SHARES}
     drawn: dict[str, Iterator[str]] = {
-        "everyday": _forever(everyday_phrase, rngs["everyday"]),
-        "fragment": (
-            text for text in _forever(lambda rng: fragment(rng.choice(examples), rng), rngs["fragment"]) if text
-        ),
-        "number": _forever(number_phrase, rngs["number"]),
-        "letter": _forever(letter_phrase, rngs["letter"]),
+        "everyday": _many(everyday_phrase, rngs["everyday"]),
+        "fragment": filter(None, _many(lambda rng: fragment(rng.choice(examples), rng), rngs["fragment"])),
+        "number": _many(number_phrase, rngs["number"]),
+        "letter": _many(letter_phrase, rngs["letter"]),
     }
     return drawn | {kind: iter(rngs[kind].sample(terms, len(terms))) for kind, terms in lists.items()}
 
 
-def _forever(draw: Callable[[random.Random], str | None], rng: random.Random, limit: int = 200_000) -> Iterator:
-    return (draw(rng) for _ in range(limit))
+def _many(draw: Callable[[random.Random], str | None], rng: random.Random) -> Iterator:
+    return (draw(rng) for _ in range(_MOST_DRAWS))
 
 
 def _is_plain(term: str) -> bool:

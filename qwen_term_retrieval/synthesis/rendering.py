@@ -11,7 +11,6 @@ import json
 import logging
 import multiprocessing
 import os
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 import soundfile
 from tqdm.auto import tqdm
 
+from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.synthesis.engines import ENGINE_NAMES, get_engine
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE, Speech, as_int16, at_16_khz
@@ -189,9 +189,9 @@ def _write(path: Path, speech: Speech, seconds: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     start = 0.0 if speech.start is None else speech.start
     end = speech.duration if speech.end is None else speech.end
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(descriptor)
-    with soundfile.SoundFile(scratch, "w", SAMPLING_RATE, 1, format="FLAC", subtype="PCM_16") as file:
-        file.comment = f"{start:.4f} {end:.4f} {seconds:.3f}"
-        file.write(as_int16(speech.pcm))
-    Path(scratch).replace(path)
+    with (
+        atomic_file(path, durable=False) as file,
+        soundfile.SoundFile(file, "w", SAMPLING_RATE, 1, format="FLAC", subtype="PCM_16") as sound,
+    ):
+        sound.comment = f"{start:.4f} {end:.4f} {seconds:.3f}"
+        sound.write(as_int16(speech.pcm))

@@ -58,7 +58,7 @@ def _parse_json_line(path: Path, number: int, line: str) -> str | Mapping[str, A
 
 
 def _read_table(path: Path, delimiter: str | None = None) -> list[Mapping[str, Any]]:
-    """Of parquet, where no delimiter is given."""
+    """The rows of a table: Parquet where no delimiter is given."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 

@@ -59,19 +59,18 @@ def wordnet_terms(*, max_words: int = 6) -> list[str]:
     return sayable_terms(lemmas, max_words=max_words)
 
 
-def wordnet_examples(*, max_words: int = 30) -> list[str]:
+def wordnet_examples() -> list[str]:
     """Example sentences and phrases quoted in WordNet's glosses: about 47,000 pieces of everyday English."""
     quoted = (example.strip(" ;") for _, gloss in _wordnet_synsets() for example in _QUOTED.findall(gloss))
-    return sayable_terms(quoted, max_words=max_words, sayable=re.compile(r"[\w'’][\w '’.,;:!?&-]*"))
+    return sayable_terms(quoted, max_words=30, sayable=re.compile(r"[\w'’][\w '’.,;:!?&-]*"))
 
 
-def medical_terms(*, max_words: int = 6) -> list[str]:
+def medical_terms() -> list[str]:
     """The Hunspell medical word list (drugs, anatomy, diseases): about 90,000, nearly all single words."""
     path = fetch_package(MEDICAL) / "usr/share/hunspell/en_med_glut.dic"
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     # The licence at the head of the file is indented; entries carry their affix flags behind a slash.
-    words = (line.split("/")[0] for line in lines if line and not line[0].isspace())
-    return sayable_terms(words, max_words=max_words)
+    return sayable_terms(line.split("/")[0] for line in lines if line and not line[0].isspace())
 
 
 def computing_terms(*, max_words: int = 6) -> list[str]:
@@ -92,7 +91,7 @@ def place_names(*, max_words: int = 6) -> list[str]:
     return sayable_terms((place["name"] for place in [*regions, *towns]), max_words=max_words)
 
 
-def sayable_terms(texts: Iterable[str], *, max_words: int, sayable: re.Pattern[str] = _SAYABLE) -> list[str]:
+def sayable_terms(texts: Iterable[str], *, max_words: int = 6, sayable: re.Pattern[str] = _SAYABLE) -> list[str]:
     """The texts in order, without those that repeat another, cannot be said, or have more than `max_words` words."""
     kept: dict[str, str] = {}
     for text in texts:

@@ -1,10 +1,7 @@
 """Text into a folder of token ids: tokenize in parallel, lay the ids into shards, publish the whole at once.
 
 Everything is made in `<out>.incomplete/` and renamed to `<out>` as the last step, so a folder is whole or not there.
-1. Parts: workers tokenize about a million characters each (`token_parts.py`). A killed run keeps the parts it has.
-2. Shards: parts are laid end to end and cut every `shard_bytes`; a part goes as soon as its shards are sealed, so the
-   disk holds the ids about once.
-3. `documents.npy`, and last `tokens.json` with the checksum of every file.
+A killed run keeps the parts it has; a part goes as soon as its shards are sealed, so the disk holds the ids about once.
 
 Documents go to the tokenizer whole, however long: cut by characters, they would give other tokens at the cut. The
 bytes follow from the texts, the tokenizer and the settings alone: not from the number of workers, from interruptions or

@@ -5,18 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.storage.atomic import atomic_file
+from qwen_term_retrieval.storage.staging import copy_part
 from qwen_term_retrieval.tokens.parts import TokenPartResult, ids_path, read_lengths
 from qwen_term_retrieval.tokens.token_pack import HEADER_BYTES, TokenShardHeader, token_shard_name
-
-_COPY_BYTES = 1 << 20
 
 
 def sealing_folder(staging: Path, results: Sequence[TokenPartResult], shard_tokens: int) -> Path:
@@ -83,7 +80,8 @@ def _write_shard(path: Path, parts: Path, part_ends: np.ndarray, start: int, sto
             part_end = int(part_ends[part])
             begin, end = max(start, part_start), min(stop, part_end)
             if begin < end:
-                _copy(ids_path(parts, part), (begin - part_start) * itemsize, (end - begin) * itemsize, file, digest)
+                num_bytes = (end - begin) * itemsize
+                copy_part(ids_path(parts, part), (begin - part_start) * itemsize, num_bytes, file, digest)
             if part_end >= stop:
                 break
             part_start = part_end
@@ -91,23 +89,6 @@ def _write_shard(path: Path, parts: Path, part_ends: np.ndarray, start: int, sto
         file.seek(0)
         file.write(header.to_bytes())
     return header
-
-
-def _copy(source: Path, start: int, num_bytes: int, target: BinaryIO, digest: xxhash.xxh64) -> None:
-    if not source.is_file():
-        raise PackError(
-            f"{source}: needed, but used up by an interrupted run with other texts or settings. "
-            f"Delete {source.parent.parent} and pack again."
-        )
-    with source.open("rb") as file:
-        file.seek(start)
-        while num_bytes:
-            block = file.read(min(num_bytes, _COPY_BYTES))
-            if not block:
-                raise PackError(f"{source}: ends early. Delete {source.parent.parent} and pack again.")
-            target.write(block)
-            digest.update(block)
-            num_bytes -= len(block)
 
 
 def write_documents(parts: Path, num_parts: int, path: Path, num_texts: int) -> None:

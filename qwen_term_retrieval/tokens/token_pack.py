@@ -15,9 +15,8 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import xxhash
 
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.storage.atomic import atomic_file
-from qwen_term_retrieval.storage.checksums import damages_found, file_damage, file_xxh64
+from qwen_term_retrieval.storage.checksums import damages_found, file_xxh64
 
 FORMAT_NAME = "qwen_term_retrieval tokens"
 FORMAT_VERSION = 1
@@ -53,7 +52,7 @@ class TokenShardHeader:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole file."""
+        """Size of the whole file."""
         return HEADER_BYTES + self.num_tokens * np.dtype(self.dtype).itemsize
 
     def to_bytes(self) -> bytes:
@@ -180,15 +179,10 @@ class TokenPack:
             read_tokens_json(self.folder)
         except PackError as error:
             return [str(error)]
-        return damages_found([*self._checks()], quiet=quiet)
+        files, shards = self.content["files"], self.content["shards"]
+        return damages_found(self.folder, files, shards, self._shard_damage, quiet=quiet)
 
-    def _checks(self) -> Iterator[tuple[Callable[[], Iterator[str]], int]]:
-        for name, expected in self.content["files"].items():
-            yield partial(file_damage, self.folder / name, expected["xxh64"]), expected["bytes"]
-        for shard in self.content["shards"]:
-            yield partial(self._verify_shard, shard), shard["bytes"]
-
-    def _verify_shard(self, shard: Mapping[str, Any]) -> Iterator[str]:
+    def _shard_damage(self, shard: Mapping[str, Any]) -> Iterator[str]:
         try:
             self.check_header(shard)
         except PackError as error:

@@ -44,7 +44,7 @@ class PackingTokenizer:
         eos: str | None = AUTO,
         separator: str | None = None,
     ) -> PackingTokenizer:
-        """Of a Hub id, a folder, a `tokenizer.json`, or an object of `transformers` or `tokenizers`.
+        """Open a tokenizer: a Hub id, a folder, a `tokenizer.json`, or an object of `transformers` or `tokenizers`.
 
         Raises:
             ValueError: not fast, without a token named, or with ids that do not fit the dtype.

@@ -255,7 +255,7 @@ def test_a_report_is_written_by_name(model_folder, dataset, tmp_path):
     assert result.stdout.splitlines()[-1] == str(tmp_path / "report" / "report.html")
     assert "unseen" in result.stdout
     again = qtr("report", "no/model", "no/dataset", tmp_path / "report")
-    assert "already holds a report; pass --overwrite to replace it" in again.stderr
+    assert "is a report already; give another folder, or --overwrite" in again.stderr
 
 
 @pytest.mark.parametrize("threshold", ["7", "-1.5"])

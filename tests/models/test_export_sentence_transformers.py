@@ -54,7 +54,7 @@ def test_terms_and_clips_in_one_batch_and_prompts_are_refused(exported):
 
 def test_a_folder_that_is_not_empty_is_left_alone(exported, model, tmp_path):
     (tmp_path / "mine.txt").write_text("here")
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
         model.export_sentence_transformers(tmp_path)
 
 

@@ -13,15 +13,14 @@ import pytest
 from datasets import load_dataset
 from filelock import FileLock
 
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import CorpusError, PackError
 from qwen_term_retrieval.packs import appending
 from qwen_term_retrieval.packs.appending import append_corpus
-from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.packs.pack import Pack
-from qwen_term_retrieval.errors import PackError
-from qwen_term_retrieval.storage import staging
-from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART
+from qwen_term_retrieval.storage import staging
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}
@@ -159,9 +158,9 @@ def crash_at(call: int, monkeypatch, module, name: str) -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (appending, "_adopt"),
+        (appending, "_move_into_pack"),
         (appending, "sync_folder"),
-        (appending, "_renew_card"),
+        (appending, "_update_card"),
         (appending, "write_pack_json"),
         (staging, "_remove"),
     ],

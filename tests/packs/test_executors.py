@@ -9,9 +9,8 @@ import pytest
 from distributed import Client, LocalCluster
 
 from qwen_term_retrieval import pack_corpus
-from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.corpora.utterance import Utterance
-from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.errors import CorpusError, PackError
 from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART, make_part
 from qwen_term_retrieval.workers import MapExecutor
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from qwen_term_retrieval.packs.appending import append_corpus
-from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.corpora.corpus import read_corpus
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.appending import append_corpus
 from qwen_term_retrieval.packs.exporting import export_pack
 from qwen_term_retrieval.packs.pack import Pack
-from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.packing import pack_corpus
 from tests.doubles.local_hub import LocalHub
 

@@ -17,9 +17,9 @@ from datasets import Audio, Dataset, Features, List, concatenate_datasets, load_
 from datasets.table import embed_table_storage
 
 from qwen_term_retrieval import Clip, MmapAudio, Pack, pack_corpus, register_pack, to_hf_audio
+from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format import open_shards as locations
 from qwen_term_retrieval.packs.format.open_shards import MissingShardError
-from qwen_term_retrieval.errors import PackError
 
 
 def pack_and_load(corpus: Path, out: Path) -> Dataset:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from tests.doubles.local_hub import LocalHub
 
 from qwen_term_retrieval import pack_corpus
+from tests.doubles.local_hub import LocalHub
 
 # Clients read the Hub's address when they are imported: each load is a process of its own.
 LOAD = """

@@ -4,14 +4,15 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.packs.pack import Pack
-from qwen_term_retrieval.packs.format.key_index import KeyTable, write_keys
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.format.key_index import KeyTable, write_keys
+from qwen_term_retrieval.packs.pack import Pack
 from qwen_term_retrieval.packs.packing import pack_corpus
 
 
@@ -21,7 +22,7 @@ def write_numbered(path: Path, keys: list[str]) -> KeyTable:
     split = numbers % 2
     write_keys(
         path,
-        keys,
+        pa.chunked_array([keys], pa.string()),
         splits=["train", "test"],
         split=split,
         row=numbers,
@@ -101,9 +102,8 @@ def test_a_key_that_is_not_there_is_an_error_that_names_keys_like_it(corpus, tmp
 def test_a_key_that_is_no_utf8_any_more_is_a_damaged_index(tmp_path):
     path = tmp_path / "keys-00000.arrow"
     places = np.zeros(1, np.int64)
-    write_keys(
-        path, ["café-au-lait"], splits=["train"], split=places, row=places, shard=places, offset=places, length=places
-    )
+    keys = pa.chunked_array([["café-au-lait"]])
+    write_keys(path, keys, splits=["train"], split=places, row=places, shard=places, offset=places, length=places)
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xbe\xbe"))
     with pytest.raises(PackError, match=r"keys-00000\.arrow: damaged"):
         list(KeyTable(path).keys())

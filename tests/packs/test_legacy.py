@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from qwen_term_retrieval import CorpusError, MMapAudioCollection, Pack, legacy_utterances, pack_corpus, read_corpus
+from qwen_term_retrieval.cli import app
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.shards import ShardIndex
-from qwen_term_retrieval.cli import app
 
 
 def write_legacy(folder: Path, clips: dict[str, np.ndarray], per_shard: int = 2, *, pickled: bool = True) -> Path:

@@ -23,10 +23,10 @@ from datasets import Dataset, DatasetInfo, DownloadMode, concatenate_datasets, l
 from datasets.table import embed_table_storage
 
 from qwen_term_retrieval import CorpusError, Utterance, pack_corpus, read_corpus, to_hf_audio
-from qwen_term_retrieval.errors import BadAudioError
-from qwen_term_retrieval.audio.decoding import clip_pcm
 from qwen_term_retrieval.audio import file_audio
+from qwen_term_retrieval.audio.decoding import clip_pcm
 from qwen_term_retrieval.audio.file_audio import FileAudio, FileClip
+from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.packs.loose import LooseCorpus
 
 ENCODINGS = {

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from qwen_term_retrieval.packs.appending import append_corpus
 from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.appending import append_corpus
 from qwen_term_retrieval.packs.merging import merge_packs
 from qwen_term_retrieval.packs.pack import Pack
-from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.packing import pack_corpus
 
 RATE = 16_000

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from qwen_term_retrieval.packs import packing
 from qwen_term_retrieval.corpora.utterance import Utterance
-from qwen_term_retrieval.packs.pack import Pack
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs import packing
+from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.packs.writing import increment
-from qwen_term_retrieval.storage import staging
 from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART
 from qwen_term_retrieval.packs.writing.sealing import ShardSealer
-from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.storage import staging
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format import pack_json
 from qwen_term_retrieval.packs.format.shards import HEADER_BYTES, ShardIndex
-from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.pack import Pack
 from qwen_term_retrieval.packs.packing import pack_corpus
 
 

@@ -17,16 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from qwen_term_retrieval.packs import packing
-from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.corpora.corpus import read_corpus
-from qwen_term_retrieval.packs.pack import Pack
-from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import CorpusError, PackError
+from qwen_term_retrieval.packs import packing
 from qwen_term_retrieval.packs.format.shards import ShardIndex
+from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.packs.writing import increment
 from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART
-from qwen_term_retrieval.packs.packing import pack_corpus
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

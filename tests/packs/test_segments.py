@@ -9,13 +9,13 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.audio.decoding import pcm_blocks
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.packs.writing import segments
 from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART
-from qwen_term_retrieval.packs.packing import pack_corpus
 
 RATE = 16_000
 QUIET = {"num_workers": 1, "quiet": True}

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval import MmapAudio, Pack, pack_corpus
-from qwen_term_retrieval.packs.format.shards import HEADER_BYTES
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.format.shards import HEADER_BYTES
 
 SHARD = "shard_00000.dat"
 

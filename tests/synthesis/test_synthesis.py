@@ -227,7 +227,7 @@ def test_a_folder_of_recordings_is_not_written_over_even_if_asked(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "patient.wav").touch()
     (tmp_path / "mine" / "train.termaudio").write_text('{"audio": "patient.wav"}\n')
-    with pytest.raises(FileExistsError, match="mine holds no synthetic corpus; it is left alone"):
+    with pytest.raises(FileExistsError, match="mine exists and is not a synthetic corpus; it is left alone"):
         write_corpus([], tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "patient.wav").exists()
 

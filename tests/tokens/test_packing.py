@@ -199,7 +199,7 @@ def test_shards_sealed_before_a_crash_are_kept_and_other_settings_do_not_take_th
     written = sealed.stat().st_mtime_ns
     assert not (staging / "parts" / "part_0000000.bin").exists()
     copied = shutil.copytree(staging, tmp_path / "other.incomplete")
-    with pytest.raises(PackError, match=r"other texts or settings. Delete .*other.incomplete and pack again"):
+    with pytest.raises(PackError, match=r"another corpus or other settings. Delete .*other.incomplete and pack again"):
         pack_tokens(corpus, tmp_path / "other", bpe, **settings | {"shard_bytes": 50_000})
     shutil.rmtree(copied)
     pack_tokens(corpus, tmp_path / "out", bpe, **settings)

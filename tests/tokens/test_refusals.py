@@ -135,7 +135,7 @@ def test_what_lies_at_the_output_is_not_touched_unless_asked_and_only_if_it_is_t
     assert MmapTokens(out, 1).tokenizer().decode(ids_of(MmapTokens(out, 1))[0]).strip() == "two"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(FileExistsError, match="give another folder"):
+    with pytest.raises(FileExistsError, match="exists and is not a folder of tokens; it is left alone"):
         pack_tokens(other, tmp_path / "mine", bpe, eos="<end>", overwrite=True, **QUIET)
     (tmp_path / "busy.incomplete").mkdir()
     with FileLock(tmp_path / "busy.incomplete" / "lock"), pytest.raises(PackError, match="another process is packing"):

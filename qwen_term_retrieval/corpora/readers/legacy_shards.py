@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from qwen_term_retrieval.corpora.locations import Location
+from qwen_term_retrieval.corpora.row_rules import RowRules
 from qwen_term_retrieval.corpora.utterance import Utterance, split_of_path
 from qwen_term_retrieval.errors import CorpusError, PackError
 
 DTYPE = "<i2"
 _SAMPLE_BYTES = 2
 _PACK_JSON = "pack.json"
+
+
+def read_legacy(folder: Location, rules: RowRules) -> Iterator[Utterance]:
+    """Yield the recordings of a folder of legacy shards, which must lie on this machine."""
+    if not isinstance(folder, Path):
+        raise CorpusError(f"{folder}: legacy shards are mapped into memory; copy them to this machine")
+    for utterance in legacy_utterances(folder, rules.allow_pickle):
+        yield replace(utterance, split=rules.split or utterance.split)
 
 
 def legacy_utterances(folder: str | Path, allow_pickle: bool = False) -> Iterator[Utterance]:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import xxhash
 from pyarrow import compute, ipc
 
-from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.storage.atomic import atomic_file
 
 KEY_SCHEMA = pa.schema(
     {
@@ -64,7 +64,7 @@ def key_hashes(keys: Sequence[str]) -> np.ndarray:
 
 def write_keys(
     path: Path,
-    keys: Sequence[str] | pa.Array | pa.ChunkedArray,
+    keys: pa.ChunkedArray,
     *,
     splits: Sequence[str],
     split: np.ndarray,
@@ -81,16 +81,13 @@ def write_keys(
         row: within the increment's table of the split.
         shard: uid; `offset` and `length` are in samples.
     """
-    column = keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(keys, pa.large_string())
-    column = column.cast(pa.large_string())
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(key_hashes(chunk.to_pylist()) for chunk in chunks)])
+    keys = keys.cast(pa.large_string())
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(key_hashes(chunk.to_pylist()) for chunk in keys.chunks)])
     order = np.argsort(hashes, kind="stable")
-    whole = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
     batch = pa.record_batch(
         [
             pa.array(hashes[order]),
-            whole.take(pa.array(order)),
+            keys.combine_chunks().take(pa.array(order)),
             pa.DictionaryArray.from_arrays(pa.array(split[order], pa.int16()), pa.array(splits, pa.string())),
             *(pa.array(values[order], pa.int64()) for values in (row, shard, offset, length)),
         ],

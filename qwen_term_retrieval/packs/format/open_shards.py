@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_term_retrieval.storage.atomic import atomic_file
+from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.pack_json import read_pack_json, shards_of
 from qwen_term_retrieval.packs.format.shards import DTYPE, ShardHeader
-from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.packages import cache_root
 
 logger = logging.getLogger(__name__)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from tqdm import tqdm
 
-from qwen_term_retrieval.storage.atomic import atomic_file
-from qwen_term_retrieval.packs.format.shards import DTYPE, FORMAT_VERSION
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.format.shards import DTYPE, FORMAT_VERSION
+from qwen_term_retrieval.storage.atomic import atomic_file
 
 FORMAT_NAME = "qwen_term_retrieval pack"
 PACK_JSON = "pack.json"

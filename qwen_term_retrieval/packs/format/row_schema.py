@@ -9,9 +9,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from qwen_term_retrieval.packs.feature import MmapAudio
-from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.corpora.utterance import split_rank
+from qwen_term_retrieval.errors import CorpusError
+from qwen_term_retrieval.packs.feature import MmapAudio
 
 CARD = "README.md"
 _STRING, _SECONDS = datasets.Value("string"), datasets.Value("float32")

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from qwen_term_retrieval.packs.format.open_shards import shard_path, shard_samples
-from qwen_term_retrieval.storage.checksums import file_xxh64
-from qwen_term_retrieval.packs.format.pack_json import read_pack_json, shards_of
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.format.open_shards import shard_path, shard_samples
+from qwen_term_retrieval.packs.format.pack_json import read_pack_json, shards_of
 from qwen_term_retrieval.packs.format.shards import ShardIndex, index_of
+from qwen_term_retrieval.storage.checksums import file_xxh64
 
 _INDEXES_IN_MEMORY = 256
 
@@ -62,20 +61,11 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
             raise PackError(f"{path}: damaged; it is not the file that pack.json names. Copy the pack, or pack anew.")
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Of a shard's clips: `offset` and `length` in samples, sorted by offset; `crc32` of their bytes."""
-
-    offset: np.ndarray
-    length: np.ndarray
-    crc32: np.ndarray
-
-
 @lru_cache(_INDEXES_IN_MEMORY)
-def _checked_index(uid: int, shard: Path) -> _Places:
+def _checked_index(uid: int, shard: Path) -> ShardIndex:
     if uid not in (named["uid"] for named in shards_of(read_pack_json(shard.parent))):
         raise PackError(f"{shard}: not a shard that the pack.json beside it names. Copy the pack again, or pack anew.")
     check_files(shard.parent, [index_of(shard).name])
-    # Member by member: the keys, most of the file, are needed for messages only.
+    # Without the keys, most of the file, which are needed for messages only.
     with np.load(index_of(shard), allow_pickle=False) as arrays:
-        return _Places(arrays["offset"], arrays["length"], arrays["crc32"])
+        return ShardIndex(np.zeros(0), arrays["offset"], arrays["length"], arrays["crc32"])

@@ -15,18 +15,18 @@ import soundfile
 import soxr
 
 from qwen_term_retrieval.corpora.corpus import CorpusReader, with_unique_keys
+from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.packs.format.key_index import KeyTable, keys_name, named_keys
-from qwen_term_retrieval.storage.checksums import file_xxh64
 from qwen_term_retrieval.packs.format.row_schema import table_name
 from qwen_term_retrieval.packs.format.shards import HEADER_BYTES, ShardHeader, index_name, shard_name
 from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
 from qwen_term_retrieval.packs.writing.progress import Source, packing_bar, utterances_of
 from qwen_term_retrieval.packs.writing.sealing import ShardSealer, stamp_uuid
 from qwen_term_retrieval.packs.writing.segments import recordings
-from qwen_term_retrieval.packs.writing.tables import Survey, write_tables
+from qwen_term_retrieval.packs.writing.tables import RowSummary, write_tables
+from qwen_term_retrieval.storage.checksums import file_xxh64
 from qwen_term_retrieval.workers import MapExecutor, results_in_order
-from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.corpora.utterance import Utterance
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Increment:
         beside: pa.Schema | None = None,
     ) -> None:
         self.folder = staging / "pack"
-        self.survey = Survey(settings.sampling_rate, beside=beside)
+        self.summary = RowSummary(settings.sampling_rate, beside=beside)
         self.headers: list[ShardHeader] = []
         self._parts = staging / "parts"
         self._settings = settings
@@ -95,15 +95,8 @@ class Increment:
         with sealer:
             self.decode(source, pool, taken=taken, sealer=sealer, quiet=quiet)
             headers = sealer.close()
-        self.headers = stamp_uuid(self.folder, headers, self.survey.uuid, self._first_shard)
-        write_tables(
-            self._parts,
-            self.folder,
-            self.headers,
-            self.survey,
-            increment=self._number,
-            first_shard=self._first_shard,
-        )
+        self.headers = stamp_uuid(self.folder, headers, self.summary.uuid, self._first_shard)
+        write_tables(self._parts, self.folder, self.headers, self.summary, self._number, self._first_shard)
 
     def decode(
         self,
@@ -114,7 +107,7 @@ class Increment:
         sealer: ShardSealer | None = None,
         quiet: bool = False,
     ) -> None:
-        """Make the parts that are not there yet, and take all of them into the survey, and into shards as they come."""
+        """Make the parts that are not there yet; count all of them in, and lay them into shards as they come."""
         self._parts.mkdir(exist_ok=True)
         utterances = utterances_of(source)
         jobs = _jobs(with_unique_keys(utterances), self._parts, self._settings, taken)
@@ -123,11 +116,11 @@ class Increment:
                 for problem in result.problems:
                     logger.warning("%s: %s (%s)", problem["where"], problem["problem"], problem["action"])
                 part = read_part(self._parts, result.number)
-                self.survey.add(part)
+                self.summary.add(part)
                 if sealer is not None:
                     sealer.add(result.number, part)
                 progress.add(result.num_clips, result.num_samples / self._settings.sampling_rate)
-        if not self.survey.splits:
+        if not self.summary.splits:
             name = utterances.name if isinstance(utterances, CorpusReader) else "the corpus"
             raise CorpusError(f"{name}: no utterance to pack")
 
@@ -135,31 +128,31 @@ class Increment:
     def names(self) -> list[str]:
         """All its files."""
         numbers = range(self._first_shard, self._first_shard + len(self.headers))
-        return [*(shard_name(number) for number in numbers), *self._vouched_for]
+        return [*(shard_name(number) for number in numbers), *self._checksummed]
 
     @property
-    def _vouched_for(self) -> list[str]:
+    def _checksummed(self) -> list[str]:
         """The files whose checksums `pack.json` holds beside the entry of the increment."""
         numbers = range(self._first_shard, self._first_shard + len(self.headers))
         indexes = [index_name(number) for number in numbers]
-        return [*indexes, *(table_name(split, self._number) for split in self.survey.splits), keys_name(self._number)]
+        return [*indexes, *(table_name(split, self._number) for split in self.summary.splits), keys_name(self._number)]
 
-    def drop_strangers(self, keep: Sequence[str] = ()) -> None:
-        """Drop what an interrupted run with another corpus may have left beside its files."""
+    def drop_other_files(self, keep: Sequence[str] = ()) -> None:
+        """Drop what an interrupted run with another corpus may have left beside the increment's files."""
         for path in self.folder.iterdir():
             if path.name not in {*self.names, *keep}:
                 path.unlink()
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Bytes and checksum of the files that are not shards, as `pack.json` has them."""
-        paths = [self.folder / name for name in self._vouched_for]
+        paths = [self.folder / name for name in self._checksummed]
         return {path.name: {"bytes": path.stat().st_size, "xxh64": file_xxh64(path)} for path in paths}
 
     def entry(self) -> dict[str, Any]:
         """What `pack.json` says of the increment."""
-        splits = self.survey.splits
+        splits = self.summary.splits
         return {
-            "uuid": str(self.survey.uuid),
+            "uuid": str(self.summary.uuid),
             "splits": {
                 split: {"file": table_name(split, self._number), **vars(totals)} for split, totals in splits.items()
             },
@@ -174,8 +167,8 @@ class Increment:
                 }
                 for number, header in enumerate(self.headers, self._first_shard)
             ],
-            "num_clipped_samples": self.survey.num_clipped_samples,
-            "problems": self.survey.problems,
+            "num_clipped_samples": self.summary.num_clipped_samples,
+            "problems": self.summary.problems,
             "made": {
                 "shard_bytes": self._settings.shard_bytes,
                 "on_error": self._settings.on_error,

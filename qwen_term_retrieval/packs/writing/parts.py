@@ -21,15 +21,13 @@ import pyarrow as pa
 import xxhash
 from pyarrow import ipc
 
-from qwen_term_retrieval.storage.atomic import atomic_file
-from qwen_term_retrieval.errors import BadAudioError
-from qwen_term_retrieval.packs.format.row_schema import ROW_COLUMNS
-from qwen_term_retrieval.packs.format.shards import CLIP_ALIGNMENT, FORMAT_VERSION, SAMPLE_BYTES, aligned
-from qwen_term_retrieval.errors import PackError
-from qwen_term_retrieval.packs.writing.segments import Blocks, clips, recordings
-from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.audio.sources import FileSlice
 from qwen_term_retrieval.corpora.utterance import TermSpan, Utterance
+from qwen_term_retrieval.errors import BadAudioError, CorpusError, PackError
+from qwen_term_retrieval.packs.format.row_schema import ROW_COLUMNS
+from qwen_term_retrieval.packs.format.shards import CLIP_ALIGNMENT, FORMAT_VERSION, SAMPLE_BYTES, aligned
+from qwen_term_retrieval.packs.writing.segments import Blocks, clips, recordings
+from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.text.glossary import normalize_term
 
 UTTERANCES_PER_PART = 64
@@ -127,11 +125,11 @@ def _made_before(job: PartJob, signature: str) -> Part | None:
     except PackError:
         return None
     pcm = pcm_path(job.folder, job.number)
-    whole = part.signature == signature and (not pcm.exists() or _holds(pcm, part))
+    whole = part.signature == signature and (not pcm.exists() or _is_whole(pcm, part))
     return part if whole else None
 
 
-def _holds(pcm: Path, part: Part) -> bool:
+def _is_whole(pcm: Path, part: Part) -> bool:
     lengths = part.array("length")
     ends = np.cumsum(aligned(lengths * SAMPLE_BYTES))
     if pcm.stat().st_size != (ends[-1] if len(ends) else 0):

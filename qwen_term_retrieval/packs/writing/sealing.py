@@ -20,13 +20,21 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.packs.format.shards import (
+    HEADER_BYTES,
+    SAMPLE_BYTES,
+    ShardHeader,
+    ShardIndex,
+    aligned,
+    index_name,
+    shard_name,
+)
+from qwen_term_retrieval.packs.writing.parts import Part, pcm_path
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.checksums import file_xxh64
-from qwen_term_retrieval.packs.format.shards import HEADER_BYTES, SAMPLE_BYTES, ShardHeader, ShardIndex, aligned, index_name, shard_name
-from qwen_term_retrieval.errors import PackError
-from qwen_term_retrieval.packs.writing.parts import Part, pcm_path
+from qwen_term_retrieval.storage.staging import copy_part
 
-_COPY_BYTES = 1 << 20
 _FLUSH_BYTES = 64 << 20
 _NO_PACK = uuid.UUID(int=0)
 
@@ -120,7 +128,7 @@ class ShardSealer:
 
     def _lay(self, shard: _OpenShard, run: tuple[int, int, int], part: Part, clips: slice) -> None:
         if shard.file is not None:
-            _copy(pcm_path(self._parts, run[0]), run[1], run[2], shard.file, shard.digest)
+            copy_part(pcm_path(self._parts, run[0]), run[1], run[2], shard.file, shard.digest)
             self._flush_behind(shard.file, run[2])
         shard.runs.append(run)
         shard.keys.append(part.rows.column("key")[clips])
@@ -135,7 +143,7 @@ class ShardSealer:
             if shard.file is None:
                 shard.file = self._start_file(shard.number)
                 for part, start, num_bytes in shard.runs:
-                    _copy(pcm_path(self._parts, part), start, num_bytes, shard.file, shard.digest)
+                    copy_part(pcm_path(self._parts, part), start, num_bytes, shard.file, shard.digest)
             header = ShardHeader(self._sampling_rate, _NO_PACK, shard.digest.intdigest(), shard.num_bytes, len(index))
             shard.file.seek(0)
             shard.file.write(header.to_bytes())
@@ -195,21 +203,3 @@ def stamp_uuid(
                 file.flush()
                 os.fsync(file.fileno())
     return stamped
-
-
-def _copy(source: Path, start: int, num_bytes: int, target: BinaryIO, digest: xxhash.xxh64) -> None:
-    if not source.is_file():
-        raise PackError(
-            f"{source}: needed, but used up by an interrupted run with another corpus or other settings. "
-            f"Delete {source.parent.parent} and pack again."
-        )
-    block = memoryview(bytearray(min(num_bytes, _COPY_BYTES)))
-    with source.open("rb", buffering=0) as file:
-        file.seek(start)
-        while num_bytes:
-            count = file.readinto(block[: min(num_bytes, _COPY_BYTES)])
-            if not count:
-                raise PackError(f"{source}: ends early. Delete {source.parent.parent} and pack again.")
-            target.write(block[:count])
-            digest.update(block[:count])
-            num_bytes -= count

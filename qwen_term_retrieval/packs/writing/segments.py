@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from qwen_term_retrieval.audio.decoding import FRAMES_PER_BLOCK, pcm_blocks
+from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.packs.format.shards import DTYPE, SAMPLE_BYTES
-from qwen_term_retrieval.corpora.utterance import Utterance
 
 # Manifests round their times; an end that lies this far past the last sample means the last sample.
 SEGMENT_SLACK_S = 0.05

@@ -14,20 +14,29 @@ import pyarrow as pa
 import xxhash
 from pyarrow import parquet
 
-from qwen_term_retrieval.storage.atomic import atomic_file
+from qwen_term_retrieval.corpora.utterance import checked_split, split_rank
+from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.packs.feature import REFERENCE_TYPE
 from qwen_term_retrieval.packs.format.key_index import keys_name, write_keys
-from qwen_term_retrieval.packs.format.row_schema import CARD, ROW_COLUMNS, SplitTotals, conformed, row_features, table_name, unified_extras, united_schema
+from qwen_term_retrieval.packs.format.row_schema import (
+    CARD,
+    ROW_COLUMNS,
+    SplitTotals,
+    conformed,
+    row_features,
+    table_name,
+    unified_extras,
+    united_schema,
+)
 from qwen_term_retrieval.packs.format.shards import ShardHeader, ShardIndex, index_name
 from qwen_term_retrieval.packs.writing.parts import EXTRA, Part, read_part
-from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.corpora.utterance import checked_split, split_rank
+from qwen_term_retrieval.storage.atomic import atomic_file
 
 ROWS_PER_GROUP = 8192
 
 
-class Survey:
-    """What the rows of all parts hold, and whose they are, taken in one part after another.
+class RowSummary:
+    """Totals, problems, columns and digest of the rows of all parts, which are added one after another.
 
     `beside` is the schema of the pack that they are to be appended to.
     """
@@ -45,13 +54,13 @@ class Survey:
         self._extra_schemas: dict[str, pa.Schema] = {}
 
     def add(self, part: Part) -> None:
-        """Take in the next part.
+        """Count in the next part.
 
         Raises:
             CorpusError: a column holds values of types that do not go together with those before, or a name that is
                 none for a split.
         """
-        self._take_in_columns(_extra_schema(part.rows.schema))
+        self._add_columns(_extra_schema(part.rows.schema))
         self.num_parts += 1
         self.problems += part.problems
         self.num_clipped_samples += int(part.array("clipped").sum())
@@ -66,7 +75,7 @@ class Survey:
             self._num_samples[split] += int(lengths[rows].sum())
             totals.duration_s = self._num_samples[split] / self._sampling_rate
 
-    def _take_in_columns(self, extra: pa.Schema) -> None:
+    def _add_columns(self, extra: pa.Schema) -> None:
         if extra.to_string() in self._extra_schemas:
             return
         self._extra_schemas[extra.to_string()] = extra
@@ -109,20 +118,19 @@ def write_tables(
     parts: Path,
     pack: Path,
     headers: Sequence[ShardHeader],
-    survey: Survey,
-    *,
-    increment: int = 0,
-    first_shard: int = 0,
+    summary: RowSummary,
+    increment: int,
+    first_shard: int,
 ) -> None:
     """Write a Parquet file a split, whose rows keep the corpus' order, and the key index."""
-    schema, splits = survey.schema(), list(survey.splits)
+    schema, splits = summary.schema(), list(summary.splits)
     places, index = _Places(pack, headers, first_shard), _Index(splits)
     with ExitStack() as stack:
         tables = {
             split: _Table(stack.enter_context(atomic_file(pack / table_name(split, increment))), schema)
             for split in splits
         }
-        for number in range(survey.num_parts):
+        for number in range(summary.num_parts):
             rows = read_part(parts, number).rows
             placed = places.take(rows.num_rows)
             table = _under_schema(rows, placed, schema)
@@ -185,17 +193,9 @@ class _Index:
         self._numbers.append(np.stack([*split_and_row, *(values.to_numpy() for values in placed.flatten())]))
 
     def write(self, path: Path) -> None:
-        split, row, shard, offset, length = np.concatenate(self._numbers, axis=1)
-        write_keys(
-            path,
-            pa.chunked_array(self._keys),
-            splits=self._splits,
-            split=split,
-            row=row,
-            shard=shard,
-            offset=offset,
-            length=length,
-        )
+        names = ("split", "row", "shard", "offset", "length")
+        columns = dict(zip(names, np.concatenate(self._numbers, axis=1), strict=True))
+        write_keys(path, pa.chunked_array(self._keys), splits=self._splits, **columns)
 
 
 class _Table:
