@@ -112,7 +112,7 @@ def _write_history(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _history_path(args: TrainingArguments, state: TrainerState) -> Path:
-    """Of a trial of a hyperparameter search, in the trial's folder."""
+    """Where the history of a run is written; that of a trial of a hyperparameter search in the trial's folder."""
     return Path(str(args.output_dir), state.trial_name or "") / HISTORY_NAME
 
 

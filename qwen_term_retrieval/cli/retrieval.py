@@ -302,7 +302,7 @@ def calibrate(
 
 
 def _terms_of(glossary: Path) -> Glossary | Path:
-    """Of a file its terms, read before the model, which a wrong name should not cost; of an index its folder."""
+    """The terms of a file, read before the model, which a wrong name should not cost; or the folder of an index."""
     from qwen_term_retrieval.text.glossary import Glossary
 
     return glossary if glossary.is_dir() else Glossary.from_file(glossary)

@@ -188,7 +188,7 @@ class _NegativeLogSumExp(torch.autograd.Function):
 
 
 def _log_sum_exps(scores_RN: torch.Tensor, fit_exp: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the rows and of the columns, in the memory of the scores where `fit_exp`."""
+    """Log-sum-exps of the rows and of the columns, in the memory of the scores where `fit_exp`."""
     if not fit_exp:
         return scores_RN.logsumexp(1), scores_RN.logsumexp(0)
     floor = torch.finfo(scores_RN.dtype).min
@@ -293,7 +293,7 @@ class _Scores:
     def _gradients_of_windows(
         self, rows_MD: torch.Tensor, block: _Block, to_gradient: Callable[[_Block, torch.Tensor], None]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Of every window's score (M, N), and of the scale where it has a share in softness as well."""
+        """Gradients of every window's score (M, N), and of the scale where it has a share in softness as well."""
         scores_RWN = self._of_windows(rows_MD, block)
         reduced_RN = reduce_windows_(scores_RWN, block.windows_RW >= 0, self.softness, leave_shares=True)
         if scores_RWN.shape[1] == 1:

@@ -68,22 +68,6 @@ def count_flops(run: Callable[[], torch.Tensor], weights: Sequence[torch.Tensor]
     return counter.get_total_flops()
 
 
-def tower_flops(model: TermRetrievalModel, num_samples: Sequence[int], *, backward: bool) -> int:
-    """Operations of the audio tower over clips of so many samples (16 kHz), padding left out.
-
-    Args:
-        backward: with the gradients of what the tower has to train: all of its weights, LoRA's, or none.
-    """
-    weights = _trained(model.audio_tower) if backward else []
-    lengths = _probe_lengths(model)
-    with _plain(model):
-        frames = _computed_frames(model, lengths)
-        counts = [count_flops(functools.partial(_features, model, length), weights) for length in lengths]
-    cost = _solve([[1, count, count**2] for count in frames], counts)
-    frames_B = model.audio_tower.num_frames(torch.tensor(num_samples))
-    return round(float(cost @ [len(frames_B), int(frames_B.sum()), int(frames_B.square().sum())]))
-
-
 class StepFlops:
     """Useful operations of training steps, forward and backward, from the lengths in a batch.
 
@@ -265,10 +249,6 @@ def _frames(model: TermRetrievalModel, num_samples: int) -> tuple[torch.Tensor, 
     return model.audio_frames(pcm_1S, torch.tensor([num_samples], device=model.device))
 
 
-def _features(model: TermRetrievalModel, num_samples: int) -> torch.Tensor:
-    return _frames(model, num_samples)[0]
-
-
 def _probe_lengths(model: TermRetrievalModel) -> list[int]:
     """Samples of three clips: whole seconds, because some encoders work on chunks of one."""
     second = int(min(1.0, model.audio_tower.max_seconds / 3) * SAMPLING_RATE)
@@ -278,7 +258,7 @@ def _probe_lengths(model: TermRetrievalModel) -> list[int]:
 def _computed_frames(model: TermRetrievalModel, num_samples: Sequence[int]) -> list[int]:
     """Frames that the tower computes for a clip alone: Whisper's has two more than belong to it."""
     with torch.no_grad(), _ShapesOnly():
-        return [_features(model, length).shape[-2] for length in num_samples]
+        return [_frames(model, length)[0].shape[-2] for length in num_samples]
 
 
 def _solve(rows: Sequence[Sequence[int]], counts: Sequence[int]) -> np.ndarray:

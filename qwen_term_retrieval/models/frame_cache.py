@@ -43,8 +43,8 @@ class FrameCache:
     """Frames of a list of clips, by position in that list.
 
     Example:
-        >>> cache = FrameCache.build(model, rows, cache_dir="frames")     # doctest: +SKIP
-        >>> frames_BTH, num_frames_B = cache.get([3, 14, 15])               # doctest: +SKIP
+        >>> cache = cached_frames(model, rows)                            # doctest: +SKIP
+        >>> frames_BTH, num_frames_B = cache.get([3, 14, 15])             # doctest: +SKIP
         >>> model(frames_BTH=frames_BTH, num_frames_B=num_frames_B)       # doctest: +SKIP
     """
 
@@ -68,7 +68,13 @@ class FrameCache:
         cache_dir: str | Path | None = None,
         dtype: Literal["float16", "float32"] = "float16",
     ) -> FrameCache:
-        """The cache of these clips as it is on disk, whatever it lacks; see `build`, which computes that.
+        """The cache of these clips as it is on disk, whatever it lacks; see `frames_by_all_ranks`, which computes that.
+
+        Args:
+            model: its audio tower must be frozen.
+            digests: what `clip_digests` gives.
+            cache_dir: by default in the library's cache.
+            dtype: float16 halves the disk space and changes frames by less than a thousandth.
 
         Raises:
             ValueError: the tower is being trained.
@@ -79,38 +85,6 @@ class FrameCache:
         folder.mkdir(parents=True, exist_ok=True)
         hashes = [digest for digest, _ in digests]
         return cls(folder, hashes, model.config.audio_layers, model.audio_tower.hidden_size, np.dtype(dtype))
-
-    @classmethod
-    def build(
-        cls,
-        model: TermRetrievalModel,
-        clips: Any,
-        *,
-        keys: Sequence[str] | None = None,
-        cache_dir: str | Path | None = None,
-        batch_size: int = 32,
-        dtype: Literal["float16", "float32"] = "float16",
-        show_progress: bool = True,
-    ) -> FrameCache:
-        """Compute what is missing, in this process, and open the cache.
-
-        Args:
-            model: its audio tower must be frozen.
-            clips: clips as `TermRetrievalModel.encode_audio` takes them, or a dataset with a column `audio`.
-            keys: what errors call the clips; their numbers if left out.
-            cache_dir: by default in the library's cache.
-            batch_size: clips of similar length encoded at a time.
-            dtype: float16 halves the disk space and changes frames by less than a thousandth.
-
-        Raises:
-            ValueError: the tower is being trained, or a clip is unfit; the message names it.
-        """
-        names = keys if keys is not None else _Numbered()
-        digests = clip_digests(clips, names)
-        cache = cls.open(model, digests, cache_dir, dtype)
-        batches = cache.missing_batches([length for _, length in digests], batch_size)
-        cache.compute(model, clips, batches, names, show_progress=show_progress)
-        return cache
 
     def missing_batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
         """The clips whose frames are still to be computed, each sound once, in batches of similar length.
@@ -128,10 +102,6 @@ class FrameCache:
     def __reduce__(self) -> tuple[Any, ...]:
         """A spawned DataLoader worker opens the files anew: pickled memory maps would be sent whole."""
         return FrameCache, (self.folder, self._hashes, self._num_layers, self._hidden_size, self._dtype)
-
-    def num_frames(self, indices: Sequence[int]) -> list[int]:
-        """Encoder frames of each clip."""
-        return [self._place_of[self._hashes[index]][2] for index in indices]
 
     def get(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """frames_BTH, or (B, L, T, H) for several layers, zero behind a clip's end, and num_frames_B, on the CPU."""
@@ -240,18 +210,8 @@ class _SegmentWriter:
         self._start()
 
 
-class _Numbered(Sequence[str]):
-    """Names for clips that have none."""
-
-    def __getitem__(self, index: Any) -> Any:
-        return f"clip {index}"
-
-    def __len__(self) -> int:
-        raise TypeError("endless")
-
-
 def clip_digests(clips: Any, names: Sequence[str]) -> list[tuple[bytes, int]]:
-    """Of each clip: 16 bytes that tell its samples from all others, and how many they are.
+    """16 bytes of each clip that tell its samples from all others, and how many they are.
 
     Raises:
         ValueError: a clip is unfit; the message names it.

@@ -11,7 +11,7 @@ from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrast
 from qwen_term_retrieval.losses.pairs import matching_pairs, positions_of
 from qwen_term_retrieval.losses.sigmoid import sigmoid_loss
 from qwen_term_retrieval.losses.windows import reduce_windows_
-from qwen_term_retrieval.training.checks.live_memory import LiveMemory
+from qwen_term_retrieval.training.checks.memory import LiveMemory
 
 
 def contains(ids_QM, ids_N):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import WhisperConfig
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.models.flops import StepFlops, count_flops, listed_peak, peak_flops, tower_flops
+from qwen_term_retrieval.models.flops import StepFlops, count_flops, listed_peak, peak_flops
 
 HIDDEN, FEED_FORWARD, LAYERS, MEL, DIMENSION = 32, 64, 3, 80, 16
 WEIGHTS_A_LAYER = 4 * HIDDEN**2 + 2 * HIDDEN * FEED_FORWARD
@@ -54,34 +54,6 @@ def test_an_encoder_layer_costs_twice_its_weights_a_frame_and_its_attention():
     assert all(values.grad is None for values in layer.parameters())
 
 
-def test_a_frozen_tower_costs_its_forward_pass_of_valid_frames():
-    flops = tower_flops(make_model(), [16_000, 48_000, 4_321], backward=True)
-    assert flops == pytest.approx(forward_by_hand([50, 150, 14]), rel=1e-9)
-
-
-def test_a_trained_tower_costs_three_times_its_forward_pass_less_the_gradient_of_its_input():
-    model = make_model()
-    model.train_audio_tower()
-    mel, conv1 = 2 * (2 * 201 * MEL), 2 * (2 * 3 * MEL * HIDDEN)
-    backward = tower_flops(model, [32_000], backward=True) - tower_flops(model, [32_000], backward=False)
-    assert backward == pytest.approx(2 * forward_by_hand([100]) - 100 * (2 * mel + conv1), rel=1e-9)
-
-
-def test_lora_pays_for_gradients_that_pass_through_frozen_weights_but_not_for_those_of_the_weights():
-    model = make_model()
-    plain = tower_flops(model, [32_000], backward=False)
-    model.add_lora(r=2)
-    forward = tower_flops(model, [32_000], backward=False)
-    adapters = sum(values.numel() for name, values in model.audio_tower.named_parameters() if "lora_" in name)
-    assert forward == pytest.approx(plain + 2 * adapters * 100, rel=1e-9)
-    backward = tower_flops(model, [32_000], backward=True) - forward
-    attention, layers = 4 * HIDDEN * LAYERS * 100**2, 2 * LAYERS * WEIGHTS_A_LAYER * 100
-    # What comes before the first adapters gets no gradient: the convolutions, and the first layer's projections of
-    # its input, each of them with its adapter's first matrix.
-    before = 2 * 3 * HIDDEN**2 * 100 + 2 * 3 * HIDDEN * 2 * 100
-    assert backward == pytest.approx(2 * attention + layers + 2 * (forward - plain) - before, rel=1e-9)
-
-
 # ---- steps ----------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +69,34 @@ def audio_inputs(num_samples, spans_a_clip=2):
     }
 
 
+def step_of_two_seconds(model):
+    return StepFlops(model)({**audio_inputs([32_000], spans_a_clip=1), "text_inputs": model.tokenize(["gout"])})
+
+
+def test_a_trained_tower_costs_three_times_its_forward_pass_less_the_gradient_of_its_input():
+    model = make_model()
+    frozen = step_of_two_seconds(model)
+    model.train_audio_tower()
+    mel, conv1 = 2 * (2 * 201 * MEL), 2 * (2 * 3 * MEL * HIDDEN)
+    tower = 2 * forward_by_hand([100]) - 100 * (2 * mel + conv1)
+    through_the_head = 2 * HEADS["audio"]
+    assert step_of_two_seconds(model) - frozen == pytest.approx(tower + through_the_head, rel=1e-9)
+
+
+def test_lora_pays_for_gradients_that_pass_through_frozen_weights_but_not_for_those_of_the_weights():
+    model = make_model()
+    frozen = step_of_two_seconds(model)
+    model.add_lora(r=2)
+    adapters = sum(values.numel() for name, values in model.audio_tower.named_parameters() if "lora_" in name)
+    attention, layers = 4 * HIDDEN * LAYERS * 100**2, 2 * LAYERS * WEIGHTS_A_LAYER * 100
+    # What comes before the first adapters gets no gradient: the convolutions, and the first layer's projections of
+    # its input, each of them with its adapter's first matrix.
+    before = 2 * 3 * HIDDEN**2 * 100 + 2 * 3 * HIDDEN * 2 * 100
+    tower = 3 * 2 * adapters * 100 + 2 * attention + layers - before
+    through_the_head = 2 * HEADS["audio"]
+    assert step_of_two_seconds(model) - frozen == pytest.approx(tower + through_the_head, rel=1e-9)
+
+
 def text_by_hand(lengths):
     """Three convolutions of kernel 3, trained, and the head."""
     convolutions = 3 * 3 * 2 * 3 * SYMBOL_HIDDEN**2
@@ -105,9 +105,9 @@ def text_by_hand(lengths):
 
 def test_a_step_costs_its_valid_frames_spans_and_symbols():
     model = make_model()
-    inputs = {**audio_inputs([16_000, 48_000]), "text_inputs": model.tokenize(["sepsis", "gout", "arrhythmia"])}
+    inputs = {**audio_inputs([16_000, 48_000, 4_321]), "text_inputs": model.tokenize(["sepsis", "gout", "arrhythmia"])}
     # A head on frozen frames has the gradient of its weights alone.
-    by_hand = forward_by_hand([50, 150]) + 4 * 2 * 2 * HEADS["audio"] + text_by_hand([6, 4, 10])
+    by_hand = forward_by_hand([50, 150, 14]) + 6 * 2 * 2 * HEADS["audio"] + text_by_hand([6, 4, 10])
     assert StepFlops(model)(inputs) == pytest.approx(by_hand, rel=1e-9)
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models import frame_cache as frame_cache
-from qwen_term_retrieval.models.frame_cache import FrameCache, FrameCacheError
+from qwen_term_retrieval.models.frame_cache import FrameCache, FrameCacheError, clip_digests
 
 
 def tiny_model(audio_layers=1, seed=0):
@@ -34,6 +34,16 @@ def clips():
     return [(generator.standard_normal(n) * 3000).astype(np.int16) for n in (8_000, 20_000, 3_200, 12_345, 8_000)]
 
 
+def build(model, clips, cache_dir, *, keys=None, batch_size=32, dtype="float16"):
+    """What training does on one rank, here in any number type."""
+    keys = keys or [f"clip {number}" for number in range(len(clips))]
+    digests = clip_digests(clips, keys)
+    cache = FrameCache.open(model, digests, cache_dir, dtype)
+    batches = cache.missing_batches([length for _, length in digests], batch_size)
+    cache.compute(model, clips, batches, keys, show_progress=False)
+    return cache
+
+
 def frames(model, clips):
     with torch.no_grad():
         return model.audio_frames(*pad_pcm(clips))
@@ -42,10 +52,10 @@ def frames(model, clips):
 @pytest.mark.parametrize("audio_layers", [1, 2])
 def test_a_batch_comes_back_as_the_tower_gave_it(tmp_path, clips, audio_layers):
     model = tiny_model(audio_layers)
-    cache = FrameCache.build(model, clips, cache_dir=tmp_path, batch_size=2, dtype="float32")
+    cache = build(model, clips, cache_dir=tmp_path, batch_size=2, dtype="float32")
     cached, num_frames = cache.get([3, 1, 4])
     expected, expected_frames = frames(model, [clips[3], clips[1], clips[4]])
-    assert num_frames.tolist() == expected_frames.tolist() == cache.num_frames([3, 1, 4])
+    assert num_frames.tolist() == expected_frames.tolist()
     assert cached.shape[:-2] == ((3,) if audio_layers == 1 else (3, 2))
     for row, reference, length in zip(cached, expected, num_frames.tolist(), strict=True):
         torch.testing.assert_close(row[..., :length, :], reference[..., :length, :], atol=1e-5, rtol=0)
@@ -53,16 +63,16 @@ def test_a_batch_comes_back_as_the_tower_gave_it(tmp_path, clips, audio_layers):
 
 
 def test_half_precision_is_the_default_and_close(model, tmp_path, clips):
-    cached, num_frames = FrameCache.build(model, clips, cache_dir=tmp_path).get([1])
+    cached, num_frames = build(model, clips, cache_dir=tmp_path).get([1])
     expected, _ = frames(model, [clips[1]])
     assert cached.dtype == torch.float16
     torch.testing.assert_close(cached.float(), expected[:, : num_frames[0]], atol=5e-3, rtol=0)
 
 
 def test_only_new_clips_are_computed_and_repeats_once(model, tmp_path, clips):
-    assert FrameCache.build(model, clips[:2], cache_dir=tmp_path).num_computed == 2
-    assert FrameCache.build(model, [*clips, clips[2]], cache_dir=tmp_path).num_computed == 3
-    again = FrameCache.build(model, clips[::-1], cache_dir=tmp_path)
+    assert build(model, clips[:2], cache_dir=tmp_path).num_computed == 2
+    assert build(model, [*clips, clips[2]], cache_dir=tmp_path).num_computed == 3
+    again = build(model, clips[::-1], cache_dir=tmp_path)
     assert (again.num_computed, len(again)) == (0, 5)
     expected, expected_frames = frames(model, [clips[0]])
     cached, _ = again.get([4])
@@ -70,7 +80,7 @@ def test_only_new_clips_are_computed_and_repeats_once(model, tmp_path, clips):
 
 
 def test_a_process_that_is_sent_the_cache_opens_its_files(model, tmp_path, clips):
-    cache = FrameCache.build(model, clips, cache_dir=tmp_path)
+    cache = build(model, clips, cache_dir=tmp_path)
     cached, _ = cache.get(range(5))
     sent = pickle.dumps(cache)
     assert len(sent) < cached.numel()
@@ -78,17 +88,17 @@ def test_a_process_that_is_sent_the_cache_opens_its_files(model, tmp_path, clips
 
 
 def test_other_weights_layers_or_number_types_share_nothing(model, tmp_path, clips):
-    FrameCache.build(model, clips, cache_dir=tmp_path)
+    build(model, clips, cache_dir=tmp_path)
     for other, dtype in ((tiny_model(seed=1), "float16"), (tiny_model(2), "float16"), (model, "float32")):
-        assert FrameCache.build(other, clips, cache_dir=tmp_path, dtype=dtype).num_computed == len(clips)
-    assert FrameCache.build(tiny_model(), clips, cache_dir=tmp_path).num_computed == 0
+        assert build(other, clips, cache_dir=tmp_path, dtype=dtype).num_computed == len(clips)
+    assert build(tiny_model(), clips, cache_dir=tmp_path).num_computed == 0
 
 
 def test_a_dataset_with_an_audio_column_is_taken_row_by_row(model, tmp_path, clips):
     rows = Dataset.from_dict({"audio": [clip.astype(np.float32) / 32768 for clip in clips], "text": ["x"] * 5})
-    from_rows = FrameCache.build(model, rows.with_format("numpy"), cache_dir=tmp_path)
+    from_rows = build(model, rows.with_format("numpy"), cache_dir=tmp_path)
     assert from_rows.num_computed == 5
-    assert FrameCache.build(model, clips, cache_dir=tmp_path).num_computed == 0
+    assert build(model, clips, cache_dir=tmp_path).num_computed == 0
 
 
 def test_what_was_finished_before_a_kill_is_kept(model, tmp_path, clips, monkeypatch):
@@ -104,25 +114,25 @@ def test_what_was_finished_before_a_kill_is_kept(model, tmp_path, clips, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(model, "audio_frames", die_at_the_third_batch)
         with pytest.raises(KeyboardInterrupt):
-            FrameCache.build(model, clips, cache_dir=tmp_path, batch_size=1)
-    assert FrameCache.build(model, clips, cache_dir=tmp_path, batch_size=1).num_computed == 3
+            build(model, clips, cache_dir=tmp_path, batch_size=1)
+    assert build(model, clips, cache_dir=tmp_path, batch_size=1).num_computed == 3
 
 
 def test_a_segment_that_lost_bytes_is_refused(model, tmp_path, clips):
-    cache = FrameCache.build(model, clips, cache_dir=tmp_path)
+    cache = build(model, clips, cache_dir=tmp_path)
     (segment,) = cache.folder.glob("*.frames")
     segment.write_bytes(segment.read_bytes()[:-2])
     with pytest.raises(FrameCacheError, match="has another size than its index says"):
-        FrameCache.build(model, clips, cache_dir=tmp_path)
+        build(model, clips, cache_dir=tmp_path)
 
 
 def test_a_tower_in_training_has_no_cache(model, tmp_path, clips):
     model.train_audio_tower()
     with pytest.raises(ValueError, match="the audio tower is being trained"):
-        FrameCache.build(model, clips, cache_dir=tmp_path)
+        build(model, clips, cache_dir=tmp_path)
 
 
 def test_an_unfit_clip_is_named_by_its_key(model, tmp_path, clips):
     keys = ["a", "b", "POD/7"]
     with pytest.raises(ValueError, match="POD/7: holds 0 samples"):
-        FrameCache.build(model, [*clips[:2], clips[0][:0]], keys=keys, cache_dir=tmp_path)
+        build(model, [*clips[:2], clips[0][:0]], keys=keys, cache_dir=tmp_path)

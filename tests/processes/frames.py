@@ -49,9 +49,13 @@ def frozen_model():
 def frames(folder, there=0, own_disks=False, fails=None):
     """What this rank computed, and a digest of all frames as it reads them."""
     model, recordings = frozen_model(), clips()
+    names = [f"clip {number}" for number in range(len(recordings))]
     folder = folder / str(rank()) if own_disks else folder
     if there and rank() == 0:
-        FrameCache.build(model, recordings[:there], cache_dir=folder, batch_size=BATCH_SIZE)
+        digests = clip_digests(recordings[:there], names)
+        cache = FrameCache.open(model, digests, folder)
+        batches = cache.missing_batches([length for _, length in digests], BATCH_SIZE)
+        cache.compute(model, recordings[:there], batches, names, show_progress=False)
     if world_size() > 1:
         dist.barrier()
     computed, plain = [], model.audio_frames
@@ -68,7 +72,6 @@ def frames(folder, there=0, own_disks=False, fails=None):
         return clip_digests(recordings, names)
 
     model.audio_frames = audio_frames
-    names = [f"clip {number}" for number in range(len(recordings))]
     found = {"computed": computed}
     try:
         cache = frames_by_all_ranks(model, recordings, names, digests, folder, batch_size=BATCH_SIZE)

@@ -1,4 +1,11 @@
-"""Audio towers, one family of encoders a file; importing this package registers them all."""
+"""Audio towers, one family of encoders a file; importing this package registers them all.
+
+tower                         the base of all, and their registry
+mel, normalized_mel           samples to spectrograms, on the device
+whisper, qwen2_audio          Whisper's encoder, and Qwen2-Audio's, which averages pairs of its frames
+qwen3, qwen3_asr, qwen3_omni  Qwen3's encoders, and what they share
+parakeet, wav2vec2_bert       conformers
+"""
 
 from qwen_term_retrieval.models.audio_towers.parakeet import ParakeetTower
 from qwen_term_retrieval.models.audio_towers.qwen2_audio import Qwen2AudioTower

@@ -39,7 +39,7 @@ class PhonemeEncoderConfig:
     """
 
     phonemizer: str = "espeak:en-us"
-    """Of terms in its own language or in one that nobody says; several joined by "|" where `heteronyms` is "mean"."""
+    """Pronounces terms in its own language or one unsaid; several joined by "|" where `heteronyms` is "mean"."""
     languages: dict[str, str] = field(default_factory=dict)
     """Phonemizers of the other languages of a mixed glossary, such as {"fr": "espeak:fr"}; see `Pronouncer`."""
     heteronyms: Literal["first", "mean"] = "first"

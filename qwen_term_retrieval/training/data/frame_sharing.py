@@ -38,10 +38,12 @@ def frames_by_all_ranks(
 
     Args:
         model: its audio tower is frozen.
-        clips: as `FrameCache.build` takes them; only what is missing is looked at.
+        clips: as `TermRetrievalModel.encode_audio` takes them, or a dataset with a column `audio`; only what is missing
+            is looked at.
         keys: what errors call the clips.
         digests_of: gives 16 bytes that tell each clip from all others, and about how many samples it has.
-        cache_dir, batch_size: see `FrameCache.build`.
+        cache_dir: by default in the library's cache.
+        batch_size: clips of similar length encoded at a time.
         show_progress: a bar for the share of rank 0.
 
     Raises:

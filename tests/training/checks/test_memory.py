@@ -1,6 +1,5 @@
 """The memory of a step, estimated before it from a few clips, against what the step then takes."""
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from torch import nn
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.checks import memory as memory_check
-from qwen_term_retrieval.training.checks.live_memory import LiveMemory
-from qwen_term_retrieval.training.checks.memory import NotEnoughMemoryError, check_memory
-from qwen_term_retrieval.training.checks.step_memory import Line, measure_part, undisturbed
+from qwen_term_retrieval.training.checks import term_memory
+from qwen_term_retrieval.training.checks.memory import LiveMemory, NotEnoughMemoryError, peak_memory
+from qwen_term_retrieval.training.checks.term_memory import check_memory
 from qwen_term_retrieval.training.data.sampling import Visit
 from tests.models.audio_towers.test_audio_adapters import ALL, WHISPER
 from tests.processes.launching import ENVIRONMENT, ROOT
@@ -49,10 +48,19 @@ def test_what_autograd_keeps_and_the_gradients_of_the_backward_pass_are_counted(
     assert layer.weight.grad is not None
 
 
-def test_a_part_is_measured_as_a_line():
+def test_any_size_lies_on_the_line_through_two():
     layers = nn.Sequential(*[nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(4)])
-    part = measure_part(lambda size: {"input": torch.randn(size, 16)}, layers.forward, (10, 20))
-    assert part.kept == Line(fixed=0.0, each=4 * (64 + 64 + 16) * 4)
+    values = torch.randn(100, 16)
+
+    def loss_of(size):
+        return layers(values[:size]).sum()
+
+    peak_of = peak_memory(layers, loss_of, 10)
+    for weight in layers.parameters():
+        weight.grad = torch.zeros_like(weight)
+    with LiveMemory() as live:
+        loss_of(100).backward()
+    assert peak_of(100) == pytest.approx(live.peak, rel=0.02)
 
 
 def peak_of_step(trainer):
@@ -61,7 +69,7 @@ def peak_of_step(trainer):
     plain = trainer.training_step
 
     def step(model, inputs, num_items_in_batch=None):
-        clips = memory_check._largest_batches(trainer)[0]
+        clips = trainer.train_clips.durations.argsort()[::-1][: trainer.args.train_batch_size].tolist()
         batch = trainer.data_collator(trainer.train_clips.__getitems__([Visit(clip, draw=0) for clip in clips]))
         found["estimate"] = check_memory(trainer)
         with LiveMemory() as live:
@@ -71,10 +79,9 @@ def peak_of_step(trainer):
 
     trainer.training_step = step
     trainer.train()
-    estimate = found["estimate"]
-    return estimate.gradients + estimate.audio_tower + estimate.text_tower + estimate.heads + estimate.loss, found[
-        "peak"
-    ]
+    parts = found["estimate"].parts
+    there_before = parts["parameters"] + parts["optimizer"] + parts["batches of audio"]
+    return found["estimate"].total - there_before, found["peak"]
 
 
 CASES = {
@@ -97,7 +104,22 @@ def test_the_estimate_is_near_to_what_the_step_takes(tmp_path, name):
     batch = 8 if "lora" in name else 64
     trainer = make_trainer(tmp_path, batch, max_steps=1, check_memory=False, **CASES[name])
     estimated, peak = peak_of_step(trainer)
-    assert 0.9 * peak < estimated < 1.5 * peak
+    assert 0.95 * peak < estimated < 1.3 * peak
+
+
+def silent_clips(num_clips):
+    samples = torch.full((num_clips,), 48_000)
+    samples[1::2] = 45_600
+    return {"pcm_BS": torch.zeros(num_clips, 48_000, dtype=torch.int16), "num_samples_B": samples}
+
+
+def measured_and_real_peak(model, loss_of, size, whole):
+    estimated = peak_memory(model, loss_of, size)(whole)
+    assert all(values.grad is None for values in model.parameters())
+    model.train()
+    with LiveMemory() as live:
+        loss_of(whole).backward()
+    return estimated, live.peak
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -108,39 +130,33 @@ def test_every_audio_tower_is_measured_at_any_number_of_clips(kind):
         lora={"r": 2}, segments=(1,),
     )  # fmt: skip
     model = TermRetrievalModel(config)
-    probe = memory_check._Probe(model, 48_000, None, contextlib.nullcontext, torch.device("cpu"))
-    with undisturbed(model):
-        tower, heads = probe.audio_tower(), probe.heads(spans=1)
-        pcm = probe._pcm(10)
-        with LiveMemory() as live:
-            outputs = model(**pcm)
-            outputs.audio_PD.sum().backward()
-    estimated = tower.kept.at(10) + heads.kept.at(10) + max(tower.beside.at(10), heads.beside.at(10))
-    assert 0.95 * live.peak < estimated < 1.4 * live.peak
-    assert all(values.grad is None for values in model.parameters())
+    estimated, peak = measured_and_real_peak(
+        model, lambda num_clips: model(**silent_clips(num_clips)).audio_PD.sum(), 2, 10
+    )
+    assert 0.95 * peak < estimated < 1.3 * peak
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_pretrained_text_encoder_is_measured_at_its_longest_texts(trained):
+def test_a_pretrained_text_encoder_is_measured_at_any_number_of_texts(trained):
     config = TermRetrievalConfig(
         audio_tower=WHISPER | {"model_type": "whisper"}, text_tower=MINILM, embedding_dim=16,
         text_lora={"r": 2} if trained else None,
     )  # fmt: skip
     model = TermRetrievalModel(config)
-    texts = ["gout", *[f"chronic obstructive pulmonary disease number {number}" for number in range(40)]]
-    with undisturbed(model):
-        probe = memory_check._Probe(model, 48_000, None, contextlib.nullcontext, torch.device("cpu"))
-        text_tower = probe.text_tower(texts)
-        with LiveMemory() as live:
-            model.embed_texts(**model.tokenize(texts)).sum().backward()
-    estimated = text_tower.kept.at(len(texts)) + text_tower.beside.at(len(texts))
-    assert 0.95 * live.peak < estimated < 1.3 * live.peak
+    texts = model.tokenize([f"chronic obstructive pulmonary disease number {number}" for number in range(41)])
+
+    def loss_of(num_texts):
+        return model.embed_texts(**{name: values[:num_texts] for name, values in texts.items()}).sum()
+
+    estimated, peak = measured_and_real_peak(model, loss_of, 4, 41)
+    assert 0.95 * peak < estimated < 1.3 * peak
 
 
 @pytest.mark.slow
 def test_a_budget_of_seconds_is_estimated_for_its_fullest_batches(tmp_path):
     trainer = make_trainer(tmp_path, None, max_batch_seconds=60.0)
-    long, many = memory_check._largest_batches(trainer)
+    found = term_memory._largest_batches(trainer)
+    long, many = found[0], found[-1]
     durations = trainer.train_clips.durations
     assert durations[long].max() == durations.max()
     assert len(many) >= len(long)
@@ -156,8 +172,8 @@ def test_clips_are_as_long_as_augmentation_can_make_them(tmp_path):
         (still | {"silence_prob": 0.5, "silence_seconds": [0.0, 0.5]}, 4.0),
     ):
         trainer = make_trainer(tmp_path, 8, lora_r=2, augmentation=settings)
-        assert memory_check._at_most(3.0, trainer.train_clips.augmentation) == seconds
-    assert memory_check._at_most(3.0, None) == 3.0
+        assert term_memory._at_most(3.0, trainer.train_clips.augmentation) == seconds
+    assert term_memory._at_most(3.0, None) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -170,7 +186,7 @@ def test_clips_are_as_long_as_augmentation_can_make_them(tmp_path):
 )
 def test_a_smaller_batch_is_named_by_the_setting_that_the_run_has_for_it(tmp_path, settings, remedy):
     args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
-    assert memory_check._batch_setting(args, 4, 4 / 16) == remedy
+    assert term_memory._batch_setting(args, 4, 4 / 16) == remedy
 
 
 @pytest.mark.slow

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.models.frame_cache import FrameCache
 from qwen_term_retrieval.training.data.frame_sharing import equal_shares
 from tests.processes import frames as frames_process
-from tests.processes.frames import BATCH_SIZE, CASES, clips, frozen_model
+from tests.processes.frames import BATCH_SIZE, CASES, clips
 from tests.processes.launching import ENVIRONMENT, ROOT
 
 
@@ -87,8 +86,8 @@ def test_a_rank_that_fails_ends_all_of_them_with_its_message_and_what_was_comput
     assert told == "OtherRankError: rank 1 failed: RuntimeError: out of memory"
     kept = sum(map(len, computed(two_ranks, "broken-tower")))
     assert BATCH_SIZE < kept < len(clips())
-    again = FrameCache.build(frozen_model(), clips(), cache_dir=folder / "broken-tower", batch_size=BATCH_SIZE)
-    assert again.num_computed == len(clips()) - kept
+    again = frames_process.frames(folder / "broken-tower")
+    assert len(again["computed"]) == len(clips()) - kept
 
 
 @pytest.mark.slow
