@@ -16,7 +16,7 @@ from qwen_term_retrieval.training.checks.live_memory import LiveMemory
 from qwen_term_retrieval.training.checks.memory import NotEnoughMemoryError, check_memory
 from qwen_term_retrieval.training.checks.step_memory import Line, measure_part, undisturbed
 from qwen_term_retrieval.training.data.sampling import Visit
-from tests.models.audio_towers.test_audio_adapters import ALL, WHISPER
+from tests.doubles.tiny_towers import ALL, WHISPER
 from tests.processes.launching import ENVIRONMENT, ROOT
 from tests.processes.trainer import make_trainer
 
