@@ -36,8 +36,8 @@ from benchmarks.data.measure import CLIPS_PER_BATCH
 from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.packs.format.key_index import keys_name, write_keys
 from qwen_term_retrieval.packs.format.pack_json import read_pack_json, write_pack_json
-from qwen_term_retrieval.packs.format.row_schema import table_name
 from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.row_schema import table_name
 from qwen_term_retrieval.packs.writing.tables import ROWS_PER_GROUP
 from qwen_term_retrieval.storage.checksums import file_xxh64
 

@@ -32,11 +32,11 @@ from qwen_term_retrieval.corpora.readers.manifests import is_manifest
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.errors import CorpusError, PackError
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, PACK_LAYOUT, read_pack_json
-from qwen_term_retrieval.packs.format.row_schema import conformed
 from qwen_term_retrieval.packs.format.verification import check_files
 from qwen_term_retrieval.packs.loose import LooseCorpus
 from qwen_term_retrieval.packs.pack import Pack, is_pack
 from qwen_term_retrieval.packs.packing import SAMPLING_RATE, SHARD_BYTES, pack_corpus
+from qwen_term_retrieval.packs.row_schema import conformed
 from qwen_term_retrieval.registration import ContentKeyedBuilder
 
 ROWS_PER_BATCH = 65_536

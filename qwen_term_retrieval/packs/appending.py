@@ -16,9 +16,9 @@ from pathlib import Path
 
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.pack_json import write_pack_json
-from qwen_term_retrieval.packs.format.row_schema import CARD, split_totals
 from qwen_term_retrieval.packs.pack import Pack
 from qwen_term_retrieval.packs.packing import SHARD_BYTES, PackSummary
+from qwen_term_retrieval.packs.row_schema import CARD, split_totals
 from qwen_term_retrieval.packs.writing.increment import Increment, PackSettings
 from qwen_term_retrieval.packs.writing.progress import Source
 from qwen_term_retrieval.packs.writing.tables import dataset_card, write_card

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from qwen_term_retrieval.corpora.corpus import SeenKeys
 from qwen_term_retrieval.packs.feature import Clip
-from qwen_term_retrieval.packs.format.row_schema import conformed
 from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.row_schema import conformed
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 

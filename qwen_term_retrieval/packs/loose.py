@@ -23,7 +23,7 @@ from qwen_term_retrieval.audio.sources import FileSlice, is_url
 from qwen_term_retrieval.corpora.corpus import with_unique_keys
 from qwen_term_retrieval.corpora.utterance import Utterance, split_rank
 from qwen_term_retrieval.errors import BadAudioError, CorpusError
-from qwen_term_retrieval.packs.format.row_schema import row_features
+from qwen_term_retrieval.packs.row_schema import row_features
 from qwen_term_retrieval.packs.writing.parts import clip_row
 from qwen_term_retrieval.packs.writing.segments import segment_bounds
 

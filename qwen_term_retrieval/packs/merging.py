@@ -13,9 +13,9 @@ from tqdm import tqdm
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.key_index import keys_name, named_keys
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, write_pack_json
-from qwen_term_retrieval.packs.format.row_schema import split_totals, table_name, united_schema
 from qwen_term_retrieval.packs.format.shards import index_name, index_of, shard_name
 from qwen_term_retrieval.packs.pack import Pack
+from qwen_term_retrieval.packs.row_schema import split_totals, table_name, united_schema
 from qwen_term_retrieval.packs.writing.tables import write_card
 from qwen_term_retrieval.storage.staging import check_free, link_or_copy, publish, staging_of
 

@@ -21,9 +21,9 @@ from qwen_term_retrieval.packs.feature import Clip
 from qwen_term_retrieval.packs.format.key_index import KeyTable
 from qwen_term_retrieval.packs.format.open_shards import register_pack
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, read_pack_json, shards_of
-from qwen_term_retrieval.packs.format.row_schema import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.packs.format.shards import DTYPE, HEADER_BYTES, ShardHeader, ShardIndex, index_of
 from qwen_term_retrieval.packs.format.verification import check_files
+from qwen_term_retrieval.packs.row_schema import CARD, SplitTotals, split_totals, united_schema
 from qwen_term_retrieval.storage.checksums import damages_found, file_xxh64
 
 _KEYS_TO_COMPARE = 2000

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, write_pack_json
-from qwen_term_retrieval.packs.format.row_schema import CARD
 from qwen_term_retrieval.packs.format.shards import HEADER_BYTES
+from qwen_term_retrieval.packs.row_schema import CARD
 from qwen_term_retrieval.packs.writing.increment import Increment, PackSettings
 from qwen_term_retrieval.packs.writing.progress import Source
 from qwen_term_retrieval.packs.writing.tables import write_card

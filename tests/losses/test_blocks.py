@@ -12,10 +12,7 @@ from qwen_term_retrieval.losses.pairs import matching_pairs, positions_of
 from qwen_term_retrieval.losses.sigmoid import sigmoid_loss
 from qwen_term_retrieval.losses.windows import reduce_windows_
 from qwen_term_retrieval.training.checks.memory import LiveMemory
-
-
-def contains(ids_QM, ids_N):
-    return (ids_QM[:, :, None] == ids_N).any(1) & (ids_N >= 0)
+from tests.doubles.loss_batch import contains, make_batch
 
 
 def whole_table_loss(queries, candidates, logit_scale):
@@ -33,25 +30,6 @@ def whole_table_loss(queries, candidates, logit_scale):
         ]
         losses.append(torch.stack(rows).mean() if rows else logits.sum() * 0)
     return sum(losses) / 2
-
-
-def make_batch(num_queries, num_windows, num_candidates, seed=0, dim=6, scale=12.0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def unit(*shape):
-        return F.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1).requires_grad_()
-
-    def ids(columns):
-        return torch.randint(-1, 2 * num_candidates, (num_queries, columns), generator=generator)
-
-    num_vectors = num_queries * num_windows
-    windows = torch.randperm(num_vectors, generator=generator).view(num_queries, num_windows)
-    width = torch.randint(1, num_windows + 1, (num_queries, 1), generator=generator)
-    windows = windows.masked_fill(torch.arange(num_windows) >= width, -1)
-    queries = Queries(unit(num_vectors, dim), windows, ids(2), ids(3))
-    candidate_ids = torch.randperm(2 * num_candidates, generator=generator)[:num_candidates]
-    scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
-    return queries, Candidates(unit(num_candidates, dim), candidate_ids), scale
 
 
 def value_and_gradients(loss, queries, candidates, scale):

@@ -13,7 +13,7 @@ from qwen_term_retrieval.losses.hard_negatives import hard_negative_loss
 from qwen_term_retrieval.losses.no_term import no_term_loss
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.losses.windows import reduce_windows_
-from tests.losses.test_blocks import make_batch
+from tests.doubles.loss_batch import make_batch
 
 SCALE = torch.tensor(10.0, dtype=torch.float64)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from qwen_term_retrieval.losses.contrastive import Candidates
 from qwen_term_retrieval.losses.sigmoid import sigmoid_loss
-from tests.losses.test_blocks import contains, make_batch
+from tests.doubles.loss_batch import contains, make_batch
 
 BIAS = -3.0
 

@@ -7,7 +7,7 @@ the stock path's for that clip alone, whatever else is in the batch.
 
 `register_audio_tower` adds a tower; `AUDIO_TOWERS` finds it by the `model_type` of a checkpoint's config. To write one,
 start from `parakeet.py`: name the encoder, say what it hears (`mel`, `num_frames`), and run its layers (`encode`).
-`tests/test_audio_adapters.py` compares every tower with its stock path, clip by clip.
+`tests/models/audio_towers/test_audio_adapters.py` compares every tower with its stock path, clip by clip.
 
 Shapes: B clips, S samples, T encoder frames, H hidden, L layers.
 """

@@ -18,8 +18,8 @@ from qwen_term_retrieval.corpora.corpus import CorpusReader, with_unique_keys
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.packs.format.key_index import KeyTable, keys_name, named_keys
-from qwen_term_retrieval.packs.format.row_schema import table_name
 from qwen_term_retrieval.packs.format.shards import HEADER_BYTES, ShardHeader, index_name, shard_name
+from qwen_term_retrieval.packs.row_schema import table_name
 from qwen_term_retrieval.packs.writing.parts import UTTERANCES_PER_PART, PartJob, make_part, read_part
 from qwen_term_retrieval.packs.writing.progress import Source, packing_bar, utterances_of
 from qwen_term_retrieval.packs.writing.sealing import ShardSealer, stamp_uuid

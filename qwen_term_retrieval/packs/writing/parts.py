@@ -24,8 +24,8 @@ from pyarrow import ipc
 from qwen_term_retrieval.audio.sources import FileSlice
 from qwen_term_retrieval.corpora.utterance import TermSpan, Utterance
 from qwen_term_retrieval.errors import BadAudioError, CorpusError, PackError
-from qwen_term_retrieval.packs.format.row_schema import ROW_COLUMNS
 from qwen_term_retrieval.packs.format.shards import CLIP_ALIGNMENT, FORMAT_VERSION, SAMPLE_BYTES, aligned
+from qwen_term_retrieval.packs.row_schema import ROW_COLUMNS
 from qwen_term_retrieval.packs.writing.segments import Blocks, clips, recordings
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.text.glossary import normalize_term

@@ -18,7 +18,8 @@ from qwen_term_retrieval.corpora.utterance import checked_split, split_rank
 from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.packs.feature import REFERENCE_TYPE
 from qwen_term_retrieval.packs.format.key_index import keys_name, write_keys
-from qwen_term_retrieval.packs.format.row_schema import (
+from qwen_term_retrieval.packs.format.shards import ShardHeader, ShardIndex, index_name
+from qwen_term_retrieval.packs.row_schema import (
     CARD,
     ROW_COLUMNS,
     SplitTotals,
@@ -28,7 +29,6 @@ from qwen_term_retrieval.packs.format.row_schema import (
     unified_extras,
     united_schema,
 )
-from qwen_term_retrieval.packs.format.shards import ShardHeader, ShardIndex, index_name
 from qwen_term_retrieval.packs.writing.parts import EXTRA, Part, read_part
 from qwen_term_retrieval.storage.atomic import atomic_file
 

@@ -16,7 +16,7 @@ from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models.attention_backend import attention_precision
 from qwen_term_retrieval.models.text_towers.text_encoder import HFTextEncoder
 from qwen_term_retrieval.refusals import is_refusal
-from tests.models.audio_towers.test_audio_adapters import ALL, build
+from tests.doubles.tiny_towers import ALL, build
 
 FLASH = "flash_attention_2"
 WITHOUT = ("parakeet_encoder", "wav2vec2-bert")

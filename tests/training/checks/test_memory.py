@@ -15,7 +15,7 @@ from qwen_term_retrieval.training.checks import term_memory
 from qwen_term_retrieval.training.checks.memory import LiveMemory, NotEnoughMemoryError, peak_memory
 from qwen_term_retrieval.training.checks.term_memory import check_memory
 from qwen_term_retrieval.training.data.sampling import Visit
-from tests.models.audio_towers.test_audio_adapters import ALL, WHISPER
+from tests.doubles.tiny_towers import ALL, WHISPER
 from tests.processes.launching import ENVIRONMENT, ROOT
 from tests.processes.trainer import make_trainer
 

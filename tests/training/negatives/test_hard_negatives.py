@@ -19,11 +19,11 @@ from qwen_term_retrieval.training.negatives.labels import said_in
 from qwen_term_retrieval.training.negatives.mining import mine_hard_negatives, mix_negatives
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM
 from qwen_term_retrieval.training.negatives.table import HardNegativeTable
+from tests.doubles.mined_by_hand import by_hand
 from tests.processes import mining as mining_process
 from tests.processes.launching import ENVIRONMENT, ROOT
 from tests.processes.mining import prepare, some_rows, windowed_model
 from tests.processes.trainer import make_trainer
-from tests.training.negatives.test_nearest import by_hand
 
 # ---- kept on disk ----------------------------------------------------------------------------------------------------
 

@@ -8,25 +8,11 @@ from hypothesis import strategies as st
 
 from qwen_term_retrieval.training.negatives import nearest as mining
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM, nearest_wrong_terms
+from tests.doubles.mined_by_hand import by_hand
 
 
 def unit(*shape, seed=0):
     return torch.nn.functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def by_hand(query_QD, clip_Q, positive_Q, bank_ND, excluded, k, ratio):
-    table = []
-    for clip, rows in enumerate(excluded):
-        best, too_near = {}, set(rows)
-        for query in np.flatnonzero(np.asarray(clip_Q) == clip):
-            ceiling = positive_Q[query] * ratio if positive_Q[query] > 0 else np.inf
-            for term, score in enumerate((query_QD[query] @ bank_ND.T).tolist()):
-                best[term] = max(best.get(term, -2.0), score)
-                if score > ceiling:
-                    too_near.add(term)
-        nearest = sorted(best.keys() - too_near, key=lambda term: -best[term])[:k]
-        table.append(nearest + [NO_TERM] * (k - len(nearest)))
-    return np.array(table)
 
 
 @settings(deadline=None, max_examples=40)
