@@ -135,7 +135,7 @@ def test_an_index_made_once_is_searched_instead_of_a_glossary(model_folder, reco
     assert json.loads(result.stdout.splitlines()[-1])["term"] == "pneumonia"
     again = qtr("index", "no/model", "no/glossary.txt", tmp_path / "index")  # before either is looked for
     assert again.exit_code == 1
-    assert "already holds an index" in again.output
+    assert "is a term index already" in again.output
 
 
 @pytest.mark.parametrize(
