@@ -9,12 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class MemoryCheckCallback(TrainerCallback):
-    """Call `check` when training begins: the model is on its device then, and nothing costly has been done.
+    """Call `check`, which raises where the run does not fit, when training begins: the model is on its device then.
 
     Put it before callbacks that compute, such as the mining of hard negatives.
-
-    Args:
-        check: raises where the run does not fit; every rank calls it.
     """
 
     def __init__(self, check: Callable[[], object]) -> None:

@@ -77,9 +77,8 @@ def require_memory(measure: Callable[[], StepMemory], device: torch.device, few:
         need = measure()
     except torch.OutOfMemoryError as error:
         logger.error("memory: not even %s fit: %s", few, str(error).splitlines()[0])
-    fits = need is not None and need.to_come <= free
-    fit_everywhere = all(gathered(fits))
-    if need is None or not fit_everywhere:
+    fits = all(gathered(need is not None and need.to_come <= free))
+    if need is None or not fits:
         raise NotEnoughMemoryError("this run does not fit" + _refusal(need, free, device, few, advice))
     line = f"memory: a step over {need.batch}{need.in_chunks} needs about {need.total / GB:.2f} GB a rank"
     if free < float("inf"):
@@ -96,14 +95,12 @@ def _refusal(need: StepMemory | None, free: float, device: torch.device, few: st
         return f": a rank ran out of memory on {few}. {advice}"
     if need.to_come <= free:
         return " into the memory of another rank, which says what it needs"
-    lines = [
+    return (
         f": a step over {need.batch} needs about {need.to_come / GB:.2f} GB beside the model, and {free / GB:.2f} GB "
-        f"are free on {device}",
-        need.table(),
-        *(f"  {remedy}" for remedy in need.remedies(free)),
-        "  check_memory False starts it all the same",
-    ]
-    return "\n".join(lines)
+        f"are free on {device}\n{need.table()}\n"
+        + "".join(f"  {remedy}\n" for remedy in need.remedies(free))
+        + "  check_memory False starts it all the same"
+    )
 
 
 def free_memory(device: torch.device) -> float:
@@ -112,8 +109,8 @@ def free_memory(device: torch.device) -> float:
     On a CPU the ranks share what the machine or the container has left.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type != "cpu":
         return float("inf")
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
@@ -170,12 +167,6 @@ class LiveMemory(TorchDispatchMode):
     """Count the bytes of new tensors in a `with` block: those alive `now`, and their `peak`.
 
     Views are not counted twice; what a kernel needs inside itself, and what an allocator rounds up to, is not seen.
-
-    Example:
-        >>> with LiveMemory() as live:
-        ...     kept = torch.zeros(1000) + (torch.zeros(1000) + 1)
-        >>> live.now, live.peak
-        (4000, 12000)
     """
 
     def __init__(self) -> None:
