@@ -11,7 +11,7 @@ term_encoding.py    terms embedded by all ranks
 card_rows.py        what a model card says of a run
 data/               rows -> clips -> batches
 negatives/          hard negatives: mined, sounding alike, kept
-checks/             what is refused before the first step: launches, settings, steps that do not fit
+checks/             whether a step fits into memory
 
 What any `Trainer` of ours is made of:
 
@@ -25,4 +25,5 @@ gradcache.py        contrastive batches larger than memory
 loss_means.py       parts of a loss as means over steps and ranks
 search.py           trials of a hyperparameter search that do not see each other
 trackers.py         `report_to`, checked
+unsupported.py      settings and launches that are refused
 """

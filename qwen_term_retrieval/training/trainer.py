@@ -43,7 +43,6 @@ from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.card_rows import MAIN_METRIC, recall_rows
 from qwen_term_retrieval.training.checkpoints import Checkpoints
 from qwen_term_retrieval.training.checks.term_memory import check_memory
-from qwen_term_retrieval.training.checks.unsupported import refuse_launch, refuse_own_parts
 from qwen_term_retrieval.training.data.audio_source import distort_inputs
 from qwen_term_retrieval.training.data.clips import TrainingClips, data_identity, spoken_terms, training_glossary
 from qwen_term_retrieval.training.data.collator import TermCollator
@@ -66,6 +65,7 @@ from qwen_term_retrieval.training.search import (
     kwargs_of_study,
     recall_then_mrr,
 )
+from qwen_term_retrieval.training.unsupported import refuse_launch, refuse_own_parts
 from qwen_term_retrieval.transformers_internals import check_internals
 
 

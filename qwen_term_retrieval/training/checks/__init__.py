@@ -1,6 +1,5 @@
-"""What is refused before a run begins.
+"""What is refused before the first step because it would not fit.
 
-unsupported  settings and launches that a run would not follow
-memory       a step that does not fit into memory, for any trainer
-term_memory  what a step of `TermRetrievalTrainer` needs
+memory.py        whether a step fits, for any trainer: free memory, measuring, the wording
+term_memory.py   what a step of `TermRetrievalTrainer` needs
 """
