@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from transformers import PreTrainedModel
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.models.evaluation_mode import evaluation_mode
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 
 # Dense, in 1e12 a second: bf16, fp16 (both accumulate in fp32), TF32, fp32 without tensor cores; None: not in hardware.
@@ -228,16 +229,14 @@ def _plain(model: TermRetrievalModel) -> Iterator[None]:
         for module in (model.audio_tower.encoder, getattr(model._text_encoder, "encoder", None))
         if isinstance(module, PreTrainedModel)
     }
-    was_training = model.training
-    model.eval()
-    try:
-        for encoder in encoders:
-            encoder.set_attn_implementation("eager")
-        yield
-    finally:
-        for encoder, implementation in encoders.items():
-            encoder.set_attn_implementation(implementation)
-        model.train(was_training)
+    with evaluation_mode(model, with_graph=True):
+        try:
+            for encoder in encoders:
+                encoder.set_attn_implementation("eager")
+            yield
+        finally:
+            for encoder, implementation in encoders.items():
+                encoder.set_attn_implementation(implementation)
 
 
 def _trained(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.batching import length_buckets
+from qwen_term_retrieval.models.evaluation_mode import evaluation_mode
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.weights.checkpoints import tower_sha256
 from qwen_term_retrieval.storage.atomic import atomic_file
@@ -130,18 +131,19 @@ class FrameCache:
         if not batches:
             return
         writer = _SegmentWriter(self.folder, self._dtype)
-        was_training = model.training
-        model.eval()
         disable = None if show_progress else True
+        num_clips = sum(map(len, batches))
         try:
-            with tqdm(total=sum(map(len, batches)), desc="audio frames", unit="clip", disable=disable) as bar:
+            with (
+                evaluation_mode(model),
+                tqdm(total=num_clips, desc="audio frames", unit="clip", disable=disable) as bar,
+            ):
                 for indices in batches:
                     pcm_BS, num_samples_B = pad_pcm(
                         [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
                     )
                     model.audio_tower.check_lengths(num_samples_B, [names[index] for index in indices])
-                    with torch.no_grad():
-                        frames_BTH, num_frames_B = model.audio_frames(pcm_BS.to(model.device), num_samples_B)
+                    frames_BTH, num_frames_B = model.audio_frames(pcm_BS.to(model.device), num_samples_B)
                     frames_BLTH = frames_BTH.unflatten(0, (-1, 1)) if frames_BTH.dim() == 3 else frames_BTH
                     rows = frames_BLTH.to("cpu", getattr(torch, self._dtype.name)).numpy()
                     for index, row_LTH, frames in zip(indices, rows, num_frames_B.tolist(), strict=True):
@@ -151,7 +153,6 @@ class FrameCache:
                     self.num_computed += len(indices)
                     bar.update(len(indices))
         finally:
-            model.train(was_training)
             if writer.num_bytes:
                 writer.finish()
             self.open_segments()
@@ -170,7 +171,7 @@ class FrameCache:
         frames_path = index_path.with_suffix(".frames")
         stride = self._num_layers * self._hidden_size
         if index.dtype != _INDEX_DTYPE or not frames_path.is_file():
-            raise FrameCacheError(f"{index_path} is not a whole segment of the feature cache. Delete {self.folder}.")
+            raise FrameCacheError(f"{index_path} is not a whole segment of the frame cache. Delete {self.folder}.")
         frames = np.memmap(frames_path, self._dtype, mode="r")
         if len(frames) != int(index["num_frames"].sum()) * stride:
             raise FrameCacheError(f"{frames_path} has another size than its index says. Delete {self.folder}.")
