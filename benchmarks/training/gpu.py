@@ -21,7 +21,6 @@ from benchmarks.training.measure import device_name, top_operators, verdict
 from benchmarks.training.step import forward_and_backward
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models.flops import peak_flops
-from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.checks.memory import NotEnoughMemoryError
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -93,7 +92,7 @@ def lora_trainer(
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = TermRetrievalTrainer(model, args, rows, callbacks=[ThroughputCallback()])
+    trainer = TermRetrievalTrainer(model, args, rows)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
