@@ -9,30 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modality import infer_batch_modality
 from sentence_transformers.base.modules import InputModule
+from transformers import AutoModel
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.models.embeddings import Spans
 from qwen_term_retrieval.storage.staging import check_free
 
-if TYPE_CHECKING:
-    from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-
 
 class TermRetrievalModule(InputModule):
-    """Terms and clips to unit vectors, through the model it holds.
+    """Terms and clips to unit vectors, through the `TermRetrievalModel` it holds.
 
     Example:
         >>> model = SentenceTransformer("exported", trust_remote_code=True)                 # doctest: +SKIP
         >>> model.similarity(model.encode(["clip.wav"]), model.encode(["sepsis", "gout"]))  # doctest: +SKIP
     """
 
-    def __init__(self, model: TermRetrievalModel):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
@@ -78,14 +76,13 @@ class TermRetrievalModule(InputModule):
     def load(  # type: ignore[override]  # what it does not name comes in kwargs
         cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
     ) -> TermRetrievalModule:
-        from qwen_term_retrieval import TermRetrievalModel  # the model knows this module: it exports by it
-
         hub = {name: kwargs[name] for name in ("token", "revision", "local_files_only") if kwargs.get(name)}
-        return cls(TermRetrievalModel.from_pretrained(model_name_or_path, subfolder=subfolder, **hub))
+        # `models/__init__.py`, which runs before this file, has registered the class; the model exports by this file.
+        return cls(AutoModel.from_pretrained(model_name_or_path, subfolder=subfolder, **hub))
 
 
-def write_sentence_transformers(model: TermRetrievalModel, path: str | Path) -> None:
-    """Save a retriever so that `SentenceTransformer(path, trust_remote_code=True)` opens it.
+def write_sentence_transformers(model: Any, path: str | Path) -> None:
+    """Save a `TermRetrievalModel` so that `SentenceTransformer(path, trust_remote_code=True)` opens it.
 
     Raises:
         FileExistsError: there is something in the folder already.
