@@ -51,9 +51,9 @@ class HardNegativeRefreshCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A trial of a search has a folder and settings of its own.
-        folder = Path(str(args.output_dir), state.trial_name or "", "hard_negatives")
-        self.table.begin(folder, getattr(args, "hard_neg_refresh_steps", self.table.refresh_steps))
+        if state.trial_name:  # a trial of a search has a folder and settings of its own
+            folder = Path(str(args.output_dir), state.trial_name, "hard_negatives")
+            self.table.begin(folder, args.hard_neg_refresh_steps)  # type: ignore[attr-defined]
         if state.global_step == 0:
             self._refresh(state, [0])
             return

@@ -15,13 +15,6 @@ class PatienceCallback(EarlyStoppingCallback):
     That of transformers takes equal recall for no progress, and would end a run whose ranks still rise.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if state.global_step == 0:  # a run, or a trial of a search, of its own
-            self.early_stopping_patience_counter = 0
-
     def on_evaluate(  # type: ignore[override]  # as the class it extends has it
         self,
         args: TrainingArguments,

@@ -9,6 +9,7 @@ Shapes: B clips, S samples, T frames, L encoder layers, H hidden, P spans, W win
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -225,16 +226,21 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
 
     # Users' entries -------------------------------------------------------------------------------------------------
 
-    def embed_spans(self, audio_inputs: Mapping[str, torch.Tensor], spans: Spans) -> torch.Tensor:
+    def embed_spans(
+        self, audio_inputs: Mapping[str, torch.Tensor], spans: Spans, *, as_trained: bool = False
+    ) -> torch.Tensor:
         """Unit vectors (P, D) of spans as a search sees them, without dropout and graph.
 
         Args:
             audio_inputs: of `forward`: `pcm_BS` and `num_samples_B`, or `frames_BTH` and `num_frames_B`; on any device.
             spans: on any device.
+            as_trained: in the precision that a trainer computes in, not in the model's own.
         """
         inputs = {name: values.to(self.device) for name, values in audio_inputs.items()}
+        # accelerate 1.15 puts a `forward` with autocast into a model that it trains, and leaves it there.
+        forward: Any = self if as_trained else functools.partial(type(self).forward, self)
         with evaluation_mode(self):
-            return self(**inputs, **spans.to(self.device)._asdict()).audio_PD
+            return forward(**inputs, **spans.to(self.device)._asdict()).audio_PD
 
     def embed_windows(
         self,
@@ -242,17 +248,19 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         num_frames_B: torch.Tensor,
         spans: Spans | None = None,
         first_frame_B: torch.Tensor | None = None,
+        *,
+        as_trained: bool = False,
     ) -> AudioEmbeddings:
         """The windows of a batch, vectors on the model's device: the one way from audio to windows.
 
         Args:
-            audio_inputs: see `embed_spans`.
+            audio_inputs, as_trained: see `embed_spans`.
             num_frames_B: encoder frames of each clip, on the CPU.
             spans: clip by clip, on the CPU; the config's window grid where left out.
             first_frame_B: where each clip begins in its recording; the windows' seconds count from there.
         """
         spans = self.window_spans(num_frames_B) if spans is None else spans
-        vectors_PD = self.embed_spans(audio_inputs, spans)
+        vectors_PD = self.embed_spans(audio_inputs, spans, as_trained=as_trained)
         counts = torch.bincount(spans.clip_index_P, minlength=len(num_frames_B)).tolist()
         edges_P2 = torch.stack([spans.start_P, spans.end_P], dim=1)
         if first_frame_B is not None:

@@ -64,9 +64,8 @@ class TermRetrievalModule(InputModule):
             inputs = {name: values for name, values in features.items() if name != "modality"}
             vectors = self.model.embed_texts(**inputs)
         else:
-            audio = {name: features[name] for name in ("pcm_BS", "num_samples_B")}
-            whole = Spans.whole_clips(self.model.audio_tower.num_frames(audio["num_samples_B"]))
-            vectors = self.model(**audio, **whole._asdict()).audio_PD
+            frames_BTH, num_frames_B = self.model.audio_frames(features["pcm_BS"], features["num_samples_B"])
+            vectors = self.model.pool_spans(frames_BTH, num_frames_B, *Spans.whole_clips(num_frames_B))
         return {**features, "sentence_embedding": vectors}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:

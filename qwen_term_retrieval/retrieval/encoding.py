@@ -130,6 +130,8 @@ class ClipEncoder:
 
     def encode(self, clips: Sequence[Any], *, sampling_rate: int | None = None, batch_size: int = 8) -> AudioEmbeddings:
         """All windows of every clip, on the CPU; a silent clip has none. Raises as `cut`."""
+        if not len(clips):
+            raise ValueError("no clips to encode")
         vectors = [[torch.zeros(0, self.model.config.embedding_dim)] for _ in clips]
         spans = [[torch.zeros(0, 2)] for _ in clips]
         for positions, found in self.encode_chunks(self.cut(clips, sampling_rate), batch_size):

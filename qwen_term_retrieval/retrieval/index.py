@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,15 +123,17 @@ class TermIndex:
 
     def missing(self, terms: Iterable[Term]) -> list[Term]:
         """The terms of which neither the index nor a term before has a spelling: what `add` would take."""
+        return [term for term, new in self._judged(terms) if new]
+
+    def _judged(self, terms: Iterable[Term]) -> Iterator[tuple[Term, bool]]:
+        """Every term, and whether it is new."""
         positions, before = self._positions(), SpellingTable()
-        new = []
         for term in terms:
             spelled = [(spelling, term.language) for spelling in term.spellings]
-            if all(table.own(*each) is None for each in spelled for table in (positions, before)):
-                new.append(term)
-                for each in spelled:
-                    before.add(*each, 0)
-        return new
+            new = all(table.own(*each) is None for each in spelled for table in (positions, before))
+            for each in spelled if new else ():
+                before.add(*each, 0)
+            yield term, new
 
     def add(self, terms: Sequence[Term], vectors: torch.Tensor | Callable[[list[Term]], torch.Tensor]) -> list[Term]:
         """Add terms; those that are already there are left as they are.
@@ -152,9 +154,9 @@ class TermIndex:
             vectors_ND = self._checked(new, vectors(new))
         else:
             vectors_ND = self._checked(terms, vectors)
-            new = self.missing(terms)
-            taken = set(map(id, new))
-            keep_N = torch.tensor([id(term) in taken for term in terms for _ in term.spellings], dtype=torch.bool)
+            judged = list(self._judged(terms))
+            new = [term for term, is_new in judged if is_new]
+            keep_N = torch.tensor([is_new for term, is_new in judged for _ in term.spellings], dtype=torch.bool)
             vectors_ND = vectors_ND[keep_N.to(vectors_ND.device)]
         positions, rows = self._positions(), []
         for position, term in enumerate(new, start=len(self._terms)):

@@ -18,12 +18,18 @@ class TermIndexError(ValueError):
 
 
 def check_target(folder: Path, overwrite: bool) -> None:
-    """Raise FileExistsError where an index may not be written: over something else, or unasked over an index."""
-    check_free(folder, "a term index", "meta.json", holding=FORMAT, overwrite=overwrite)
+    """Refuse where an index may not be written: over something else, or unasked over an index.
+
+    Raises:
+        FileExistsError: see `check_free`. TermIndexError: an index of a later version, or another's `meta.json`.
+    """
+    if (folder / "meta.json").is_file():
+        read_meta(folder, complete=False)
+    check_free(folder, "a term index", "meta.json", overwrite=overwrite)
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """The `meta.json` of an index, whose other files must have the sizes that it says.
+def read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
+    """The `meta.json` of an index; with `complete`, its other files must have the sizes that it says.
 
     Raises:
         FileNotFoundError, TermIndexError: naming the folder or the file.
@@ -40,7 +46,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise TermIndexError(f"{folder} is not a term index: its meta.json says nothing of {FORMAT!r}")
     if meta["version"] > FORMAT_VERSION:
         raise TermIndexError(f"{folder} is an index of version {meta['version']}; this release reads {FORMAT_VERSION}")
-    for name, size in meta["bytes"].items():
+    for name, size in meta["bytes"].items() if complete else ():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise TermIndexError(f"{path} is missing or cut short (expected {size} bytes). Index the glossary again.")

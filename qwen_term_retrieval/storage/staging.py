@@ -20,20 +20,18 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COPY_BYTES = 1 << 20
 
 
-def check_free(out: Path, what: str, sign: str = "", *, holding: str = "", overwrite: bool = False) -> None:
+def check_free(out: Path, what: str, sign: str = "", *, overwrite: bool = False) -> None:
     """Check that `what` ("a pack") may be made at `out`: where nothing is, or in place of its like if that was asked.
 
     Args:
         sign: name of the file that its like is known by; without one, nothing is ever replaced.
-        holding: text in that file, where others have one of its name too.
 
     Raises:
         FileExistsError: something else is there, or one that is not to be overwritten.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    mark = out / sign
-    if not sign or not mark.is_file() or (holding and holding.encode() not in mark.read_bytes()):
+    if not sign or not (out / sign).is_file():
         raise FileExistsError(f"{out} exists and is not {what}; it is left alone. Give another folder")
     if not overwrite:
         raise FileExistsError(f"{out} is {what} already; give another folder, or overwrite=True")

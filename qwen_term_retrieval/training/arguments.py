@@ -263,6 +263,7 @@ class TermRetrievalArguments(RunArguments):
         for name in ("hard_neg_max_positive_ratio", "hard_neg_phonetic_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        super().check_objective()
         if self.max_batch_seconds is not None and self.contrastive_batch_size is not None:
             raise ValueError("max_batch_seconds and contrastive_batch_size both set the size of a batch; give one")
 

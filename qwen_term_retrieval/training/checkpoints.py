@@ -41,9 +41,8 @@ class Checkpoints:
     @property
     def run_is_over(self) -> bool:
         """Whether a run was resumed at its end: the Trainer of transformers 5.23 would take another step, or many."""
-        state, patience = self.trainer.state, self.callbacks.patience
-        stopped = patience and patience.early_stopping_patience_counter >= patience.early_stopping_patience
-        return bool(stopped) or state.global_step >= state.max_steps
+        state = self.trainer.state
+        return self.callbacks.patience_is_over or state.global_step >= state.max_steps
 
     def end_run(self) -> None:
         """Say that there is nothing to train, and let the Trainer end."""

@@ -43,7 +43,7 @@ def evaluate_recall(
     share = np.arange(rank(), len(clips), world_size())
     for batch in length_buckets(clips.durations[share], batch_size):
         rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
-        windows = model.embed_windows(*load_audio(rows))
+        windows = model.embed_windows(*load_audio(rows), as_trained=True)
         found.append(
             rank_pairs(
                 windows.vectors,

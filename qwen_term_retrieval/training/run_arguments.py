@@ -91,8 +91,6 @@ class RunArguments(TrainingArguments):
         for name in ("patience", "max_nonfinite_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if self.max_batch_seconds is not None and self.max_batch_seconds <= 0:
-            raise ValueError(f"max_batch_seconds must be positive, not {self.max_batch_seconds}")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the audio column; leave it off")
         if not self.dataloader_drop_last:
@@ -108,6 +106,11 @@ class RunArguments(TrainingArguments):
         self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         # One forward touches every part of a model of ours, so no parameter is ever unused.
         self.ddp_find_unused_parameters = False
+
+    def check_objective(self) -> None:
+        """Raise a ValueError that names the first setting that cannot be, of those that a trial may change."""
+        if self.max_batch_seconds is not None and self.max_batch_seconds <= 0:
+            raise ValueError(f"max_batch_seconds must be positive, not {self.max_batch_seconds}")
 
     def record(self, *others: Any) -> None:
         """Tell trackers of these settings too."""

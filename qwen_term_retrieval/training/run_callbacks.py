@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
+import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from qwen_term_retrieval.trainer_callbacks import (
@@ -16,11 +16,9 @@ from qwen_term_retrieval.trainer_callbacks import (
 )
 from qwen_term_retrieval.training.run_arguments import RunArguments
 
-Part = TypeVar("Part", bound=TrainerCallback)
-
 
 class RunCallbacks:
-    """What the settings of any run ask for, around the callbacks that are given; one that is given replaces our own.
+    """What the settings of any run ask for, around the callbacks that are given.
 
     Args:
         args: the run.
@@ -28,37 +26,44 @@ class RunCallbacks:
         check_memory: refuses a step that does not fit.
 
     Attributes:
-        patience, guard: None where the run has none. throughput: always there.
+        in_order: all of them, as the run begins.
     """
 
     def __init__(
         self, args: RunArguments, given: Sequence[TrainerCallback], check_memory: Callable[[], object]
     ) -> None:
-        self._callbacks = [*([MemoryCheckCallback(check_memory)] if args.check_memory else []), *given]
-        self.patience = self._given(EarlyStoppingCallback)
-        if self.patience is None and args.patience and args.load_best_model_at_end:
-            self.patience = self._added(PatienceCallback(args.patience))
+        self.in_order = [*([MemoryCheckCallback(check_memory)] if args.check_memory else []), *given]
+        if args.patience and args.load_best_model_at_end:
+            self.in_order.append(PatienceCallback(args.patience))
         if args.save_every_epochs != 1:
-            self._added(SaveEveryEpochsCallback(args.save_every_epochs))
-        self.guard = self._given(NonFiniteGuardCallback)
-        if self.guard is None and args.skip_nonfinite_steps:
-            self.guard = self._added(NonFiniteGuardCallback(args.max_nonfinite_steps))
-        self.throughput = self._given(ThroughputCallback) or self._added(ThroughputCallback())
+            self.in_order.append(SaveEveryEpochsCallback(args.save_every_epochs))
+        if args.skip_nonfinite_steps:
+            self.in_order.append(NonFiniteGuardCallback(args.max_nonfinite_steps))
+        if not any(isinstance(callback, ThroughputCallback) for callback in given):
+            self.in_order.append(ThroughputCallback())
+        self.follow(self.in_order)
 
     def follow(self, callbacks: Sequence[TrainerCallback]) -> None:
-        """Take these for the callbacks of the run: the Trainer made them from what a checkpoint says of ours."""
-        self._callbacks = list(callbacks)
-        self.patience = self._given(EarlyStoppingCallback)
-        self.guard = self._given(NonFiniteGuardCallback)
-        self.throughput = self._given(ThroughputCallback) or self.throughput
+        """Take these for the callbacks of the run: of a checkpoint's the Trainer makes new ones, and users add some."""
+        self._patience = [each for each in callbacks if isinstance(each, EarlyStoppingCallback)]
+        self._guards = [each for each in callbacks if isinstance(each, NonFiniteGuardCallback)]
+        self._throughput = [each for each in callbacks if isinstance(each, ThroughputCallback)]
+
+    def note_loss(self, loss: torch.Tensor) -> None:
+        """Tell of the loss of a micro-batch."""
+        for guard in self._guards:
+            guard.note_loss(loss)
+
+    def note_wait(self, began: float) -> None:
+        """Tell of batches that were asked for at `began`, and are here now."""
+        for throughput in self._throughput:
+            throughput.note_wait(began)
 
     @property
-    def in_order(self) -> list[TrainerCallback]:
-        return list(self._callbacks)
+    def patience_is_over(self) -> bool:
+        return any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in self._patience)
 
-    def _given(self, kind: type[Part]) -> Part | None:
-        return next((callback for callback in self._callbacks if isinstance(callback, kind)), None)
-
-    def _added(self, callback: Part) -> Part:
-        self._callbacks.append(callback)
-        return callback
+    def begin_trial(self) -> None:
+        """Let patience count from the start; that of transformers does not by itself."""
+        for each in self._patience:
+            each.early_stopping_patience_counter = 0

@@ -96,7 +96,7 @@ class Trials:
     def best_so_far(
         self, score: Callable[[dict[str, float]], float], direction: str, backend: str
     ) -> Callable[[dict[str, float]], float]:
-        """Of a trial's evaluations until now, the best; optuna is told its metrics."""
+        """What a trial is worth: the best of its evaluations until now; optuna is told the metrics of that one."""
         best = max if direction == "maximize" else min
 
         def of(metrics: dict[str, float]) -> float:

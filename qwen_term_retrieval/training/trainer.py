@@ -154,7 +154,7 @@ class TermRetrievalTrainer(Trainer):
             data_collator=_as_they_are,
             train_dataset=self.train_clips,
             eval_dataset=eval_clips,
-            callbacks=self.callbacks.in_order,
+            callbacks=list(self.callbacks.in_order),
             **kwargs,
         )
         # A tracker takes a log line as it finds it: after the callbacks that add to the line.
@@ -191,6 +191,10 @@ class TermRetrievalTrainer(Trainer):
     def _start_logits(self) -> None:
         args = self.args
         self.retrieval_model.start_logits(args.temperature, with_bias=args.loss == "sigmoid", bias=args.sigmoid_bias)
+
+    def add_callback(self, callback: Any) -> None:
+        super().add_callback(callback)
+        self.callbacks.follow(self.callback_handler.callbacks)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """See `Trainer.train`. The workers that build batches end with it, also where it raises."""
@@ -245,7 +249,7 @@ class TermRetrievalTrainer(Trainer):
         """The batches of a step; how long they were waited for goes to the log."""
         began = time.perf_counter()
         batches = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.callbacks.throughput.note_wait(began)
+        self.callbacks.note_wait(began)
         return batches
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -276,8 +280,7 @@ class TermRetrievalTrainer(Trainer):
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
             loss = self._gradcache_step(model, inputs, chunk_size)
-        if self.callbacks.guard is not None:
-            self.callbacks.guard.note_loss(loss)
+        self.callbacks.note_loss(loss)
         return loss
 
     def _gradcache_step(self, model, inputs, chunk_size: int) -> torch.Tensor:
@@ -370,6 +373,11 @@ class TermRetrievalTrainer(Trainer):
         if self.is_world_process_zero():
             Path(str(self.args.output_dir), "README.md").write_text(self._card(), encoding="utf-8")
 
+    @property
+    def weights_step(self) -> int:
+        """The step that the model's weights are of, see `Checkpoints.weights_step`."""
+        return self.checkpoints.weights_step
+
     def _card(self) -> str:
         last = self.checkpoints.weights_metrics(f"eval_{MAIN_METRIC}")
         return model_card(
@@ -378,7 +386,7 @@ class TermRetrievalTrainer(Trainer):
             data=self.card_data,
             recall=self.card_recall or recall_rows(last, "eval", "evaluation"),
             thresholds=self.card_thresholds,
-            step=self.checkpoints.weights_step or None,
+            step=self.weights_step or None,
             epoch=self.checkpoints.weights_epoch,
         )
 
@@ -477,6 +485,7 @@ class TermRetrievalTrainer(Trainer):
             self.args.contrastive_batch_size = None
         self.args.check_objective()
         self._start_logits()  # the model was made before the trial's settings were known
+        self.callbacks.begin_trial()
 
 
 def _first_model(model_init: Callable[..., TermRetrievalModel] | None, seed: int) -> TermRetrievalModel:

@@ -6,6 +6,7 @@ gradient scaler know it: the tests switch both on.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -138,3 +139,14 @@ def test_fp16_on_a_gpu_is_finite_and_near_float32(tmp_path):
         trainer.train()
         losses[name] = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses["fp16"][0] == pytest.approx(losses["float32"][0], rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_in_bf16_answers_in_its_own_precision(tmp_path):
+    trainer = make_trainer(tmp_path, 8, bf16=True, max_steps=1)
+    trainer.train()
+    model, clip = trainer.retrieval_model, np.random.default_rng(0).integers(-9000, 9000, 16_000, dtype=np.int16)
+    assert "forward" in vars(model), "accelerate no longer leaves its forward in the model: see embed_spans"
+    after_training = model.encode_audio([clip]).vectors
+    del model.forward
+    assert torch.equal(after_training, model.encode_audio([clip]).vectors)

@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_index_is_never_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="not a term index"):
         make_index(["aorta"]).save(tmp_path, overwrite=True)
     (tmp_path / "meta.json").write_text(json.dumps({"format": "something else"}))
-    with pytest.raises(FileExistsError, match="not a term index"):
+    with pytest.raises(TermIndexError, match="not a term index"):
         make_index(["aorta"]).save(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -245,3 +245,10 @@ def test_only_what_is_new_is_embedded_and_it_is_said():
     assert new == [Term("vein", 2, ("vena",))]
     assert index.add([Term("vein", 2)], embed) == []
     assert index.id_of("vena") == 2
+
+
+def test_a_term_that_is_given_twice_keeps_its_first_vector_and_no_other_takes_its_place():
+    index, twice, vectors_ND = TermIndex(8, fingerprint="tests"), Term("aorta", 1), unit_vectors(3, 8)
+    assert index.add([twice, twice, Term("vein", 2)], vectors_ND) == [twice, Term("vein", 2)]
+    assert torch.equal(index.vectors_ND, vectors_ND[[0, 2]])
+    assert index.search(vectors_ND[2][None, None], top_k=2).terms[0, 0] == 1

@@ -11,6 +11,7 @@ import optuna
 import pytest
 import torch
 import yaml
+from transformers import EarlyStoppingCallback
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback, RecallReporterCallback
@@ -143,6 +144,19 @@ def test_a_trial_that_is_pruned_or_diverges_leaves_nothing_behind(tmp_path, demo
     assert "nonfinite_steps" in trainer.state.log_history[0]
     assert {callback.nonfinite_steps for callback in trainer.callback_handler.callbacks
             if isinstance(callback, NonFiniteGuardCallback)} == {0}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_patience_of_the_users_own_begins_anew_in_each_trial(tmp_path, demo_rows):
+    trainer = make_trainer(tmp_path, demo_rows, [EarlyStoppingCallback(1)], learning_rate=0.0, patience=0)
+    trainer.hyperparameter_search(
+        lambda trial: {"weight_decay": trial.suggest_float("weight_decay", 0.1, 0.1)}, n_trials=2
+    )
+    steps = [json.loads((folder / "trainer_state.json").read_text())["global_step"] for folder in
+             sorted(tmp_path.glob("run-*/checkpoint-*"))]  # fmt: skip
+    assert {folder.name for folder in tmp_path.glob("run-*")} == {"run-0", "run-1"}
+    assert steps
+    assert len(list(tmp_path.glob("run-1/checkpoint-*"))) == len(list(tmp_path.glob("run-0/checkpoint-*")))
 
 
 @pytest.mark.slow

@@ -173,7 +173,8 @@ def _embed_queries(
     group_P = torch.cat([torch.arange(len(placed)), of_clip_P + len(placed)])
     order_P = span_P3[:, 0].argsort(stable=True)
     clip_P, start_P, end_P = span_P3[order_P].T
-    vectors_PD = model.embed_spans(audio_inputs, Spans(clip_P.long(), start_P.float(), end_P.float()))
+    spans = Spans(clip_P.long(), start_P.float(), end_P.float())
+    vectors_PD = model.embed_spans(audio_inputs, spans, as_trained=True)
     positive_P = _best_positives(vectors_PD, group_P[order_P].to(model.device), right, spelling_ND)
     return vectors_PD, span_P3[order_P, 0].long().numpy(), positive_P
 
