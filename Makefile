@@ -1,13 +1,19 @@
 # make demo         install, train on the demo corpus, evaluate, search a recording     (minutes, CPU)
 # make test         install, lint, type-check, test
+# make test-floors  test against the lowest versions that pyproject.toml names; torch alone is the tested version, since
+#                   its floor comes as a CUDA build of gigabytes where pip knows of no other
 # make real-speech  train the laptop recipes, evaluate on recordings of speakers never trained on  (CPU, over an hour)
-# make clean        delete the environment and what was built; packs and outputs stay
+# make clean        delete the environments and what was built; packs and outputs stay
 
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(if $(shell command -v python$(version)),python$(version))) python3)
 BIN := .venv/bin
 EXTRAS := phonemes,report,modal,tune,sentence-transformers,synthesis,benchmark,dev
 
-.PHONY: demo test real-speech install lint clean
+# What a release of another library could break: everything but the commands, benchmarks and runs of several processes.
+FLOOR_TESTS := $(addprefix tests/,house audio corpora packs text losses retrieval models/test_retrieval_model.py \
+	training/test_trainer.py training/test_run.py)
+
+.PHONY: demo test test-floors real-speech install lint clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -15,6 +21,16 @@ demo: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-floors: .venv-floors/installed
+	.venv-floors/bin/python -m pytest -n 2 --dist loadfile $(FLOOR_TESTS)
+
+.venv-floors/installed: pyproject.toml constraints.txt scripts/floors.py
+	$(PYTHON) -m venv .venv-floors
+	$(PYTHON) scripts/floors.py > .venv-floors/floors.txt
+	.venv-floors/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-floors/floors.txt --editable '.[$(EXTRAS)]'
+	@touch $@
 
 real-speech: install
 	$(BIN)/python -m benchmarks.real_speech.laptop
@@ -37,4 +53,4 @@ install: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-floors build dist *.egg-info

@@ -185,7 +185,7 @@ def _remote_file(url: str) -> Iterator[Any]:
     try:
         system, path = file_system(url)
         opened = system.open(path, "rb")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, KeyError) as error:  # a zip raises KeyError before fsspec 2026.9
         raise BadAudioError("the file does not exist") from error
     except (ValueError, ImportError) as error:
         raise BadAudioError(f"its file system cannot be reached from here: {error}") from error
