@@ -7,13 +7,13 @@ python scripts/make_demo_corpus.py --check        # rebuilds elsewhere and compa
 from __future__ import annotations
 
 import argparse
+import filecmp
 import logging
 import sys
 import tempfile
 from pathlib import Path
 
 from qwen_term_retrieval.refusals import one_line_errors
-from qwen_term_retrieval.storage.packages import file_sha256
 from qwen_term_retrieval.synthesis.corpus_folder import REPORT_NAME, write_corpus
 from qwen_term_retrieval.synthesis.demo import demo_rows
 
@@ -49,12 +49,8 @@ def main() -> None:
 
 def differing_files(one: Path, other: Path) -> list[str]:
     names = {path.relative_to(root).as_posix() for root in (one, other) for path in root.rglob("*") if path.is_file()}
-    return sorted(
-        name
-        for name in names
-        if not ((one / name).is_file() and (other / name).is_file())
-        or file_sha256(one / name) != file_sha256(other / name)
-    )
+    _, different, missing = filecmp.cmpfiles(one, other, names, shallow=False)
+    return sorted(different + missing)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 
 class MemoryCheckCallback(TrainerCallback):
@@ -17,7 +17,5 @@ class MemoryCheckCallback(TrainerCallback):
     def __init__(self, check: Callable[[], object]) -> None:
         self.check = check
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.check()

@@ -9,11 +9,11 @@ import logging
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from qwen_term_retrieval.distributed import sum_over_ranks
 from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,7 @@ class NonFiniteGuardCallback(TrainerCallback, ExportableState):
         if getattr(optimizer, "scaler", None) is None:
             bad = bad + _has_nonfinite_gradient(model)
         self._bad_losses = 0
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(bad)
-        if not int(bad):
+        if not int(sum_over_ranks(bad)):
             return
         self.nonfinite_steps += 1
         # An optimizer passes over a parameter without a gradient.

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.models.flops import peak_flops
 from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
 
@@ -64,9 +64,7 @@ class ThroughputCallback(TrainerCallback):
             self._frame_rate = float(getattr(model, "frame_rate", math.nan))
             self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         if self._step_began is None:
             self._step_began = time.perf_counter()
 
@@ -96,18 +94,13 @@ class ThroughputCallback(TrainerCallback):
         peak = peak_flops(args.device, _number_type(args, model)) if state.total_flos > self._flos_before else 0.0
         counts = [self._clips, self._audio_seconds, self._tokens, self._step_seconds, self._waited, peak]
         sums = torch.tensor([float(count) for count in counts], dtype=torch.float64)
-        ranks = 1
-        if dist.is_available() and dist.is_initialized():
-            ranks, sums = dist.get_world_size(), sums.to(args.device)
-            dist.all_reduce(sums)
-        rates = _rates(*sums.tolist(), flops=state.total_flos - self._flos_before, ranks=ranks)
+        sums = sum_over_ranks(sums.to(args.device)) if world_size() > 1 else sums
+        rates = _rates(*sums.tolist(), flops=state.total_flos - self._flos_before, ranks=world_size())
         add_to_log(logs, state, rates)
         self._flos_before = state.total_flos
         self._reset()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None

@@ -23,19 +23,16 @@ from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.storage.packages import RegistryPackage, fetch_package
 from qwen_term_retrieval.text.glossary import normalize_term
 
+# Licence: CC-BY-SA-3.0.
 RECORDINGS = RegistryPackage(
-    registry="debian",
-    name="asterisk-core-sounds-en-g722",
-    version="1.6.1-1",
-    sha256="38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
-    licence="CC-BY-SA-3.0",
+    "debian",
+    "asterisk-core-sounds-en-g722",
+    "1.6.1-1",
+    "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
 )
+# Licence: CC-BY-SA-3.0.
 TRANSCRIPTS = RegistryPackage(
-    registry="debian",
-    name="asterisk-core-sounds-en",
-    version="1.6.1-1",
-    sha256="973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
-    licence="CC-BY-SA-3.0",
+    "debian", "asterisk-core-sounds-en", "1.6.1-1", "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50"
 )
 SAMPLING_RATE = 16_000
 MAX_SECONDS = 30.0  # what a Whisper encoder hears at once

@@ -19,19 +19,16 @@ from benchmarks.real_speech.spelling import letters_of
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.storage.packages import RegistryPackage, fetch_package
 
+# Licence: GPL-2.0-or-later.
 KTUBERLING = RegistryPackage(
-    registry="debian",
-    name="ktuberling-data",
-    version="4:22.12.3-1",
-    sha256="fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed",
-    licence="GPL-2.0-or-later",
+    "debian", "ktuberling-data", "4:22.12.3-1", "fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed"
 )
+# Licence: GPL-2.0-only.
 TUXPAINT = RegistryPackage(
-    registry="debian",
-    name="tuxpaint-stamps-default",
-    version="2022.06.04-1",
-    sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
-    licence="GPL-2.0-only",
+    "debian",
+    "tuxpaint-stamps-default",
+    "2022.06.04-1",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
 )
 LANGUAGES = ("be", "bg", "ca", "da", "el", "es", "fr", "nl", "ro", "ru")
 MAX_WORDS = 12

@@ -69,11 +69,7 @@ class Augmentation:
         rooms = _reader(config.impulse_responses, "impulse_responses")
         self.clips = ClipReader(rows)
         self.planner = DistortionPlanner(
-            config,
-            self.clips,
-            noise=noise,
-            impulse_responses=rooms,
-            max_samples=round(max_seconds * SAMPLING_RATE),
+            config, self.clips, noise=noise, impulse_responses=rooms, max_samples=round(max_seconds * SAMPLING_RATE)
         )
         self.num_copies = num_copies
         self.seed = seed

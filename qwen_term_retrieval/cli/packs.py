@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from qwen_term_retrieval.packs.pack import Pack
     from qwen_term_retrieval.tokens.token_pack import TokenPack
 
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-    "ti": 1 << 40,
-}
-
 
 class OnError(StrEnum):
     """What packing does with bad audio."""
@@ -47,8 +35,9 @@ class ExportFormat(StrEnum):
 
 def num_bytes(size: str) -> int:
     """A size in bytes from `512MiB`, `2GB`, `2G` or a bare number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", size.strip().lower())
-    if match is None or match[2] not in _UNITS or (total := int(float(match[1]) * _UNITS[match[2]])) < 1:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", size.strip().lower())
+    power = "kmgt".index(match[2]) + 1 if match and match[2] else 0
+    if match is None or (total := int(float(match[1]) * (1024 if match[3] else 1000) ** power)) < 1:
         raise typer.BadParameter(f"{size!r} is no size; write 512MiB, 2GB or a number of bytes")
     return total
 

@@ -95,10 +95,7 @@ def rank_of_gold_in_scores(scores_QN: ArrayLike | torch.Tensor, gold: Sequence[S
 
 @torch.inference_mode()
 def _rank_block(
-    query_QWD: torch.Tensor,
-    bank_ND: torch.Tensor,
-    gold: Sequence[Sequence[int]],
-    mask_QW: torch.Tensor | None,
+    query_QWD: torch.Tensor, bank_ND: torch.Tensor, gold: Sequence[Sequence[int]], mask_QW: torch.Tensor | None
 ) -> NDArray[np.int64]:
     device = query_QWD.device
     query_P = torch.tensor([query for query, rows in enumerate(gold) for _ in rows], device=device)
@@ -119,10 +116,7 @@ def _rank_block(
 
 
 def _check_inputs(
-    query_QWD: torch.Tensor,
-    bank_ND: torch.Tensor,
-    gold: Sequence[Sequence[int]],
-    mask_QW: torch.Tensor | None,
+    query_QWD: torch.Tensor, bank_ND: torch.Tensor, gold: Sequence[Sequence[int]], mask_QW: torch.Tensor | None
 ) -> None:
     if query_QWD.ndim != 3 or bank_ND.ndim != 2 or query_QWD.shape[-1] != bank_ND.shape[-1]:
         raise ValueError(

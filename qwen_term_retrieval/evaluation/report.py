@@ -69,7 +69,6 @@ def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str =
         ImportError: matplotlib is missing (extra `report`).
         ValueError: no recall among the metrics.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     values = _without_prefix(metrics, prefix)
@@ -77,7 +76,6 @@ def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str =
     if not ks:
         raise ValueError(f"no {prefix and prefix + '_'}recall@k among {sorted(metrics)}")
     figure = Figure(figsize=(5, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     # Lines that lie on one another: the wider ones are drawn first, those on top are dashed.
     for (suffix, group), style in zip(GROUPS.items(), _STYLES, strict=True):

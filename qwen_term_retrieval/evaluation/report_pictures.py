@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from qwen_term_retrieval.retrieval.calibration import PrecisionRecallCurve
 
 def draw_recall_by_bank(metrics_by_bank: Mapping[int, Mapping[str, float]], path: Path, *, ks: Sequence[int]) -> None:
     """Recall@k over the number of terms searched, with 95 % intervals over pairs."""
-
-    def draw(axes: Any) -> None:
+    with _picture(path, "Recall against bank size") as axes:
         sizes = list(metrics_by_bank)
         lowest = min(metrics[f"recall@{k}_low"] for metrics in metrics_by_bank.values() for k in ks)
         for k, colour in zip(sorted(ks, reverse=True), (BLUE, GREEN, ORANGE), strict=False):
@@ -30,13 +30,10 @@ def draw_recall_by_bank(metrics_by_bank: Mapping[int, Mapping[str, float]], path
         axes.minorticks_off()
         axes.legend(frameon=False, loc="lower left")
 
-    _save(draw, path, "Recall against bank size")
-
 
 def draw_precision_recall(curve: PrecisionRecallCurve, path: Path, *, threshold: float | None) -> None:
     """Precision over recall for every threshold; the one in use is marked."""
-
-    def draw(axes: Any) -> None:
+    with _picture(path, "Precision against recall, all thresholds") as axes:
         axes.plot(curve.recall, curve.precision, color=BLUE, linewidth=1.8)
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
         num_accepted = 0 if threshold is None else int((curve.thresholds >= threshold).sum())
@@ -47,13 +44,10 @@ def draw_precision_recall(curve: PrecisionRecallCurve, path: Path, *, threshold:
             )
             axes.legend(frameon=False, loc="lower left")
 
-    _save(draw, path, "Precision against recall, all thresholds")
-
 
 def draw_scores(groups: Mapping[str, ArrayLike], path: Path, *, threshold: float | None) -> None:
     """Histograms of scores, each group's as shares of itself: where they lie apart a threshold divides them."""
-
-    def draw(axes: Any) -> None:
+    with _picture(path, "Scores of right and of wrong terms") as axes:
         known = {name: np.asarray(scores, float) for name, scores in groups.items() if len(np.asarray(scores))}
         joined = np.concatenate(list(known.values()))
         bins = np.linspace(joined.min(), max(joined.max(), joined.min() + 1e-3), 41)
@@ -66,17 +60,15 @@ def draw_scores(groups: Mapping[str, ArrayLike], path: Path, *, threshold: float
         axes.set(xlabel="score (cosine)", ylabel="share of the group")
         axes.figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
 
-    _save(draw, path, "Scores of right and of wrong terms")
 
-
-def _save(draw: Callable[[Any], None], path: Path, title: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+@contextmanager
+def _picture(path: Path, title: str) -> Iterator[Any]:
+    """Axes to draw on; what is on them when the block ends is the PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
-    draw(axes)
+    yield axes
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,11 +16,7 @@ _SUFFIXES = {"": ("", "-"), "_unseen": (", unseen terms", "--")}
 
 
 def draw_training_curves(
-    log_history: Sequence[Mapping[str, Any]],
-    path: str | Path,
-    *,
-    prefix: str = "eval",
-    best_step: int | None = None,
+    log_history: Sequence[Mapping[str, Any]], path: str | Path, *, prefix: str = "eval", best_step: int | None = None
 ) -> None:
     """Draw recall and MRR, all and unseen terms, beside training loss and learning rate, over steps, as a PNG.
 
@@ -35,7 +31,6 @@ def draw_training_curves(
         ImportError: matplotlib is missing (extra `report`).
         ValueError: there is no recall in the history.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = {name for line in log_history for name in line}
@@ -44,7 +39,6 @@ def draw_training_curves(
         raise ValueError(f"no {prefix}_recall@k in a history of {len(log_history)} lines")
     # A fixed layout: fitting one takes longer than drawing, and a run draws after every evaluation.
     figure = Figure(figsize=(8, 3.8))
-    FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.075, right=0.92, bottom=0.25, top=0.92, wspace=0.25)
     recall, training = figure.subplots(1, 2, sharex=True)
     _draw_recall(recall, log_history, prefix, sorted({ks[0], ks[-1]}))

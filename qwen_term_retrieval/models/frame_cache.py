@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ class FrameCache:
             ):
                 for indices in batches:
                     pcm_BS, num_samples_B = pad_pcm(
-                        [clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index]) for index in indices]
+                        [clip_pcm(clips[index], SAMPLING_RATE, name=names[index]) for index in indices]
                     )
                     model.audio_tower.check_lengths(num_samples_B, [names[index] for index in indices])
                     frames_BTH, num_frames_B = model.audio_frames(pcm_BS.to(model.device), num_samples_B)
@@ -150,6 +150,7 @@ class FrameCache:
                         writer.add(self._hashes[index], row_LTH[:, :frames])
                     if writer.num_bytes >= _SEGMENT_BYTES:
                         writer.finish()
+                        writer = _SegmentWriter(self.folder, self._dtype)
                     self.num_computed += len(indices)
                     bar.update(len(indices))
         finally:
@@ -188,9 +189,6 @@ class _SegmentWriter:
     def __init__(self, folder: Path, dtype: np.dtype):
         self.folder = folder
         self.dtype = dtype
-        self._start()
-
-    def _start(self) -> None:
         self.num_bytes = 0
         self._rows: list[np.ndarray] = []
         self._index: list[tuple[bytes, int, int]] = []
@@ -208,7 +206,6 @@ class _SegmentWriter:
                 file.write(row.data)
         with atomic_file(path) as file:
             np.save(file, np.array(self._index, _INDEX_DTYPE), allow_pickle=False)
-        self._start()
 
 
 def clip_digests(clips: Any, names: Sequence[str]) -> list[tuple[bytes, int]]:
@@ -219,14 +216,9 @@ def clip_digests(clips: Any, names: Sequence[str]) -> list[tuple[bytes, int]]:
     """
     digests = []
     for index in range(len(clips)):
-        pcm = clip_pcm(_clip(clips, index), SAMPLING_RATE, name=names[index])
+        pcm = clip_pcm(clips[index], SAMPLING_RATE, name=names[index])
         digests.append((xxhash.xxh3_128_digest(np.ascontiguousarray(pcm).data), len(pcm)))
     return digests
-
-
-def _clip(clips: Any, index: int) -> Any:
-    clip = clips[index]
-    return clip["audio"] if isinstance(clip, Mapping) and "audio" in clip else clip
 
 
 def _tower_key(model: TermRetrievalModel, dtype: str) -> str:

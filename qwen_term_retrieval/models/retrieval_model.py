@@ -107,7 +107,8 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
             bias: where it starts.
         """
         if temperature is not None:
-            self.set_temperature(temperature)
+            self.config.temperature = temperature
+            self.logit_scale.fill_(math.log(1 / temperature))
         if with_bias:
             self.add_logit_bias()
             if bias is not None:
@@ -116,12 +117,6 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         if self.config.logit_bias is not None:
             # What the loss does not use must not wait for a gradient under DDP.
             self.logit_bias.requires_grad_(with_bias)
-
-    def set_temperature(self, temperature: float) -> None:
-        """Let the learned temperature start over from this one."""
-        self.config.temperature = temperature
-        with torch.no_grad():
-            self.logit_scale.fill_(math.log(1 / temperature))
 
     # Tensors to embeddings ------------------------------------------------------------------------------------------
 

@@ -65,11 +65,7 @@ def append_corpus(
             increment = _finished_increment(staging, opened, settings, source, pool, quiet)
             return PackSummary.of(increment, folder, started)
         increment = Increment(
-            staging,
-            settings,
-            number=len(opened.increments),
-            first_shard=len(opened.shards),
-            beside=opened.schema,
+            staging, settings, number=len(opened.increments), first_shard=len(opened.shards), beside=opened.schema
         )
         increment.make(source, pool, taken=opened.key_tables, quiet=quiet)
         increment.drop_other_files()

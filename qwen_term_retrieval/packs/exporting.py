@@ -13,8 +13,9 @@ import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -147,47 +148,28 @@ def _write_dataset(pack: Pack, folder: Path, _format: str, threads: ThreadPoolEx
         soundfile.write(buffer, _clip(pack, row).pcm, pack.sampling_rate, subtype="PCM_16", format="FLAC")
         return {"bytes": buffer.getvalue(), "path": f"{row['key']}.flac"}
 
+    def with_audio(batch: pa.Table) -> pa.Table:
+        audio = list(threads.map(encoded, batch.select(["key", "audio"]).to_pylist()))
+        column = pa.array(audio, features.arrow_schema.field("audio").type)
+        progress.update(len(batch))
+        return batch.set_column(0, "audio", column).cast(features.arrow_schema)
+
     (folder / DATA).mkdir()
     for split in pack.splits:
-        with _NumberedTables(folder / DATA, split, features.arrow_schema) as tables:
-            for batch in _batches(pack, split):
-                audio = list(threads.map(encoded, batch.select(["key", "audio"]).to_pylist()))
-                column = pa.array(audio, features.arrow_schema.field("audio").type)
-                tables.write(batch.set_column(0, "audio", column).cast(features.arrow_schema))
-                progress.update(len(batch))
+        _write_tables(map(with_audio, _batches(pack, split)), folder / DATA, split, features.arrow_schema)
     files = "".join(f"  - split: {split}\n    path: {DATA}/{split}-*.parquet\n" for split in pack.splits)
     card = f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}tags:\n- audio\n---\n"
     (folder / "README.md").write_text(f"{card}# Speech with the terms said in it\n", encoding="utf-8")
 
 
-class _NumberedTables:
-    """`<split>-NNNNN.parquet`, a new one each time that one has grown large; used as a context."""
-
-    def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
-        self._folder = folder
-        self._split = split
-        self._schema = schema
-        self._number = 0
-        self._num_bytes = 0
-        self._writer: parquet.ParquetWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def write(self, rows: pa.Table) -> None:
-        if self._writer is None:
-            path = self._folder / f"{self._split}-{self._number:05d}.parquet"
-            # FLAC does not compress any further.
-            self._writer = parquet.ParquetWriter(path, self._schema, compression="none", use_dictionary=False)
-        self._writer.write_table(rows)
-        self._num_bytes += rows.nbytes
-        if self._num_bytes > DATASET_FILE_BYTES:
-            self._close()
-
-    def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer, self._number, self._num_bytes = None, self._number + 1, 0
+def _write_tables(tables: Iterator[pa.Table], folder: Path, split: str, schema: pa.Schema) -> None:
+    """Write `<split>-NNNNN.parquet`, a new one each time that one has grown large."""
+    for number, first in enumerate(tables):
+        path, num_bytes = folder / f"{split}-{number:05d}.parquet", 0
+        # FLAC does not compress any further.
+        with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
+                num_bytes += table.nbytes
+                if num_bytes > DATASET_FILE_BYTES:
+                    break

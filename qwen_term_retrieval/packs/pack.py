@@ -171,12 +171,7 @@ class Pack:
         Raises:
             PackError: one is damaged; FileNotFoundError: one is missing.
         """
-        headers = []
-        for shard in self.increments[increment]["shards"]:
-            path = self.folder / shard["file"]
-            with path.open("rb") as file:
-                headers.append(ShardHeader.read(file, str(path)))
-        return headers
+        return [ShardHeader.read(self.folder / shard["file"]) for shard in self.increments[increment]["shards"]]
 
     def push_to_hub(
         self,
@@ -237,8 +232,7 @@ class Pack:
     def _shard_damage(self, shard: dict[str, Any]) -> Iterator[str]:
         path = self.folder / shard["file"]
         try:
-            with path.open("rb") as file:
-                header = ShardHeader.read(file, str(path))
+            header = ShardHeader.read(path)
         except FileNotFoundError:
             yield f"{path}: missing"
             return

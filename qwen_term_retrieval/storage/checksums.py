@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,6 @@ def file_xxh64(path: Path, *, skip: int = 0) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def file_damage(path: Path, xxh64: str) -> Iterator[str]:
-    """One line if a file is missing, or is not the one whose checksum this is."""
-    if not path.is_file():
-        yield f"{path}: missing"
-    elif file_xxh64(path) != xxh64:
-        yield f"{path}: damaged"
 
 
 def damages_found(
@@ -44,7 +36,10 @@ def damages_found(
     total = sum(each["bytes"] for each in (*files.values(), *shards))
     with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=True if quiet else None) as progress:
         for name, expected in files.items():
-            damages += file_damage(folder / name, expected["xxh64"])
+            if not (folder / name).is_file():
+                damages.append(f"{folder / name}: missing")
+            elif file_xxh64(folder / name) != expected["xxh64"]:
+                damages.append(f"{folder / name}: damaged")
             progress.update(expected["bytes"])
         for shard in shards:
             damages += shard_damage(shard)

@@ -41,7 +41,6 @@ class RegistryPackage:
     name: str
     version: str
     sha256: str
-    licence: str
 
     @property
     def label(self) -> str:

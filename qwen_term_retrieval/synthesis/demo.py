@@ -100,49 +100,45 @@ def demo_rows(folder: str | Path) -> list[CorpusRow]:
     carriers, without_term = iter(sentences["carriers"]), iter(sentences["without_term"])
     rows: list[CorpusRow] = []
     for plan in PLANS:
-        texts = _Texts(
+        rows += _split_rows(
+            plan,
+            random.Random(f"{_SEED}/{plan.name}"),
             seen=seen[: plan.num_terms and plan.num_terms - len(unseen[plan.name])],
             unseen=unseen[plan.name],
             carriers=list(islice(carriers, plan.num_carriers)),
             without_term=list(islice(without_term, plan.num_without_term)),
         )
-        rows += _split_rows(plan, texts, random.Random(f"{_SEED}/{plan.name}"))
         rng.shuffle(seen)
     return rows
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """What one split says."""
-
-    seen: Sequence[dict[str, str]]
-    unseen: Sequence[dict[str, str]]
-    carriers: Sequence[tuple[str, str]]
-    without_term: Sequence[str]
-
-    def terms(self) -> list[tuple[dict[str, str], bool]]:
-        return [(entry, True) for entry in self.seen] + [(entry, False) for entry in self.unseen]
-
-
-def _split_rows(plan: SplitPlan, texts: _Texts, rng: random.Random) -> Iterator[CorpusRow]:
+def _split_rows(
+    plan: SplitPlan,
+    rng: random.Random,
+    *,
+    seen: Sequence[dict[str, str]],
+    unseen: Sequence[dict[str, str]],
+    carriers: Sequence[tuple[str, str]],
+    without_term: Sequence[str],
+) -> Iterator[CorpusRow]:
     def row(voice: Voice, text: str, kind: str, before: str = "", after: str = "", **extra: Any) -> CorpusRow:
         request = SpeechRequest(*voice, text, rng.choice(_SPEEDS), before, after)
         columns = {"domain": None, "kind": kind, "seen": None, **extra}
         return CorpusRow(request, plan.name, is_term=kind != "no_term", extra=columns)
 
-    terms = texts.terms()
+    terms = [(entry, True) for entry in seen] + [(entry, False) for entry in unseen]
     for voices in plan.voices:
         for voice, (entry, is_seen) in zip(_shuffled_cycle(voices, rng), terms, strict=False):
             yield row(voice, entry["term"], "term", domain=entry["domain"], seen=is_seen)
     voices = tuple(voice for group in plan.voices for voice in _in_proportion(group, plan.voices))
-    in_sentence = rng.sample(texts.seen, plan.num_in_sentence - len(texts.unseen) // 3)
+    in_sentence = rng.sample(seen, plan.num_in_sentence - len(unseen) // 3)
     chosen = [(entry, True) for entry in in_sentence]
-    chosen += [(entry, False) for entry in rng.sample(texts.unseen, len(texts.unseen) // 3)]
+    chosen += [(entry, False) for entry in rng.sample(unseen, len(unseen) // 3)]
     for voice, carrier, (entry, is_seen) in zip(
-        _shuffled_cycle(voices, rng), _shuffled_cycle(texts.carriers, rng), chosen, strict=False
+        _shuffled_cycle(voices, rng), _shuffled_cycle(carriers, rng), chosen, strict=False
     ):
         yield row(voice, entry["term"], "carrier", *carrier, domain=entry["domain"], seen=is_seen)
-    for voice, text in zip(_shuffled_cycle(voices, rng), texts.without_term, strict=False):
+    for voice, text in zip(_shuffled_cycle(voices, rng), without_term, strict=False):
         yield row(voice, text, "no_term")
 
 

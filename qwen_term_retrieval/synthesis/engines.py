@@ -7,36 +7,14 @@ arguments: `say` speaks a text, `say_in_sentence` also tells when a term is spok
 from __future__ import annotations
 
 import functools
-from typing import Protocol, cast
-
-import numpy as np
 
 from qwen_term_retrieval.synthesis.espeak import EspeakEngine
 from qwen_term_retrieval.synthesis.flite import FliteEngine
 from qwen_term_retrieval.synthesis.kokoro import KokoroEngine
-from qwen_term_retrieval.synthesis.speech import Speech
 
+SpeechEngine = EspeakEngine | FliteEngine | KokoroEngine
 
-class SpeechEngine(Protocol):
-    """What every engine offers."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def voices(self) -> tuple[str, ...]: ...
-
-    def say(self, text: str, voice: str, speed: float = 1.0) -> tuple[np.ndarray, int]:
-        """Speak `text`: float32 (num_samples,), and the sampling rate in Hz."""
-
-    def say_in_sentence(self, before: str, term: str, after: str, voice: str, speed: float = 1.0) -> Speech:
-        """Speak `before term after`; `start` and `end` of the result are those of the term."""
-
-
-_ENGINES = {"espeak": EspeakEngine, "flite": FliteEngine, "kokoro": KokoroEngine}
+_ENGINES: dict[str, type[SpeechEngine]] = {"espeak": EspeakEngine, "flite": FliteEngine, "kokoro": KokoroEngine}
 # The fastest first.
 ENGINE_NAMES = tuple(_ENGINES)
 
@@ -51,4 +29,4 @@ def get_engine(name: str) -> SpeechEngine:
     """
     if name not in _ENGINES:
         raise ValueError(f"no speech engine {name!r}; there are {', '.join(ENGINE_NAMES)}")
-    return cast(SpeechEngine, _ENGINES[name]())
+    return _ENGINES[name]()

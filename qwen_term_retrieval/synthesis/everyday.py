@@ -74,44 +74,15 @@ _UNITS = _split(
 )
 _JOINS = ("or", "and", "to", "of")
 _DIGITS = ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_PATTERNS = (
-    "please {verb} the {noun}",
-    "{verb} the {noun} {time}",
-    "{verb} the {noun}",
-    "{verb} your {noun}",
-    "{verb} {time}",
-    "please {verb} {time}",
-    "to {verb} the {noun}",
-    "{verb} or {verb2}",
-    "do not {verb} the {noun}",
-    "the {noun} is {state}",
-    "the {noun} is {state} {time}",
-    "your {noun} is {state}",
-    "{noun} {state}",
-    "{noun} is {state}",
-    "all {nouns} {state}",
-    "{state} {noun}",
-    "{state} {nouns}",
-    "no {noun}",
-    "no {state} {noun}",
-    "{noun} {noun2}",
-    "{noun} {noun2} {state}",
-    "the {noun} {noun2}",
-    "{noun} of the {noun2}",
-    "{noun} and {noun2}",
-    "{noun} number {number}",
-    "{noun} {number}",
-    "{number} {nouns}",
-    "{number} {unit}",
-    "{who} {verb} the {noun}",
-    "can {who} {verb} {time}",
-    "{who} must {verb} it",
-    "with the {noun}",
-    "at the {noun}",
-    "for your {noun}",
-    "from {noun} to {noun2}",
-    "to the {noun}",
-    "{verb} it {time}",
+_PATTERNS = _split(
+    "please {verb} the {noun}; {verb} the {noun} {time}; {verb} the {noun}; {verb} your {noun}; {verb} {time}; "
+    "please {verb} {time}; to {verb} the {noun}; {verb} or {verb2}; do not {verb} the {noun}; the {noun} is {state}; "
+    "the {noun} is {state} {time}; your {noun} is {state}; {noun} {state}; {noun} is {state}; all {nouns} {state}; "
+    "{state} {noun}; {state} {nouns}; no {noun}; no {state} {noun}; {noun} {noun2}; {noun} {noun2} {state}; "
+    "the {noun} {noun2}; {noun} of the {noun2}; {noun} and {noun2}; {noun} number {number}; {noun} {number}; "
+    "{number} {nouns}; {number} {unit}; {who} {verb} the {noun}; can {who} {verb} {time}; {who} must {verb} it; "
+    "with the {noun}; at the {noun}; for your {noun}; from {noun} to {noun2}; to the {noun}; {verb} it {time}",
+    "; ",
 )
 _WORD = re.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)?")
 

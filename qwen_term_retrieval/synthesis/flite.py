@@ -10,20 +10,14 @@ import numpy as np
 from qwen_term_retrieval.storage.packages import PackageError, RegistryPackage, fetch_package
 from qwen_term_retrieval.synthesis.speech import Speech
 
+# Licence: BSD-like (flite, CMU voices).
 LIBFLITE = RegistryPackage(
-    registry="debian",
-    name="libflite1",
-    version="2.2-5",
-    sha256="bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
-    licence="BSD-like (flite, CMU voices)",
+    "debian", "libflite1", "2.2-5", "bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061"
 )
 # flite links to ALSA, although nothing is played here; a minimal system lacks it.
+# Licence: LGPL-2.1-or-later.
 LIBASOUND = RegistryPackage(
-    registry="debian",
-    name="libasound2",
-    version="1.2.8-1+b1",
-    sha256="44c77b076a7b11ae99712439022d822245b1994c435da564ebd320bb676faf4c",
-    licence="LGPL-2.1-or-later",
+    "debian", "libasound2", "1.2.8-1+b1", "44c77b076a7b11ae99712439022d822245b1994c435da564ebd320bb676faf4c"
 )
 _LIBRARIES = ("libflite", "libflite_usenglish", "libflite_cmulex")
 _VOICES = ("rms", "slt", "awb", "kal16")

@@ -50,7 +50,9 @@ def synthesize_glossary(
         FileExistsError: if `out` exists and `overwrite` is not set.
         ValueError: for a voice that does not exist, or more voices per term than there are.
     """
-    entries = glossary if isinstance(glossary, Glossary) else _read(glossary)
+    if isinstance(glossary, str | Path):
+        glossary = Glossary.from_file(glossary)
+    entries = glossary if isinstance(glossary, Glossary) else Glossary(glossary)
     if not 1 <= voices_per_term <= len(voices):
         raise ValueError(f"voices_per_term must be between 1 and the number of voices, {len(voices)}")
     train = [_parse_voice(voice) for voice in voices]
@@ -73,12 +75,6 @@ def synthesize_glossary(
         num_workers=num_workers,
         show_progress=show_progress,
     )
-
-
-def _read(glossary: str | Path | Iterable[str]) -> Glossary:
-    if isinstance(glossary, str | Path):
-        return Glossary.from_file(glossary)
-    return Glossary(glossary)
 
 
 def _parse_voice(voice: str) -> tuple[str, str]:

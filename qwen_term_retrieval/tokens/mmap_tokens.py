@@ -81,14 +81,7 @@ class MmapTokens:
             raise ValueError(f"output={output!r}; it must be 'torch' or 'numpy'")
         self.path = Path(path)
         self._reopen = partial(
-            type(self),
-            path,
-            sequence_length,
-            aligned=aligned,
-            stride=stride,
-            dtype=dtype,
-            pad_id=pad_id,
-            output=output,
+            type(self), path, sequence_length, aligned=aligned, stride=stride, dtype=dtype, pad_id=pad_id, output=output
         )
         self.sequence_length = sequence_length
         self.stride = sequence_length if stride is None else stride

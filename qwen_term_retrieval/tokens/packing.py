@@ -251,21 +251,13 @@ def _finish(folder: Path, headers: list[TokenShardHeader], content: dict[str, An
         {
             **content,
             "shards": [
-                {
-                    "file": name,
-                    "tokens": header.num_tokens,
-                    "bytes": header.num_bytes,
-                    "xxh64": f"{header.xxh64:016x}",
-                }
+                {"file": name, "tokens": header.num_tokens, "bytes": header.num_bytes, "xxh64": f"{header.xxh64:016x}"}
                 for name, header in zip(shards, headers, strict=True)
             ],
             "files": {
                 name: {"bytes": (folder / name).stat().st_size, "xxh64": file_xxh64(folder / name)}
                 for name in (DOCUMENTS, TOKENIZER)
             },
-            "made": {
-                "qwen_term_retrieval": version("qwen_term_retrieval"),
-                "tokenizers": tokenizers.__version__,
-            },
+            "made": {"qwen_term_retrieval": version("qwen_term_retrieval"), "tokenizers": tokenizers.__version__},
         },
     )

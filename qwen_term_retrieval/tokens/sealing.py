@@ -28,13 +28,7 @@ def sealing_folder(staging: Path, results: Sequence[TokenPartResult], shard_toke
 
 
 def seal_token_shards(
-    parts: Path,
-    results: Sequence[TokenPartResult],
-    folder: Path,
-    shard_tokens: int,
-    dtype: str,
-    *,
-    quiet: bool,
+    parts: Path, results: Sequence[TokenPartResult], folder: Path, shard_tokens: int, dtype: str, *, quiet: bool
 ) -> list[TokenShardHeader]:
     """Write `tokens_N.bin` into `folder`, dropping each part's ids once its shards are sealed.
 

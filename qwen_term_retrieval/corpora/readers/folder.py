@@ -6,7 +6,6 @@ Metadata is `metadata.{csv,tsv,jsonl,parquet}` as `audiofolder` of `datasets` ha
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import groupby
 from pathlib import PurePosixPath
 
@@ -32,7 +31,8 @@ def read_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:
     manifests = find_manifests(folder)
     if manifests:
         return (utterance for file in manifests for utterance in read_manifest(file, rules))
-    overlooked = next(filter(partial(_describes_audio, rules=rules), _other_tables(folder)), None)
+    tables = filter(is_manifest, (joined(folder, name) for name in walk(folder)))
+    overlooked = next((table for table in tables if _describes_audio(table, rules)), None)
     if overlooked is not None:
         raise CorpusError(
             f"{folder}: {path_of(overlooked).name} describes audio, but a folder is read by metadata.csv, .tsv, .jsonl "
@@ -57,14 +57,6 @@ def find_manifests(folder: Location) -> list[Location]:
         found += named
     found.sort(key=lambda file: split_rank(split_of_path(file) or "train"))
     return [joined(folder, str(file)) for file in found]
-
-
-def _other_tables(folder: Location) -> Iterator[Location]:
-    """Files beside the audio that could be manifests, by their suffix."""
-    for name in walk(folder):
-        file = joined(folder, name)
-        if is_manifest(file):
-            yield file
 
 
 def _describes_audio(file: Location, rules: RowRules) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,13 +64,11 @@ def _read_split(dataset: AnySplit, rules: RowRules, split: str | None) -> Iterat
         dataset = dataset.cast_column(column, datasets.Audio(decode=False))
     # Named, so that a column "file_name" beside it is one to pass through.
     rules = replace(rules, columns={**rules.columns, "audio": column})
-    number = 0
-    for table in dataset.with_format("arrow").iter(ROWS_PER_BATCH):
-        for row in table.to_pylist():
-            number += 1
-            where = f"dataset{f', split {split}' if split else ''}, row {number}"
-            row[column] = _audio(row[column], feature, f"{split or 'train'}/{number:08d}", where)
-            yield to_utterance(row, where, Path(), rules, folder_split=split)
+    rows = chain.from_iterable(table.to_pylist() for table in dataset.with_format("arrow").iter(ROWS_PER_BATCH))
+    for number, row in enumerate(rows, start=1):
+        where = f"dataset{f', split {split}' if split else ''}, row {number}"
+        row[column] = _audio(row[column], feature, f"{split or 'train'}/{number:08d}", where)
+        yield to_utterance(row, where, Path(), rules, folder_split=split)
 
 
 def _audio(value: Any, feature: Any, name: str, where: str) -> Any:

@@ -25,17 +25,13 @@ def json_rows(file: Location) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         if is_first and line.lstrip().startswith("["):
-            yield from _list_rows(file, line + "".join(line for _, line in lines))
+            # A file of arrays, one a line, is JSON Lines of the wrong kind, and fails here as "Extra data".
+            rows = parsed_json(line + "".join(line for _, line in lines), str(file))
+            yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
             return
         is_first = False
         where = f"{file}, line {number}"
         yield where, parsed_json(line, where)
-
-
-def _list_rows(file: Location, text: str) -> Iterator[tuple[str, Any]]:
-    # A file of arrays, one a line, is JSON Lines of the wrong kind, and fails here as "Extra data".
-    rows = parsed_json(text, str(file))
-    yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def parsed_json(text: str, where: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -20,20 +21,12 @@ def parquet_rows(file: Location) -> Iterator[tuple[str, Any]]:
     Raises:
         CorpusError: where the file is no Parquet, or broken.
     """
-    number = 0
-    for batch in _batches(file):
-        for row in batch:
-            number += 1
-            yield f"{file}, row {number}", row
-
-
-def _batches(file: Location) -> Iterator[list[dict[str, Any]]]:
     # Broken pages show as any of these three: pyarrow raises OSError for pages that do not decompress, ValueError for
     # text that is not UTF-8. A file that is not there is another matter.
     try:
         with opened(file) as stream, parquet.ParquetFile(stream) as table:
-            for batch in table.iter_batches(ROWS_PER_BATCH):
-                yield batch.to_pylist()
+            rows = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(ROWS_PER_BATCH))
+            yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, start=1))
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

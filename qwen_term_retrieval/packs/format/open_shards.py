@@ -88,10 +88,10 @@ def _open_shard(uid: int) -> np.ndarray:
 
 
 def _map(path: Path, uid: int) -> np.ndarray:
+    header = ShardHeader.read(path)
+    if header.uid != uid:
+        raise PackError(f"holds another shard ({header.uid:016x} of pack {header.pack_uuid})")
     with path.open("rb") as file:
-        header = ShardHeader.read(file, str(path))
-        if header.uid != uid:
-            raise PackError(f"holds another shard ({header.uid:016x} of pack {header.pack_uuid})")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     # No MADV_RANDOM: without read-ahead a clip of 64 KB would be sixteen reads from a cold disk.
     return np.frombuffer(mapped, dtype=DTYPE)

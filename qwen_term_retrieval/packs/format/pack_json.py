@@ -27,10 +27,7 @@ _NO_CHECKSUM = "0" * 16
 
 
 def write_pack_json(
-    folder: Path,
-    sampling_rate: int,
-    increments: Sequence[Mapping[str, Any]],
-    files: Mapping[str, Mapping[str, Any]],
+    folder: Path, sampling_rate: int, increments: Sequence[Mapping[str, Any]], files: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write `pack.json`, with its checksum as the last entry.
 

@@ -75,25 +75,25 @@ class ShardHeader:
         return body + struct.pack("<I", zlib.crc32(body))
 
     @classmethod
-    def read(cls, file: BinaryIO, name: str) -> ShardHeader:
-        """Read and check the header of an open shard.
+    def read(cls, path: Path) -> ShardHeader:
+        """Read and check the header of a shard, and that the file is as long as it says.
 
         Raises:
-            PackError: not a shard, another version, damaged, or shorter than the header says.
+            PackError: not a shard, another version, damaged, or cut short; FileNotFoundError: missing.
         """
-        raw = file.read(HEADER_BYTES)
+        with path.open("rb") as file:
+            raw, size = file.read(HEADER_BYTES), file.seek(0, 2)
         if len(raw) < HEADER_BYTES or raw[:8] != _MAGIC:
-            raise PackError(f"{name}: not a shard of this library (no {_MAGIC.decode()} at its start)")
+            raise PackError(f"{path}: not a shard of this library (no {_MAGIC.decode()} at its start)")
         if zlib.crc32(raw[:-4]) != struct.unpack("<I", raw[-4:])[0]:
-            raise PackError(f"{name}: its header is damaged. Copy the pack again, or pack the corpus again.")
+            raise PackError(f"{path}: its header is damaged. Copy the pack again, or pack the corpus again.")
         _, version, rate, dtype, pack, xxh64, num_bytes, num_clips = _FIELDS.unpack_from(raw)
         if version != FORMAT_VERSION or dtype.rstrip(b"\0").decode() != DTYPE:
             raise PackError(
-                f"{name}: pack format {version} ({dtype!r}); this library reads {FORMAT_VERSION}. Upgrade it."
+                f"{path}: pack format {version} ({dtype!r}); this library reads {FORMAT_VERSION}. Upgrade it."
             )
-        size = file.seek(0, 2)
         if size != HEADER_BYTES + num_bytes:
-            raise PackError(f"{name}: {size} bytes where {HEADER_BYTES + num_bytes} belong. Was a copy cut short?")
+            raise PackError(f"{path}: {size} bytes where {HEADER_BYTES + num_bytes} belong. Was a copy cut short?")
         return cls(rate, uuid.UUID(bytes=pack), xxh64, num_bytes, num_clips)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -248,7 +248,8 @@ def _add_clip(
         file.truncate()
         if job.on_error == "skip":
             return problem
-        length, crc32, clipped = _write_pcm(_silence(job.sampling_rate), file)
+        silence = np.zeros(round(SILENCE_S * job.sampling_rate), np.int16)
+        length, crc32, clipped = _write_pcm(iter([(silence, 0)]), file)
         row = clip_row(utterance, length / job.sampling_rate, keep_spans=False)
     file.write(bytes(-(length * SAMPLE_BYTES) % CLIP_ALIGNMENT))
     digest = xxhash.xxh3_64_intdigest(f"{description}{length} {crc32} {problem is None}".encode())
@@ -264,10 +265,6 @@ def _write_pcm(blocks: Blocks, file: BinaryIO) -> tuple[int, int, int]:
         length += len(pcm)
         clipped += num_clipped
     return length, crc32, clipped
-
-
-def _silence(rate: int) -> Iterator[tuple[np.ndarray, int]]:
-    yield np.zeros(round(SILENCE_S * rate), np.int16), 0
 
 
 def clip_row(utterance: Utterance, duration: float, *, keep_spans: bool = True) -> dict[str, Any]:
@@ -287,7 +284,6 @@ def clip_row(utterance: Utterance, duration: float, *, keep_spans: bool = True) 
         "language": utterance.language,
         "duration": duration,
         "split": utterance.split,
-        "extra": dict(utterance.extra),
     }
 
 

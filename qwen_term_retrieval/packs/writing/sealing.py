@@ -182,8 +182,7 @@ def _sealed_before(pack: Path, shard: _OpenShard, index: ShardIndex, sampling_ra
     if not same or not path.is_file() or path.stat().st_size != HEADER_BYTES + shard.num_bytes:
         return None
     try:
-        with path.open("rb") as file:
-            header = ShardHeader.read(file, str(path))
+        header = ShardHeader.read(path)
         return header if header.sampling_rate == sampling_rate else None
     except PackError:
         # A power cut while the uuid was stamped; the PCM behind it is whole.

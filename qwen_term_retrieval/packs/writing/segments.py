@@ -94,18 +94,15 @@ class _Recording:
                 self._error = error
 
     def cut(self, segment: Utterance, *, count_clipped: bool) -> Blocks:
-        first, last = self._bounds(segment)
+        reaches_past = segment.end is None or round(segment.end * self._rate) > self._num_samples
+        if self._error is not None and reaches_past:
+            raise self._error
+        first, last = segment_bounds(segment, self._num_samples, self._rate)
         num_clipped = self._num_clipped if count_clipped else 0
         while first < last:
             count = min(last - first, FRAMES_PER_BLOCK)
             yield np.fromfile(self._scratch, DTYPE, count, offset=first * SAMPLE_BYTES), num_clipped
             first, num_clipped = first + count, 0
-
-    def _bounds(self, segment: Utterance) -> tuple[int, int]:
-        reaches_past = segment.end is None or round(segment.end * self._rate) > self._num_samples
-        if self._error is not None and reaches_past:
-            raise self._error
-        return segment_bounds(segment, self._num_samples, self._rate)
 
 
 def segment_bounds(segment: Utterance, num_samples: int, rate: int) -> tuple[int, int]:

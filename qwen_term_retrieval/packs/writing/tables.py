@@ -115,12 +115,7 @@ def _extra_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def write_tables(
-    parts: Path,
-    pack: Path,
-    headers: Sequence[ShardHeader],
-    summary: RowSummary,
-    increment: int,
-    first_shard: int,
+    parts: Path, pack: Path, headers: Sequence[ShardHeader], summary: RowSummary, increment: int, first_shard: int
 ) -> None:
     """Write a Parquet file a split, whose rows keep the corpus' order, and the key index."""
     schema, splits = summary.schema(), list(summary.splits)
