@@ -13,24 +13,12 @@ import inspect
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
-# Methods of `Trainer` that `TermRetrievalTrainer` overrides, and their parameters.
-TRAINER_OVERRIDES: dict[str, tuple[str, ...]] = {
+# Methods of `Trainer` that `TermRetrievalTrainer` overrides, and their parameters; None where it hands on whatever comes.
+TRAINER_OVERRIDES: dict[str, tuple[str, ...] | None] = {
     "_prepare_inputs": ("inputs",),  # distorts clips on the device
     "_get_train_sampler": ("train_dataset",),  # batches that are a function of (seed, epoch, position)
     "_determine_best_metric": ("metrics", "trial"),  # ties by MRR
-    "_run_epoch": (  # a run that was resumed at its end
-        "model",
-        "epoch",
-        "train_dataloader",
-        "steps_in_epoch",
-        "num_update_steps_per_epoch",
-        "trial",
-        "ignore_keys_for_eval",
-        "start_time",
-        "resume_from_checkpoint",
-        "epochs_trained",
-        "steps_trained_in_current_epoch",
-    ),
+    "_run_epoch": None,  # a run that was resumed at its end
     "_save": ("output_dir", "state_dict"),  # the card, and what a checkpoint was trained on
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),  # refuses other data
     "_load_callback_state": (),  # makes new callbacks of those that count
@@ -69,7 +57,7 @@ def moved_internals() -> list[str]:
     for name, parameters in TRAINER_OVERRIDES.items():
         method = getattr(Trainer, name, None)
         found = () if method is None else tuple(inspect.signature(method).parameters)[1:]
-        if method is None or found != parameters:
+        if method is None or found != (found if parameters is None else parameters):
             now = "is gone" if method is None else f"takes {', '.join(found) or 'nothing'}"
             moved.append(f"Trainer.{name} {now}")
     moved += [f"Trainer.{name} is gone" for name in TRAINER_ATTRIBUTES if f"self.{name}" not in source]

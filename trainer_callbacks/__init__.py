@@ -1,15 +1,15 @@
 """Trainer callbacks, one a file; they import as `qwen_term_retrieval.trainer_callbacks`.
 
-memory_check           refuses a run that does not fit into memory
-hard_negative_refresh  mines hard negatives anew
-non_finite_guard       takes no step on a loss or gradient that is not finite
-patience               ends a run that no longer gets better
-save_every_epochs      saves a checkpoint every few epochs
-recall_reporter        shows and keeps the recall of every evaluation
-progress_line          draws the training bar with the loss
-throughput             says how fast a run hears
-best_evaluation        says which evaluation is the best, for several of these
-log_line               adds numbers to a line of the training log
+memory_check.py            refuses a run that does not fit into memory
+hard_negative_refresh.py   mines hard negatives anew
+non_finite_guard.py        takes no step on a loss or gradient that is not finite
+patience.py                ends a run that no longer gets better
+save_every_epochs.py       saves a checkpoint every few epochs
+recall_reporter.py         shows and keeps the recall of every evaluation
+progress_line.py           draws the training bar with the loss
+throughput.py              says how fast a run hears
+best_evaluation.py         says which evaluation is the best, for several of these
+log_line.py                adds numbers to a line of the training log
 """
 
 from qwen_term_retrieval.trainer_callbacks.hard_negative_refresh import HardNegativeRefreshCallback

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -18,20 +18,6 @@ from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
 logger = logging.getLogger(__name__)
 
 
-class NegativeTable(Protocol):
-    """Where minings are kept, as `training/negatives/table.py` has it."""
-
-    refresh_steps: int
-
-    def begin(self, folder: Path, refresh_steps: int) -> None: ...
-    def check_meaning(self) -> None: ...
-    def needed_from(self, step: int) -> list[int]: ...
-    def is_mined(self, step: int) -> bool: ...
-    def mined_at(self, step: int) -> int: ...
-    def write(self, step: int, table_CK: NDArray[np.int32]) -> None: ...
-    def reopen(self) -> None: ...
-
-
 class HardNegativeRefreshCallback(TrainerCallback):
     """Fill a table of hard negatives: before the first step, then every `table.refresh_steps` steps.
 
@@ -40,11 +26,11 @@ class HardNegativeRefreshCallback(TrainerCallback):
     of other clips or another glossary are refused.
 
     Args:
-        table: what the collator reads.
+        table: what the collator reads, a `HardNegativeTable` of training/negatives.
         mine: gives int32 (clips, K) by the model as it is; every rank calls it at the same step.
     """
 
-    def __init__(self, table: NegativeTable, mine: Callable[[], NDArray[np.int32]]) -> None:
+    def __init__(self, table: Any, mine: Callable[[], NDArray[np.int32]]) -> None:
         self.table = table
         self.mine = mine
 

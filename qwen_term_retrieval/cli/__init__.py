@@ -2,12 +2,12 @@
 
 Every command is one call into the library; what is heavy is imported when a command runs.
 
-    app        the root, and what commands share
-    packs      `pack`, `append`, `merge`, `export`, `inspect`, `verify`
-    tokens     `tokenize`
-    retrieval  `search`, `index`, `evaluate`, `calibrate`
-    synthesis  `synthesize`
-    models     `models`
+app.py         the root, and what commands share
+packs.py       `pack`, `append`, `merge`, `export`, `inspect`, `verify`
+tokens.py      `tokenize`
+retrieval.py   `search`, `index`, `evaluate`, `calibrate`
+synthesis.py   `synthesize`
+models.py      `models`
 """
 
 from qwen_term_retrieval.cli import models, packs, retrieval, synthesis, tokens

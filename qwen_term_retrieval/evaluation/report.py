@@ -1,4 +1,4 @@
-"""Numbers for people: the recall table of an evaluation, and a picture of how recall grows with k."""
+"""Numbers for people: tables of an evaluation, rows of a model card, and a picture of how recall grows with k."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from qwen_term_retrieval.evaluation.evaluator import RECALL_AT
 from qwen_term_retrieval.evaluation.training_curves import BLUE, GREEN, ORANGE
 
+MAIN_METRIC = f"recall@{RECALL_AT[0]}"
 GROUPS = {"": "all", "_seen": "seen", "_unseen": "unseen"}
 _STYLES: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "linewidth": 3},
@@ -100,3 +102,22 @@ def plot_recall(metrics: Mapping[str, float], path: str | Path, *, prefix: str =
 def _without_prefix(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     start = f"{prefix}_" if prefix else ""
     return {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+
+
+def recall_rows(metrics: dict[str, float], prefix: str, split: str) -> list[dict[str, Any]]:
+    """Rows of the card's recall table from metrics such as `eval_recall@10` and `eval_recall@10_unseen`."""
+    names = [*(f"recall@{k}" for k in RECALL_AT), "mrr"]
+    return [
+        {"split": split, "terms": group, "pairs": int(metrics[f"{prefix}_pairs{suffix}"])}
+        | {name: metrics[f"{prefix}_{name}{suffix}"] for name in names}
+        for suffix, group in GROUPS.items()
+        if f"{prefix}_{MAIN_METRIC}{suffix}" in metrics
+    ]
+
+
+def threshold_rows(metrics: dict[str, float], prefix: str, split: str) -> list[dict[str, Any]]:
+    """A row of the card's threshold table from metrics such as `test_precision`; none where no threshold was tried."""
+    names = ("precision", "recall", "f1", "false_alarms_per_minute")
+    if f"{prefix}_precision" not in metrics:
+        return []
+    return [{"split": split} | {name: metrics.get(f"{prefix}_{name}") for name in names}]

@@ -1,13 +1,13 @@
 """Embeddings to a scalar: losses that know of ranks, and nothing of data.
 
-objective       what a run minimises: the weighted sum of the losses below
-contrastive     multi-positive InfoNCE between spoken queries and candidate terms
-sigmoid         the sigmoid loss, every pair a question of its own
-hard_negatives  a clip against wrong terms chosen for it
-no_term         clips without a term, whose windows must not look like any
-windows         one score of a query that has many windows
-pairs           which query and which candidate belong together
-score_blocks    all scores, a block at a time
+objective.py        what a run minimises: the weighted sum of the losses below
+contrastive.py      multi-positive InfoNCE between spoken queries and candidate terms
+sigmoid.py          the sigmoid loss, every pair a question of its own
+hard_negatives.py   a clip against wrong terms chosen for it
+no_term.py          clips without a term, whose windows must not look like any
+windows.py          one score of a query that has many windows
+pairs.py            which query and which candidate belong together
+score_blocks.py     all scores, a block at a time
 """
 
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss

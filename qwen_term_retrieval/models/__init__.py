@@ -1,19 +1,20 @@
 """Tensors to embeddings: towers, pooling, and the model that joins them.
 
-audio_towers/, text_towers/   the encoders of clips and of terms
-weights/                      pretrained checkpoints, fetched and checked
-retrieval_model               `TermRetrievalModel`: both towers and their heads
-pretrained_model              which of its weights are trained, saved and loaded
-configuration                 its settings, `config.json`
-lora                          low-rank adapters in both towers
-attention_backend             the attention that encoders run with
-pooling, attention_pooling    spans of frames to vectors that remember their order
-windows                       the grid of spans that a clip is searched with
-embeddings                    what `encode_audio` gives
-frame_cache                   frames of a frozen audio tower, computed once
-flops                         operations of a step, and what a device can do
-model_card                    the README of a model on the Hub
-sentence_transformers_module  a model for those who search with sentence-transformers
+audio_towers/, text_towers/        the encoders of clips and of terms
+weights/                           pretrained checkpoints, fetched and checked
+retrieval_model.py                 `TermRetrievalModel`: both towers and their heads
+pretrained_model.py                which of its weights are trained, saved and loaded
+configuration.py                   its settings, `config.json`
+lora.py                            low-rank adapters in both towers
+attention_backend.py               the attention that encoders run with
+pooling.py, attention_pooling.py   spans of frames to vectors that remember their order
+windows.py                         the grid of spans that a clip is searched with
+embeddings.py                      what `encode_audio` gives
+evaluation_mode.py                 a model as it answers, without dropout and graph
+frame_cache.py                     frames of a frozen audio tower, computed once
+flops.py                           operations of a step, and what a device can do
+model_card.py                      the README of a model on the Hub
+sentence_transformers_module.py    a model for those who search with sentence-transformers
 """
 
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig

@@ -1,13 +1,15 @@
 """Glossary and clip to matches.
 
-retriever     `TermRetriever`: a model and an index, asked for terms in speech
-index         the vectors of a glossary, searched exactly
-index_folder  a saved index on disk
-encoding      clips to the windows that a search scores
-stream        long and live audio, in overlapping chunks
-calibration   the threshold between heard and not heard
-matches       what a search answers
-fingerprint   which model an index belongs to
+retriever.py      `TermRetriever`: a model and an index, asked for terms in speech
+index.py          the vectors of a glossary, searched exactly
+index_folder.py   a saved index on disk
+encoding.py       clips to the windows that a search scores
+scoring.py        scores of windows against a bank, block by block
+recordings.py     recordings in files, one after another
+stream.py         long and live audio, in overlapping chunks
+calibration.py    the threshold between heard and not heard
+matches.py        what a search answers
+fingerprint.py    which model an index belongs to
 """
 
 from qwen_term_retrieval.retrieval.calibration import Calibration, calibrate

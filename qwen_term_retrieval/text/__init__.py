@@ -1,11 +1,11 @@
 """Terms: what counts as one, and how it is pronounced.
 
-glossary.py          terms, normalised, and their identities
-glossary_files.py    glossary files to entries
-phonetics.py         text to phonemes, by engine
-pronouncing.py       several phonemizers as one: by language, and every way to say a term
-languages.py         language codes, one way of writing each
-wordlists.py         large lists of real terms from pinned packages
+glossary.py         terms, normalised, and their identities
+glossary_files.py   glossary files to entries
+phonetics.py        text to phonemes, by engine
+pronouncing.py      several phonemizers as one: by language, and every way to say a term
+languages.py        language codes, one way of writing each
+wordlists.py        large lists of real terms from pinned packages
 """
 
 from qwen_term_retrieval.text.glossary import Glossary, Term, normalize_term, term_id

@@ -21,7 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from qwen_term_retrieval.distributed import deferred, gathered, on_every_rank
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
-from qwen_term_retrieval.evaluation.report import recall_table, threshold_line
+from qwen_term_retrieval.evaluation.report import recall_rows, recall_table, threshold_line, threshold_rows
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
@@ -29,7 +29,6 @@ from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.card_rows import recall_rows, threshold_rows
 from qwen_term_retrieval.training.data.clips import data_identity, spoken_terms, training_glossary
 from qwen_term_retrieval.training.resuming import check_same_data, last_whole_checkpoint
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer

@@ -33,6 +33,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
 
+from qwen_term_retrieval.evaluation.report import MAIN_METRIC, recall_rows
 from qwen_term_retrieval.losses.objective import Embeddings
 from qwen_term_retrieval.models.flops import StepFlops
 from qwen_term_retrieval.models.model_card import model_card
@@ -40,7 +41,6 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.card_rows import MAIN_METRIC, recall_rows
 from qwen_term_retrieval.training.checkpoints import Checkpoints
 from qwen_term_retrieval.training.checks.term_memory import check_memory
 from qwen_term_retrieval.training.data.audio_source import distort_inputs
@@ -151,7 +151,7 @@ class TermRetrievalTrainer(Trainer):
         super().__init__(
             model=None if self._first_model is not None else model,
             args=args,
-            data_collator=_as_they_are,
+            data_collator=list,  # evaluation reads clips by itself; training sets a `TermCollator`
             train_dataset=self.train_clips,
             eval_dataset=eval_clips,
             callbacks=list(self.callbacks.in_order),
@@ -494,8 +494,3 @@ def _first_model(model_init: Callable[..., TermRetrievalModel] | None, seed: int
         raise ValueError("give a model, or a model_init that makes one for each trial of a hyperparameter search")
     set_seed(seed)
     return model_init(None) if number_of_arguments(model_init) else model_init()
-
-
-def _as_they_are(rows: list[Any]) -> dict[str, Any]:
-    """Batches for evaluation, which reads clips by itself; training sets a `TermCollator`."""
-    return {"rows": rows}

@@ -43,6 +43,19 @@ def test_no_line_of_the_tree_says_nothing():
     assert [line for line in lines if len(line.split()) < 2 or len(line) > 120] == []
 
 
+ROOMS = [ROOT / "trainer_callbacks", *(init.parent for init in (ROOT / "qwen_term_retrieval").glob("*/**/__init__.py"))]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_a_room_opens_with_a_map_of_its_files(room):
+    doors = re.findall(
+        r"^([\w./]+(?:, [\w./]+)*)  +\S", ast.get_docstring(ast.parse((room / "__init__.py").read_text())), re.M
+    )
+    named = sorted(name for door in doors for name in door.split(", "))
+    files = [path.name for path in room.glob("*.py") if not path.name.startswith("__")]
+    assert named == sorted([*files, *(f"{init.parent.name}/" for init in room.glob("*/__init__.py"))])
+
+
 @pytest.mark.parametrize(("file", "name"), STEPS, ids=lambda value: value)
 def test_a_step_of_a_journey_is_where_it_is_said_to_be(file, name):
     path = next((path for path in (ROOT / "qwen_term_retrieval" / file, ROOT / file) if path.is_file()), None)

@@ -1,10 +1,10 @@
 """Audio towers, one family of encoders a file; importing this package registers them all.
 
-tower                         the base of all, and their registry
-mel, normalized_mel           samples to spectrograms, on the device
-whisper, qwen2_audio          Whisper's encoder, and Qwen2-Audio's, which averages pairs of its frames
-qwen3, qwen3_asr, qwen3_omni  Qwen3's encoders, and what they share
-parakeet, wav2vec2_bert       conformers
+tower.py                                the base of all, and their registry
+mel.py, normalized_mel.py               samples to spectrograms, on the device
+whisper.py, qwen2_audio.py              Whisper's encoder, and Qwen2-Audio's, which averages pairs of its frames
+qwen3.py, qwen3_asr.py, qwen3_omni.py   Qwen3's encoders, and what they share
+parakeet.py, wav2vec2_bert.py           conformers
 """
 
 from qwen_term_retrieval.models.audio_towers.parakeet import ParakeetTower

@@ -28,10 +28,9 @@ from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.data.clips import TrainingClips
+from qwen_term_retrieval.training.data.clips import TrainingClips, other_spellings, said_in
 from qwen_term_retrieval.training.data.preparation import audio_source
 from qwen_term_retrieval.training.data.sampling import Visit
-from qwen_term_retrieval.training.negatives.labels import other_spellings, said_in
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM, nearest_wrong_terms
 from qwen_term_retrieval.training.negatives.phonetic import sounding_alike
 from qwen_term_retrieval.training.term_encoding import encode_by_all_ranks

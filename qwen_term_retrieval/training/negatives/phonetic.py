@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from qwen_term_retrieval.distributed import rank
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import Pronouncer
-from qwen_term_retrieval.training.data.clips import TrainingClips
-from qwen_term_retrieval.training.negatives.labels import other_spellings, said_in
+from qwen_term_retrieval.training.data.clips import TrainingClips, other_spellings, said_in
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM, nearest_wrong_terms
 
 _HASHED_DIM = 256

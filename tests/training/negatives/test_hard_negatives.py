@@ -13,9 +13,8 @@ from transformers import TrainerControl, TrainerState
 
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
-from qwen_term_retrieval.training.data.clips import data_identity
+from qwen_term_retrieval.training.data.clips import data_identity, said_in
 from qwen_term_retrieval.training.negatives import mining
-from qwen_term_retrieval.training.negatives.labels import said_in
 from qwen_term_retrieval.training.negatives.mining import mine_hard_negatives, mix_negatives
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM
 from qwen_term_retrieval.training.negatives.table import HardNegativeTable
