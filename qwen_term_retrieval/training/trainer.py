@@ -151,7 +151,8 @@ class TermRetrievalTrainer(Trainer):
         super().__init__(
             model=None if self._first_model is not None else model,
             args=args,
-            data_collator=list,  # evaluation reads clips by itself; training sets a `TermCollator`
+            # Evaluation reads clips by itself; training sets a `TermCollator`.
+            data_collator=list,  # type: ignore[arg-type]
             train_dataset=self.train_clips,
             eval_dataset=eval_clips,
             callbacks=list(self.callbacks.in_order),
