@@ -28,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
 
     Example:
         >>> with one_line_errors():                     # doctest: +SKIP
-        ...     run_training(*parse_recipe(RECIPES))
+        ...     run_training(*parse_recipe(TERM_RETRIEVAL, RECIPES))
     """
     try:
         yield

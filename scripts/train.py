@@ -6,9 +6,10 @@ python scripts/train.py --help                        # every setting
 """
 
 from qwen_term_retrieval.refusals import one_line_errors
-from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 from qwen_term_retrieval.training.run import run_training
 
 if __name__ == "__main__":
     with one_line_errors():
-        run_training(*parse_recipe(RECIPES))
+        run_training(*parse_recipe(TERM_RETRIEVAL, RECIPES))

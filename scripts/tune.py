@@ -9,7 +9,8 @@ import argparse
 import sys
 
 from qwen_term_retrieval.refusals import one_line_errors
-from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 from qwen_term_retrieval.training.tuning import tune
 
 if __name__ == "__main__":
@@ -17,5 +18,5 @@ if __name__ == "__main__":
     own.add_argument("--trials", type=int, default=20, help="Runs to try, those of a resumed search among them.")
     chosen, flags = own.parse_known_args(sys.argv[1:])
     with one_line_errors():
-        model_args, data_args, args = parse_recipe(RECIPES, flags, own)
+        model_args, data_args, args = parse_recipe(TERM_RETRIEVAL, RECIPES, flags, own)
         tune(model_args, data_args, args, chosen.trials)

@@ -24,7 +24,7 @@ from qwen_term_retrieval.augmentation.distortion import collate_distortions, dis
 from qwen_term_retrieval.augmentation.impulse_responses import FILTER_TAPS, band_filter
 from qwen_term_retrieval.augmentation.planning import Distortion, DistortionPlanner, Ingredients
 from qwen_term_retrieval.packs.clip_reader import ClipReader
-from qwen_term_retrieval.training.data.sampling import LengthBucketedSampler, Visit
+from qwen_term_retrieval.runs.sampling import LengthBucketedSampler, Visit
 
 BATCH_SIZE = 128
 NUM_BATCHES = 8

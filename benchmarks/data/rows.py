@@ -20,7 +20,7 @@ from benchmarks.data.measure import CLIPS_PER_BATCH, Pass, passes_over, serve, s
 from benchmarks.profiles import top_functions
 from qwen_term_retrieval.audio.collate import PcmBuffers
 from qwen_term_retrieval.packs.clip_reader import ClipReader
-from qwen_term_retrieval.training.data.sampling import LengthBucketedSampler
+from qwen_term_retrieval.runs.sampling import LengthBucketedSampler
 
 _FULL_SCALE = np.float32(1 / 32768)
 SHUFFLE_SEED = 1

@@ -19,8 +19,9 @@ from transformers import PrinterCallback
 
 from benchmarks.profiles import top_functions
 from benchmarks.training.measure import PROFILED_OPERATORS, device_name, verdict
+from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 from qwen_term_retrieval.training.run import build_model, checked_rows
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
@@ -38,7 +39,7 @@ def demo_trainer(folder: Path, device: torch.device, num_steps: int) -> TermRetr
     flags += ["--eval_strategy", "no", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
     # One log line for all steps.
     flags += ["--logging_steps", str(num_steps), "--use_cpu", str(device.type == "cpu")]
-    model_args, data_args, args = parse_recipe(RECIPES, flags)
+    model_args, data_args, args = parse_recipe(TERM_RETRIEVAL, RECIPES, flags)
     rows = checked_rows(data_args)
     glossary = Glossary.from_file(data_args.glossary) if data_args.glossary else None
     return TermRetrievalTrainer(build_model(model_args, args), args, rows[data_args.train_split], glossary=glossary)

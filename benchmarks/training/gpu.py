@@ -21,8 +21,8 @@ from benchmarks.training.measure import device_name, top_operators, verdict
 from benchmarks.training.step import forward_and_backward
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models.flops import peak_flops
+from qwen_term_retrieval.runs.memory import NotEnoughMemoryError
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.checks.memory import NotEnoughMemoryError
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
 AT_LEAST = 0.4

@@ -52,12 +52,7 @@ def search_recordings(
     threshold: float | None = None,
     show_progress: bool = True,
 ) -> Iterator[Heard]:
-    """What `TermRetriever.search` finds in each recording; given out after every 32 of them.
-
-    Args:
-        top_k, threshold: see `TermRetriever.search`.
-        show_progress: see `TermRetriever.search_batch`.
-    """
+    """What `TermRetriever.search_batch` finds in each recording; given out after every 32 of them."""
     threshold = retriever.threshold if threshold is None else threshold
     for first in range(0, len(recordings), _FILES_AT_ONCE):
         group = recordings[first : first + _FILES_AT_ONCE]

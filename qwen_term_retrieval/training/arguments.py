@@ -1,4 +1,4 @@
-"""Every setting of a run: three dataclasses, which `training/recipes.py` fills from a YAML recipe and then from flags.
+"""Every setting of a run: three dataclasses, which `runs/recipes.py` fills from a YAML recipe and then from flags.
 
 A default lives in one place: here.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from qwen_term_retrieval.augmentation.config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
-from qwen_term_retrieval.training.run_arguments import RunArguments
+from qwen_term_retrieval.runs.arguments import RunArguments
 
 
 @dataclass
@@ -288,3 +288,6 @@ def _json_mapping(name: str, text: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{name} must be a mapping, such as '{{}}', not {text!r}")
     return settings
+
+
+TERM_RETRIEVAL = (ModelArguments, DataArguments, TermRetrievalArguments)

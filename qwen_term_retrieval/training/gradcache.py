@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from qwen_term_retrieval.losses.objective import Embeddings
+from qwen_term_retrieval.runs.random_state import RandomState
 
 
 def gradcache_step(
@@ -112,39 +111,6 @@ def split_inputs(model_inputs: dict[str, Any], chunk_size: int) -> list[InputChu
         inputs["text_inputs"] = {name: values[rows] for name, values in model_inputs["text_inputs"].items()}
         chunks.append(InputChunk(inputs, spans, rows, repeated_text=not len(texts)))
     return chunks
-
-
-@dataclass
-class RandomState:
-    """Every generator that a forward pass may draw from: torch's on the CPU and on the device, NumPy's, Python's."""
-
-    cpu: torch.Tensor
-    device: torch.device
-    on_device: torch.Tensor | None
-    numpy: dict[str, Any]
-    python: tuple[Any, ...]
-
-    @classmethod
-    def take(cls, device: torch.device) -> RandomState:
-        on_device = torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None
-        return cls(torch.get_rng_state(), device, on_device, np.random.get_state(legacy=False), random.getstate())
-
-    def put(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.on_device is not None:
-            torch.get_device_module(self.device).set_rng_state(self.on_device, self.device)
-        np.random.set_state(self.numpy)
-        random.setstate(self.python)
-
-    @contextlib.contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Draw what was drawn after the state was taken; afterwards, go on where we were."""
-        now = RandomState.take(self.device)
-        self.put()
-        try:
-            yield
-        finally:
-            now.put()
 
 
 def _embeddings(outputs: Any) -> Embeddings:

@@ -16,10 +16,10 @@ from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.distributed import gathered, rank, world_size
 from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.training.data.clips import TrainingClips, languages_of
-from qwen_term_retrieval.training.data.sampling import Visit
-from qwen_term_retrieval.training.term_encoding import encode_by_all_ranks
+from qwen_term_retrieval.training.data.texts import encode_by_all_ranks
 
 
 def evaluate_recall(

@@ -26,13 +26,13 @@ from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.runs.resuming import check_same_data, last_whole_checkpoint
+from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.data.clips import data_identity, spoken_terms, training_glossary
-from qwen_term_retrieval.training.resuming import check_same_data, last_whole_checkpoint
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
-from qwen_term_retrieval.training.unsupported import refuse_launch
 
 logger = logging.getLogger(__name__)
 

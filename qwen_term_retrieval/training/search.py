@@ -17,9 +17,9 @@ from transformers import Trainer
 
 from qwen_term_retrieval.distributed import world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.runs.memory import NotEnoughMemoryError
 from qwen_term_retrieval.trainer_callbacks import NonFiniteStepsError
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.checks.memory import NotEnoughMemoryError
 
 SHOWN_METRICS = ("eval_recall@1", "eval_recall@10", "eval_mrr")
 # Less than one pair of a million.
@@ -111,11 +111,7 @@ class Trials:
 
 
 def check_shares_frames(before: TermRetrievalModel, model: TermRetrievalModel) -> None:
-    """Refuse a model of a trial that hears otherwise than the one whose frames were computed.
-
-    Raises:
-        ValueError: names what differs.
-    """
+    """Raise a ValueError where a trial's model hears otherwise than the one whose frames were computed."""
     for name in ("audio_tower", "audio_layers", "lora"):
         if getattr(before.config, name) != getattr(model.config, name):
             raise ValueError(

@@ -38,26 +38,28 @@ from qwen_term_retrieval.losses.objective import Embeddings
 from qwen_term_retrieval.models.flops import StepFlops
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.runs.callbacks import RunCallbacks
+from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.loader import EpochLoader
+from qwen_term_retrieval.runs.loss_means import LossMeans
+from qwen_term_retrieval.runs.publishing import Publisher
+from qwen_term_retrieval.runs.resuming import check_resumable, check_same_data, keep_identity
+from qwen_term_retrieval.runs.sampling import GlobalBatchSampler, batch_sampler
+from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.checkpoints import Checkpoints
-from qwen_term_retrieval.training.checks.term_memory import check_memory
+from qwen_term_retrieval.training.checks.own_parts import refuse_own_parts
+from qwen_term_retrieval.training.checks.step_memory import check_memory
 from qwen_term_retrieval.training.data.audio_source import distort_inputs
 from qwen_term_retrieval.training.data.clips import TrainingClips, data_identity, spoken_terms, training_glossary
 from qwen_term_retrieval.training.data.collator import TermCollator
-from qwen_term_retrieval.training.data.frozen_texts import cache_frozen_texts
-from qwen_term_retrieval.training.data.loader import EpochLoader
 from qwen_term_retrieval.training.data.preparation import audio_source, check_rows, prepare_clips
-from qwen_term_retrieval.training.data.sampling import GlobalBatchSampler, batch_sampler
+from qwen_term_retrieval.training.data.texts import cache_frozen_texts
 from qwen_term_retrieval.training.gradcache import gradcache_step
-from qwen_term_retrieval.training.loss_means import LossMeans
 from qwen_term_retrieval.training.negatives.mining import HardNegativeMiner
 from qwen_term_retrieval.training.negatives.table import HardNegativeTable
-from qwen_term_retrieval.training.publishing import Publisher
 from qwen_term_retrieval.training.recall import evaluate_recall
-from qwen_term_retrieval.training.resuming import check_resumable, check_same_data, keep_identity
-from qwen_term_retrieval.training.run_callbacks import RunCallbacks
 from qwen_term_retrieval.training.search import (
     Trials,
     check_shares_frames,
@@ -65,7 +67,6 @@ from qwen_term_retrieval.training.search import (
     kwargs_of_study,
     recall_then_mrr,
 )
-from qwen_term_retrieval.training.unsupported import refuse_launch, refuse_own_parts
 from qwen_term_retrieval.transformers_internals import check_internals
 
 
@@ -107,6 +108,7 @@ class TermRetrievalTrainer(Trainer):
     card_data: str | None = None
     card_recall: list[dict[str, Any]] | None = None
     card_thresholds: list[dict[str, Any]] | None = None
+    _miner: HardNegativeMiner | None = None
 
     def __init__(
         self,
@@ -121,10 +123,10 @@ class TermRetrievalTrainer(Trainer):
         check_internals()
         refuse_launch(args)
         refuse_own_parts(kwargs)
-        if eval_dataset is not None:
-            check_rows(eval_dataset)
+        for rows in (train_dataset, eval_dataset):
+            if rows is not None:
+                check_rows(rows)
         if train_dataset is not None:
-            check_rows(train_dataset)
             glossary = training_glossary(train_dataset, glossary)
         if glossary is None:
             raise ValueError("give a train_dataset or a glossary: without either there are no terms to search")
@@ -168,11 +170,8 @@ class TermRetrievalTrainer(Trainer):
     ) -> list[TrainerCallback]:
         """What mines, unless negatives are given."""
         args = self.args
-        self._miner = None
-        if self.train_clips is not None:
-            self._miner = HardNegativeMiner(self.train_clips, self.glossary, args)
         self.hard_negatives_of = hard_negatives_of if args.enable_hard_neg else None
-        if not args.enable_hard_neg or hard_negatives_of is not None or self._miner is None:
+        if not args.enable_hard_neg or hard_negatives_of is not None or self.train_clips is None:
             return []
         folder, ahead = Path(args.output_dir, "hard_negatives"), args.steps_built_ahead
         table = HardNegativeTable(folder, args.hard_neg_refresh_steps, ahead, self.data_identity)
@@ -242,8 +241,10 @@ class TermRetrievalTrainer(Trainer):
 
     def mine_hard_negatives(self) -> NDArray[np.int32]:
         """Terms of `glossary` that each training clip is to be told from, int32 (clips, hard_neg_k), on every rank."""
-        if self._miner is None:
+        if self.train_clips is None:
             raise ValueError("mining needs a train_dataset")
+        if self._miner is None:
+            self._miner = HardNegativeMiner(self.train_clips, self.glossary, self.args)
         return self._miner.mine(self.retrieval_model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):

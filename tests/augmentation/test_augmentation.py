@@ -20,12 +20,12 @@ from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.data.audio_source import CachedFrames, PcmFrames, cached_frames, distort_inputs
 from qwen_term_retrieval.training.data.clips import TrainingClips, annotate_terms
 from qwen_term_retrieval.training.data.collator import TermCollator
-from qwen_term_retrieval.training.data.sampling import Visit
 from tests.processes.trainer import make_trainer
 
 RATE = 16_000

@@ -114,11 +114,12 @@ def test_training_is_launched_on_as_many_gpus_as_asked_for(script, num_gpus, con
 
 
 def test_the_flags_are_those_of_the_training_script(script):
-    from qwen_term_retrieval.training.recipes import parse_recipe
+    from qwen_term_retrieval.runs.recipes import parse_recipe
+    from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 
     flags = [*script.term_flags("demo", "packs/mine"), *hub_flags(True, "me/model")]
     command = training_command(TRAIN, Path("out"), num_gpus=0, flags=flags)
-    _, data, training = parse_recipe(RECIPES, command[command.index(str(TRAIN)) + 1 :])
+    _, data, training = parse_recipe(TERM_RETRIEVAL, RECIPES, command[command.index(str(TRAIN)) + 1 :])
     assert (data.dataset, training.output_dir) == ("packs/mine", "out")
     assert training.resume
     assert training.use_cpu

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from qwen_term_retrieval.augmentation.config import AugmentationConfig
+from qwen_term_retrieval.runs.arguments import RunArguments
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.run_arguments import RunArguments
 
 DOCS = Path(__file__).parents[2] / "docs"
 TRAINING, DATA = ((DOCS / name).read_text(encoding="utf-8") for name in ("training.md", "data.md"))

@@ -15,9 +15,10 @@ from qwen_term_retrieval.audio.sound_files import probe
 from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.refusals import is_refusal, one_line_errors
+from qwen_term_retrieval.runs.recipes import parse_recipe
+from qwen_term_retrieval.runs.sampling import LengthBucketedSampler
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback, NonFiniteStepsError
-from qwen_term_retrieval.training.data.sampling import LengthBucketedSampler
-from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def too_many_nonfinite_steps():
 
 REFUSALS = {
     ValueError: lambda: LengthBucketedSampler([1.0], 2, seed=0),
-    FileNotFoundError: lambda: parse_recipe(ROOT / "configs" / "recipes", ["--recipe", "nobody's"]),
+    FileNotFoundError: lambda: parse_recipe(TERM_RETRIEVAL, ROOT / "configs" / "recipes", ["--recipe", "nobody's"]),
     NonFiniteStepsError: too_many_nonfinite_steps,
 }
 

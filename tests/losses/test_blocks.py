@@ -11,7 +11,7 @@ from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrast
 from qwen_term_retrieval.losses.pairs import matching_pairs, positions_of
 from qwen_term_retrieval.losses.sigmoid import sigmoid_loss
 from qwen_term_retrieval.losses.windows import reduce_windows_
-from qwen_term_retrieval.training.checks.memory import LiveMemory
+from qwen_term_retrieval.runs.memory import LiveMemory
 from tests.doubles.loss_batch import contains, make_batch
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from qwen_term_retrieval.distributed import rank
-from qwen_term_retrieval.training.checks import memory as memory_check
+from qwen_term_retrieval.runs import memory as memory_check
 from tests.processes.trainer import make_trainer
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.data.audio_source import PcmFrames
 from qwen_term_retrieval.training.data.clips import TrainingClips, annotate_terms, spoken_terms
+from qwen_term_retrieval.training.data.texts import encode_by_all_ranks
 from qwen_term_retrieval.training.negatives.mining import mine_hard_negatives
 from qwen_term_retrieval.training.recall import evaluate_recall
-from qwen_term_retrieval.training.term_encoding import encode_by_all_ranks
 from tests.doubles.tiny_trainer import tiny_model
 
 ROOT = Path(__file__).parents[2]

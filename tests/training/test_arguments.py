@@ -6,19 +6,19 @@ import json
 import pytest
 
 from qwen_term_retrieval.refusals import is_refusal
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, TermRetrievalArguments
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_parses(recipe):
     # bf16 needs a GPU; everything else must parse on any machine.
-    _, _, args = parse_recipe(RECIPES, ["--recipe", recipe, "--bf16", "False"])
+    _, _, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", recipe, "--bf16", "False"])
     assert args.output_dir.startswith("outputs/")
 
 
 def test_no_argument_means_the_demo_recipe():
-    model, data, args = parse_recipe(RECIPES, [])
+    model, data, args = parse_recipe(TERM_RETRIEVAL, RECIPES, [])
     assert data.dataset == "builders/term_audio"
     assert model.audio_tower == "openai/whisper-tiny.en"
     assert args.audio_text_loss_ratio == 0.3
@@ -28,7 +28,9 @@ def test_no_argument_means_the_demo_recipe():
 def test_a_flag_beats_the_recipe_and_the_recipe_beats_the_default(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("learning_rate: 3e-4\nseed: 5\n")
-    _, _, args = parse_recipe(RECIPES, ["--recipe", str(recipe), "--seed", "6", "--output_dir", str(tmp_path)])
+    _, _, args = parse_recipe(
+        TERM_RETRIEVAL, RECIPES, ["--recipe", str(recipe), "--seed", "6", "--output_dir", str(tmp_path)]
+    )
     assert args.learning_rate == 3e-4
     assert args.seed == 6
     assert args.num_train_epochs == 40
@@ -40,19 +42,19 @@ def test_settings_of_the_text_tower_come_from_a_recipe_or_as_json(tmp_path):
     recipe.write_text("text_tower_config:\n  languages: {fr: 'espeak:fr', de: 'espeak:de'}\n")
     flag = ["--text_tower_config", json.dumps({"languages": languages})]
     for settings in (["--recipe", str(recipe)], flag):
-        model, _, _ = parse_recipe(RECIPES, [*settings, "--output_dir", str(tmp_path / "run")])
+        model, _, _ = parse_recipe(TERM_RETRIEVAL, RECIPES, [*settings, "--output_dir", str(tmp_path / "run")])
         assert model.text_tower_config == {"languages": languages}
     with pytest.raises(ValueError, match=r"text_tower_config: not JSON.*'\{fr: 1\}'"):
-        parse_recipe(RECIPES, ["--text_tower_config", "{fr: 1}"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--text_tower_config", "{fr: 1}"])
     with pytest.raises(ValueError, match="text_tower_config must be a mapping"):
-        parse_recipe(RECIPES, ["--text_tower_config", "[1]"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--text_tower_config", "[1]"])
 
 
 def test_an_unknown_setting_is_named_with_its_nearest(tmp_path):
     recipe = tmp_path / "typo.yaml"
     recipe.write_text("learnig_rate: 1\n")
     with pytest.raises(ValueError, match=r"typo\.yaml: 'learnig_rate' is no setting; did you mean 'learning_rate'"):
-        parse_recipe(RECIPES, ["--recipe", str(recipe)])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", str(recipe)])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_an_unknown_setting_is_named_with_its_nearest(tmp_path):
 def test_a_value_of_a_recipe_is_checked_as_a_flag_is_and_its_file_is_named(tmp_path, recipe, message):
     (tmp_path / "mine.yaml").write_text(recipe)
     with pytest.raises(ValueError, match=rf"mine\.yaml.*{message}") as refused:
-        parse_recipe(RECIPES, ["--recipe", str(tmp_path / "mine.yaml")])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", str(tmp_path / "mine.yaml")])
     assert is_refusal(refused.value)
 
 
@@ -86,7 +88,7 @@ def test_values_of_a_recipe_are_what_they_mean(tmp_path):
         "text_tower_config: {languages: {no: 'espeak:nb'}}\nreport_to: [none]\nsave_total_limit: null\n"
         "lr_scheduler_kwargs: {patience: 2, factor: 0.5}\n"
     )
-    model, data, args = parse_recipe(RECIPES, ["--recipe", str(tmp_path / "mine.yaml")])
+    model, data, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", str(tmp_path / "mine.yaml")])
     assert (args.eval_strategy, args.learning_rate, args.sigmoid_bias) == ("no", 1e-3, -1e-3)
     assert (data.test_split, model.window_sizes, args.bf16) == (None, [20], False)
     assert model.text_tower_config == {"languages": {"no": "espeak:nb"}}
@@ -98,33 +100,33 @@ def test_a_flag_unsets_what_a_recipe_has_set(tmp_path):
     (tmp_path / "mine.yaml").write_text("max_batch_seconds: 200\nwindow_sizes: [20, 30]\nglossary: terms.txt\n")
     flags = ["--recipe", str(tmp_path / "mine.yaml"), "--window_sizes", "None", "--glossary", "none"]
     flags += ["--max_batch_seconds", "None", "--contrastive_batch_size", "64"]
-    model, data, args = parse_recipe(RECIPES, flags)
+    model, data, args = parse_recipe(TERM_RETRIEVAL, RECIPES, flags)
     assert (model.window_sizes, data.glossary, args.max_batch_seconds) == (None, None, None)
     assert args.contrastive_batch_size == 64
 
 
 def test_a_flag_of_the_wrong_type_is_one_line_and_not_the_usage_of_every_flag():
     with pytest.raises(ValueError, match=r"^--learning_rate/--learning-rate: invalid float value: 'abc'$"):
-        parse_recipe(RECIPES, ["--learning_rate", "abc"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--learning_rate", "abc"])
 
 
 def test_a_mistaken_flag_of_a_script_s_own_is_named_with_its_nearest():
     script = argparse.ArgumentParser(add_help=False)
     script.add_argument("--trials")
     with pytest.raises(ValueError, match="'trails' is no setting; did you mean 'trials'"):
-        parse_recipe(RECIPES, ["--trails", "3"], script)
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--trails", "3"], script)
 
 
 def test_an_unknown_flag_is_named_with_its_nearest():
     with pytest.raises(
         ValueError, match="the command line: 'learnin_rate' is no setting; did you mean 'learning_rate'"
     ):
-        parse_recipe(RECIPES, ["--learnin_rate", "3"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--learnin_rate", "3"])
 
 
 def test_a_flag_cut_short_is_not_taken_for_a_setting():
     with pytest.raises(ValueError, match="'learning_rat' is no setting; did you mean 'learning_rate'"):
-        parse_recipe(RECIPES, ["--learning_rat", "1"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--learning_rat", "1"])
 
 
 @pytest.mark.parametrize(
@@ -139,13 +141,13 @@ def test_a_flag_cut_short_is_not_taken_for_a_setting():
 )
 def test_a_setting_that_cannot_be_ends_the_script_in_one_line(flags, message):
     with pytest.raises(ValueError, match=message) as refused:
-        parse_recipe(RECIPES, flags)
+        parse_recipe(TERM_RETRIEVAL, RECIPES, flags)
     assert is_refusal(refused.value)
 
 
 def test_an_unknown_recipe_names_those_there_are():
     with pytest.raises(FileNotFoundError, match=r"no recipe 'dmeo'.*demo.*laptop"):
-        parse_recipe(RECIPES, ["--recipe", "dmeo"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", "dmeo"])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_settings_that_would_break_the_objective_are_refused(tmp_path, setting, 
 
 def test_every_setting_has_a_help_text(capsys):
     with pytest.raises(SystemExit):
-        parse_recipe(RECIPES, ["--help"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--help"])
     printed = capsys.readouterr().out
     for field in TermRetrievalArguments.__dataclass_fields__.values():
         if field.name in TermRetrievalArguments.__annotations__ and field.init:

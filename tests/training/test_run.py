@@ -15,11 +15,11 @@ from transformers import PrinterCallback, ProgressCallback
 from qwen_term_retrieval import TermRetriever, resolve_checkpoint
 from qwen_term_retrieval.models import TermRetrievalModel
 from qwen_term_retrieval.models.model_card import model_card
+from qwen_term_retrieval.runs.recipes import parse_recipe
+from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
 from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
-from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.recipes import parse_recipe
-from qwen_term_retrieval.training.resuming import last_whole_checkpoint
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.run import (
     build_model,
     check_durations,
@@ -128,7 +128,7 @@ def test_overwrite_deletes_the_earlier_run_of_the_default_recipe_and_resume_goes
     (checkpoint / "trainer_state.json").write_text('{"global_step": 5}')
 
     def prepare(*flags):
-        _, _, args = parse_recipe(RECIPES, ["--output_dir", str(tmp_path / "run"), "--use_cpu", *flags])
+        _, _, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--output_dir", str(tmp_path / "run"), "--use_cpu", *flags])
         return prepare_output_dir(args)
 
     with pytest.raises(FileExistsError, match="--resume goes on with it, --overwrite deletes it"):
@@ -199,7 +199,7 @@ def test_a_model_to_go_on_from_keeps_its_towers_and_heads_and_names_the_settings
         flags = ["--model", str(tmp_path / "before"), "--output_dir", str(tmp_path / "run"), "--use_cpu", *flags]
         recipe = tmp_path / "plain.yaml"
         recipe.write_text("attn_implementation: eager\n")
-        model_args, _, args = parse_recipe(RECIPES, ["--recipe", str(recipe), *flags])
+        model_args, _, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", str(recipe), *flags])
         caplog.clear()
         build_model(model_args, args)
         return caplog.text

@@ -14,9 +14,9 @@ import yaml
 from transformers import EarlyStoppingCallback
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.runs.recipes import parse_recipe
 from qwen_term_retrieval.trainer_callbacks import NonFiniteGuardCallback, RecallReporterCallback
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, TermRetrievalArguments
 from qwen_term_retrieval.training.search import default_hp_space, recall_then_mrr
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from qwen_term_retrieval.training.tuning import open_study, tune
@@ -204,16 +204,16 @@ def test_the_help_of_a_search_names_the_number_of_trials():
 @pytest.mark.slow
 def test_a_search_ends_with_a_table_and_a_recipe_and_goes_on_where_it_was_killed(tmp_path, capsys):
     flags = ["--recipe", str(quick_recipe(tmp_path))]
-    recipe = tune(*parse_recipe(RECIPES, flags), num_trials=1)
+    recipe = tune(*parse_recipe(TERM_RETRIEVAL, RECIPES, flags), num_trials=1)
     assert recipe == tmp_path / "out-tuning" / "best.yaml"
     # As a process that was killed in its second trial leaves it.
     killed = open_study(recipe.parent / "trials.journal", seed=0).ask()
     rate = killed.suggest_float("learning_rate", 3e-3 / 5, 3e-3 * 5, log=True)
 
     with pytest.raises(FileExistsError, match="holds an earlier run: --resume"):
-        tune(*parse_recipe(RECIPES, flags), num_trials=2)
+        tune(*parse_recipe(TERM_RETRIEVAL, RECIPES, flags), num_trials=2)
     capsys.readouterr()
-    recipe = tune(*parse_recipe(RECIPES, [*flags, "--resume"]), num_trials=2)
+    recipe = tune(*parse_recipe(TERM_RETRIEVAL, RECIPES, [*flags, "--resume"]), num_trials=2)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     header, _, *rows = (re.split(r" *\| *", line) for line in table)
     assert header[1:7] == ["trial", "state", "recall@1", "recall@10", "mrr", "learning_rate"]
@@ -221,7 +221,7 @@ def test_a_search_ends_with_a_table_and_a_recipe_and_goes_on_where_it_was_killed
     trials = open_study(recipe.parent / "trials.journal", seed=0).trials
     assert trials[2].params["learning_rate"] == rate
 
-    model_args, _, args = parse_recipe(RECIPES, ["--recipe", str(recipe)])
+    model_args, _, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", str(recipe)])
     assert model_args.embedding_dim == 32
     assert args.output_dir == str(tmp_path / "out-tuned")
     best = max((trials[0], trials[2]), key=lambda trial: trial.value)

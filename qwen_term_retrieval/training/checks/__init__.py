@@ -1,5 +1,5 @@
-"""What is refused before the first step because it would not fit.
+"""What a `TermRetrievalTrainer` refuses before the first step.
 
-memory.py        whether a step fits, for any trainer: free memory, measuring, the wording
-term_memory.py   what a step of `TermRetrievalTrainer` needs
+own_parts.py     parts of `Trainer` that it makes itself
+step_memory.py   a step that does not fit into memory
 """

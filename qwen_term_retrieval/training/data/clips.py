@@ -28,6 +28,8 @@ import torch
 import xxhash
 
 from qwen_term_retrieval.augmentation.visits import Augmentation
+from qwen_term_retrieval.runs.resuming import rows_identity
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import (
     Glossary,
     SpellingTable,
@@ -38,8 +40,6 @@ from qwen_term_retrieval.text.glossary import (
     term_id,
 )
 from qwen_term_retrieval.text.pronouncing import Pronouncer, check_glossary
-from qwen_term_retrieval.training.data.sampling import Visit
-from qwen_term_retrieval.training.resuming import rows_identity
 
 logger = logging.getLogger(__name__)
 

@@ -25,15 +25,15 @@ from qwen_term_retrieval.distributed import rank, world_size
 from qwen_term_retrieval.models.embeddings import Spans
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.data.clips import TrainingClips, other_spellings, said_in
 from qwen_term_retrieval.training.data.preparation import audio_source
-from qwen_term_retrieval.training.data.sampling import Visit
+from qwen_term_retrieval.training.data.texts import encode_by_all_ranks
 from qwen_term_retrieval.training.negatives.nearest import NO_TERM, nearest_wrong_terms
 from qwen_term_retrieval.training.negatives.phonetic import sounding_alike
-from qwen_term_retrieval.training.term_encoding import encode_by_all_ranks
 
 _QUERIES_AT_ONCE = 512
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.runs import memory as memory_check
+from qwen_term_retrieval.runs.memory import LiveMemory, NotEnoughMemoryError, peak_memory
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.checks import memory as memory_check
 from qwen_term_retrieval.training.checks import term_memory
-from qwen_term_retrieval.training.checks.memory import LiveMemory, NotEnoughMemoryError, peak_memory
-from qwen_term_retrieval.training.checks.term_memory import check_memory
-from qwen_term_retrieval.training.data.sampling import Visit
+from qwen_term_retrieval.training.checks.step_memory import check_memory
 from tests.doubles.tiny_towers import ALL, WHISPER
 from tests.processes.launching import ENVIRONMENT, ROOT
 from tests.processes.trainer import make_trainer

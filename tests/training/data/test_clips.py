@@ -3,9 +3,9 @@
 import datasets
 import pytest
 
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary, term_id
 from qwen_term_retrieval.training.data.clips import TrainingClips, annotate_terms, training_glossary
-from qwen_term_retrieval.training.data.sampling import Visit
 
 
 def make_rows():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from qwen_term_retrieval.runs.callbacks import RunCallbacks
 from qwen_term_retrieval.trainer_callbacks.best_evaluation import is_best
-from qwen_term_retrieval.training.run_callbacks import RunCallbacks
 
 logger = logging.getLogger(__name__)
 

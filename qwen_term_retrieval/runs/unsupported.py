@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qwen_term_retrieval.distributed import world_size
 
@@ -21,13 +20,6 @@ _NOT_READ = {
     "bf16_full_eval": "evaluation computes as training does: --bf16",
     "fp16_full_eval": "evaluation computes as training does: --fp16",
     "eval_accumulation_steps": "evaluation keeps ranks, not logits",
-}
-# What `Trainer` takes and this one has of its own.
-_OWN_PARTS = {
-    "data_collator": "it makes its own, from the settings of the run",
-    "compute_loss_func": "losses/objective.py is what is minimised; TermRetrievalArguments has its weights",
-    "compute_metrics": "evaluations report recall; a callback's on_evaluate may add to them",
-    "preprocess_logits_for_metrics": "evaluations report recall and keep no logits",
 }
 # The setting, and what `accelerate launch` puts into the environment. On a CPU accelerate 1.15 passes over FSDP and
 # DeepSpeed in silence and trains by DDP.
@@ -48,17 +40,6 @@ def refuse_unread(args: TrainingArguments) -> None:
     for name, remedy in _NOT_READ.items():
         if getattr(args, name) != args.__dataclass_fields__[name].default:
             raise ValueError(f"{name} would change nothing: {remedy}")
-
-
-def refuse_own_parts(given: Mapping[str, Any]) -> None:
-    """Refuse arguments of `Trainer` that `TermRetrievalTrainer` would not use.
-
-    Raises:
-        TypeError: naming the first, and what takes its place.
-    """
-    for name, instead in _OWN_PARTS.items():
-        if given.get(name) is not None:
-            raise TypeError(f"TermRetrievalTrainer takes no {name}: {instead}")
 
 
 def refuse_launch(args: TrainingArguments) -> None:

@@ -5,7 +5,7 @@
     python scripts/train.py --recipe my.yaml --push_to_hub
     python scripts/train.py --recipe laptop_lora --max_batch_seconds None --contrastive_batch_size 64
 
-A recipe changes defaults (`training/arguments.py`) for a purpose; a flag changes one for a run. Both are read by the
+A recipe changes the defaults of settings for a purpose; a flag changes one for a run. Both are read by the
 same parser, so what is wrong in one is wrong in the other.
 """
 
@@ -24,30 +24,26 @@ import yaml
 from transformers import HfArgumentParser
 
 from qwen_term_retrieval.did_you_mean import did_you_mean
-from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.run_arguments import RunArguments
+from qwen_term_retrieval.runs.arguments import RunArguments
 
 # Of the checkout: an installed wheel has neither scripts nor recipes.
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "recipes"
 
-# The settings of term retrieval; other trainings have dataclasses of their own, of which one is a `RunArguments`.
-TERM_RETRIEVAL = (ModelArguments, DataArguments, TermRetrievalArguments)
-
 
 def parse_recipe(
-    recipes: Path,
+    settings: Sequence[type],
+    recipes: Path = RECIPES,
     argv: Sequence[str] | None = None,
     script: argparse.ArgumentParser | None = None,
-    settings: Sequence[type] = TERM_RETRIEVAL,
     default: str = "demo",
 ) -> tuple[Any, ...]:
     """Settings from `--recipe` (a name in the folder `recipes`, or a YAML file), then from flags.
 
     Args:
-        recipes: `RECIPES`, or a folder of your own.
+        settings: dataclasses, in the order in which they come back, one of them a `RunArguments`.
+        recipes: a folder of your own.
         argv: flags; None: those of the command line.
         script: flags that the calling script has read already, and its description, for the help.
-        settings: dataclasses, in the order in which they come back.
         default: the recipe where none is named.
 
     Raises:

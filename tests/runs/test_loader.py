@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from qwen_term_retrieval.runs.loader import EpochLoader
+from qwen_term_retrieval.runs.sampling import LengthBucketedSampler
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.data.loader import EpochLoader
-from qwen_term_retrieval.training.data.sampling import LengthBucketedSampler
 from tests.processes.trainer import make_trainer
 
 NUM_CLIPS, BATCH_SIZE = 23, 4

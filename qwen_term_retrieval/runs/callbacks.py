@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from qwen_term_retrieval.runs.arguments import RunArguments
 from qwen_term_retrieval.trainer_callbacks import (
     MemoryCheckCallback,
     NonFiniteGuardCallback,
@@ -14,7 +15,6 @@ from qwen_term_retrieval.trainer_callbacks import (
     SaveEveryEpochsCallback,
     ThroughputCallback,
 )
-from qwen_term_retrieval.training.run_arguments import RunArguments
 
 
 class RunCallbacks:
@@ -24,9 +24,6 @@ class RunCallbacks:
         args: the run.
         given: the user's, and what this kind of training adds.
         check_memory: refuses a step that does not fit.
-
-    Attributes:
-        in_order: all of them, as the run begins.
     """
 
     def __init__(

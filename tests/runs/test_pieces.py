@@ -9,21 +9,21 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
-from qwen_term_retrieval.training.checkpoints import Checkpoints
-from qwen_term_retrieval.training.data.loader import EpochLoader
-from qwen_term_retrieval.training.data.sampling import batch_sampler
-from qwen_term_retrieval.training.loss_means import LossMeans
-from qwen_term_retrieval.training.publishing import Publisher
-from qwen_term_retrieval.training.recipes import parse_recipe
-from qwen_term_retrieval.training.resuming import (
+from qwen_term_retrieval.runs.arguments import RunArguments
+from qwen_term_retrieval.runs.callbacks import RunCallbacks
+from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.loader import EpochLoader
+from qwen_term_retrieval.runs.loss_means import LossMeans
+from qwen_term_retrieval.runs.publishing import Publisher
+from qwen_term_retrieval.runs.recipes import parse_recipe
+from qwen_term_retrieval.runs.resuming import (
     check_resumable,
     check_same_data,
     keep_identity,
     last_whole_checkpoint,
     rows_identity,
 )
-from qwen_term_retrieval.training.run_arguments import RunArguments
-from qwen_term_retrieval.training.run_callbacks import RunCallbacks
+from qwen_term_retrieval.runs.sampling import batch_sampler
 
 
 class LineConfig(PretrainedConfig):
@@ -155,7 +155,7 @@ def test_batches_within_a_budget_of_seconds(tmp_path):
 
 def test_settings_of_its_own_come_from_a_recipe_and_flags(tmp_path):
     (tmp_path / "line.yaml").write_text(f"output_dir: {tmp_path / 'out'}\nlearning_rate: 0.5\nuse_cpu: true\n")
-    parsed = partial(parse_recipe, tmp_path, settings=(RunArguments,), default="line")
+    parsed = partial(parse_recipe, (RunArguments,), tmp_path, default="line")
     (args,) = parsed(["--max_batch_seconds", "30"])
     assert (args.learning_rate, args.max_batch_seconds, args.recorded["recipe"]) == (0.5, 30.0, "line")
     with pytest.raises(ValueError, match="'glossary' is no setting"):

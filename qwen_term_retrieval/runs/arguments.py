@@ -9,8 +9,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from qwen_term_retrieval.training.trackers import check_trackers
-from qwen_term_retrieval.training.unsupported import refuse_sharding, refuse_unread
+from qwen_term_retrieval.runs.trackers import check_trackers
+from qwen_term_retrieval.runs.unsupported import refuse_sharding, refuse_unread
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 
-from qwen_term_retrieval.training.data.sampling import GlobalBatchSampler, Visit
+from qwen_term_retrieval.runs.sampling import GlobalBatchSampler, Visit
 
 
 class EpochLoader(DataLoader):

@@ -1,13 +1,18 @@
-"""The texts of a run, encoded once where the text encoder is frozen: training then reads its vectors from memory."""
+"""Texts of a run, encoded by all ranks together; where the text encoder is frozen, once, and kept in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from qwen_term_retrieval.distributed import rank
+import torch
+
+from qwen_term_retrieval.batching import length_buckets
+from qwen_term_retrieval.distributed import rank, sum_over_ranks, world_size
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.training.data.clips import TrainingClips
+
+_TERMS_AT_ONCE = 256
 
 
 def cache_frozen_texts(
@@ -31,3 +36,22 @@ def cache_frozen_texts(
         texts += [text for text in columns["text"].to_pylist() if text.strip()]
         texts += [term for terms in columns["terms"].to_pylist() for term in terms]
     model.cache_texts(texts, batch_size=batch_size, show_progress=not quiet and rank() == 0)
+
+
+def encode_by_all_ranks(
+    model: TermRetrievalModel, terms: Sequence[Term], *, show_progress: bool = False
+) -> torch.Tensor:
+    """Unit vectors (N, D) of terms, each rank embedding its share: to the bit those of `encode_terms`, on every rank.
+
+    The shares are of whole batches: how far a batch is padded shows in the last bit.
+    """
+    batches = list(length_buckets([len(term.text) for term in terms], _TERMS_AT_ONCE))
+    own = [row for batch in batches[rank() :: world_size()] for row in batch]
+    vectors_ND = torch.zeros(len(terms), model.config.embedding_dim)
+    vectors_ND[own] = model.encode_terms(
+        [terms[row].text for row in own],
+        batch_size=_TERMS_AT_ONCE,
+        show_progress=show_progress,
+        languages=[terms[row].language for row in own],
+    )
+    return sum_over_ranks(vectors_ND.to(model.device))

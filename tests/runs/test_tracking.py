@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.recipes import parse_recipe
+from qwen_term_retrieval.runs.recipes import parse_recipe
+from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.run import run_training
 from tests.doubles.tiny_trainer import make_tiny_trainer
 
@@ -108,7 +108,7 @@ def test_wandb_gets_the_settings_of_run_and_model_nested_ones_as_they_are(tmp_pa
 
 def test_trackers_are_told_the_recipe_and_what_was_trained_on_what(tmp_path):
     flags = ["--dataset", "packs/mine", "--window_sizes", "50", "--use_cpu", "--output_dir", str(tmp_path)]
-    model_args, data_args, args = parse_recipe(RECIPES, ["--recipe", "laptop", *flags])
+    model_args, data_args, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", "laptop", *flags])
     with pytest.raises(FileNotFoundError, match="packs/mine"):
         run_training(model_args, data_args, args)
     told = json.loads(args.to_json_string())
@@ -131,9 +131,9 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_anything_is_loaded
     if find_spec(tracker) is not None:
         pytest.skip(f"{tracker} is installed here")
     with pytest.raises(ValueError, match=f"'{tracker}' is not installed; `pip install {tracker}`, or --report_to none"):
-        parse_recipe(RECIPES, ["--report_to", tracker])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--report_to", tracker])
 
 
 def test_a_tracker_that_nobody_knows_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"report_to='tensorbored' is no tracker; there are .*, tensorboard, "):
-        parse_recipe(RECIPES, ["--report_to", "tensorbored"])
+        parse_recipe(TERM_RETRIEVAL, RECIPES, ["--report_to", "tensorbored"])

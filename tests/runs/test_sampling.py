@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.training.data.sampling import DurationBatchSampler, LengthBucketedSampler, Visit
+from qwen_term_retrieval.runs.sampling import DurationBatchSampler, LengthBucketedSampler, Visit
 
 LENGTHS = np.random.default_rng(0).uniform(0.3, 6.0, size=203)
 LENGTH_CLIPS = [129, 64, 18, 165, 35, 200, 41, 54]

@@ -10,11 +10,11 @@ from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.packs.appending import append_corpus
 from qwen_term_retrieval.packs.loading import load_rows
 from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.runs.resuming import FILE_NAME, changes, check_same_data
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training import run
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.data.clips import data_identity, training_glossary
-from qwen_term_retrieval.training.resuming import FILE_NAME, changes, check_same_data
 from tests.doubles.tiny_trainer import make_tiny_trainer
 
 

@@ -17,9 +17,9 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.augmentation.visits import Augmentation
 from qwen_term_retrieval.distributed import world_size
 from qwen_term_retrieval.losses.score_blocks import BLOCK_ELEMENTS
+from qwen_term_retrieval.runs.memory import GB, StepMemory, model_memory, peak_memory, require_memory
+from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.checks.memory import GB, StepMemory, model_memory, peak_memory, require_memory
-from qwen_term_retrieval.training.data.sampling import Visit
 from qwen_term_retrieval.training.gradcache import split_inputs
 
 _CLIPS_COUNTED, _CLIPS_MEASURED, _TEXTS_MEASURED = 512, 4, 16

@@ -1,0 +1,16 @@
+"""What a run of any trainer of ours is made of; nothing here knows of terms.
+
+arguments.py      `RunArguments`: settings of any run
+recipes.py        settings from a YAML recipe and flags
+unsupported.py    settings and launches that are refused
+trackers.py       `report_to`, checked
+sampling.py       which row comes when, a function of (seed, epoch, position)
+loader.py         epochs that follow one another without a pause
+callbacks.py      patience, guard, throughput, memory check, in their order
+loss_means.py     parts of a loss as means over steps and ranks
+memory.py         whether a step fits: free memory, measuring, the wording
+random_state.py   random states, taken and put back
+checkpoints.py    which is the best, and whether the run is over
+resuming.py       the newest whole checkpoint, over the data that it began with
+publishing.py     checkpoints on the Hub
+"""
