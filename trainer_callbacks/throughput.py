@@ -27,8 +27,11 @@ class ThroughputCallback(TrainerCallback):
       what the devices can do (`peak_flops`: of known GPUs the vendor's figure, else the best product measured here).
 
     A step lasts from asking for its batches until the optimizer has stepped. Evaluation, checkpoints, logging and
-    mining lie between steps. Every trainer of ours has one; in a Trainer that does not call `note_wait`, no
-    `data_wait_share` is shown, and steps begin with their batches at hand.
+    mining lie between steps. A Trainer that does not call `note_wait` shows no `data_wait_share`, and its steps begin
+    with their batches at hand.
+
+    Example:
+        >>> trainer = TermRetrievalTrainer(..., callbacks=[ThroughputCallback()])  # doctest: +SKIP
     """
 
     def __init__(self) -> None:

@@ -21,6 +21,7 @@ from benchmarks.profiles import top_functions
 from benchmarks.training.measure import PROFILED_OPERATORS, device_name, verdict
 from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 from qwen_term_retrieval.training.run import build_model, checked_rows
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -47,6 +48,7 @@ def demo_trainer(folder: Path, device: torch.device, num_steps: int) -> TermRetr
 
 def measure_wait(trainer: TermRetrievalTrainer, device: torch.device) -> dict[str, Any]:
     """Train, and read the share off the last log line; where it is too large, with a profile of the loader."""
+    trainer.add_callback(ThroughputCallback())
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "data_wait_share" in entry][-1]

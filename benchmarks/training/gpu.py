@@ -22,6 +22,7 @@ from benchmarks.training.step import forward_and_backward
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.models.flops import peak_flops
 from qwen_term_retrieval.runs.memory import NotEnoughMemoryError
+from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 
@@ -92,7 +93,7 @@ def lora_trainer(
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = TermRetrievalTrainer(model, args, rows)
+    trainer = TermRetrievalTrainer(model, args, rows, callbacks=[ThroughputCallback()])
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -36,8 +36,6 @@ class RunCallbacks:
             self.in_order.append(SaveEveryEpochsCallback(args.save_every_epochs))
         if args.skip_nonfinite_steps:
             self.in_order.append(NonFiniteGuardCallback(args.max_nonfinite_steps))
-        if not any(isinstance(callback, ThroughputCallback) for callback in given):
-            self.in_order.append(ThroughputCallback())
         self.follow(self.in_order)
 
     def follow(self, callbacks: Sequence[TrainerCallback]) -> None:

@@ -29,7 +29,7 @@ from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.runs.resuming import check_same_data, last_whole_checkpoint
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback
+from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.data.clips import data_identity, spoken_terms, training_glossary
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -75,7 +75,7 @@ def run_training(
         train_dataset=rows[data_args.train_split],
         eval_dataset=rows[data_args.eval_split] if data_args.eval_split else None,
         glossary=glossary,
-        callbacks=[RecallReporterCallback()],
+        callbacks=[RecallReporterCallback(), ThroughputCallback()],
     )
     show_loss_behind_the_bar(trainer)
     trainer.card_data = f"`{data_args.dataset}`, split `{data_args.train_split}`: {len(trainer.glossary):,} terms."

@@ -17,7 +17,7 @@ import yaml
 
 from qwen_term_retrieval.evaluation.report import markdown_table
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback
+from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.run import (
     build_model,
@@ -124,7 +124,7 @@ def run_trials(
         train_dataset=rows[data_args.train_split],
         eval_dataset=rows[data_args.eval_split],
         glossary=Glossary.from_file(data_args.glossary) if data_args.glossary else None,
-        callbacks=[RecallReporterCallback()],
+        callbacks=[RecallReporterCallback(), ThroughputCallback()],
         model_init=lambda: build_model(model_args, args),
     )
     show_loss_behind_the_bar(trainer)

@@ -5,7 +5,8 @@ from typer import rich_utils
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from qwen_term_retrieval.cli import app, retrieval
+from qwen_term_retrieval.cli import app
+from qwen_term_retrieval.retrieval import recordings
 
 COMMANDS = get_command(app).commands
 
@@ -38,7 +39,7 @@ def test_the_help_of_search_says_what_its_settings_count():
     search = COMMANDS["search"]
     (top_k,) = [option for option in search.params if option.name == "top_k"]
     assert "with --each-time, for a second" in top_k.help
-    assert f"searched {retrieval._FILES_AT_ONCE} at a time" in search.callback.__doc__
+    assert f"searched {recordings._FILES_AT_ONCE} at a time" in search.callback.__doc__
 
 
 def test_the_help_of_the_whole_names_every_command_in_a_group():

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from qwen_term_retrieval.distributed import rank, world_size
-from qwen_term_retrieval.trainer_callbacks import NonFiniteStepsError
+from qwen_term_retrieval.trainer_callbacks import NonFiniteStepsError, ThroughputCallback
 from tests.processes.trainer import make_trainer
 
 GLOBAL_BATCH = 16
@@ -79,6 +79,7 @@ def run(name, output_dir, settings):
     settings = {"mixed": True, "max_steps": 3, "dtype": torch.float64, **settings}
     bad, bad_step = settings.pop("bad", None), settings.pop("bad_step", None)
     trainer = make_trainer(output_dir / name, GLOBAL_BATCH // RANKS, **settings)
+    trainer.add_callback(ThroughputCallback())
     if bad is not None and rank() == min(BAD_RANK, world_size() - 1):
         spoil(trainer, bad, bad_step)
     found = {}

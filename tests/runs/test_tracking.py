@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qwen_term_retrieval.runs.recipes import parse_recipe
+from qwen_term_retrieval.trainer_callbacks import ThroughputCallback
 from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.run import run_training
 from tests.doubles.tiny_trainer import make_tiny_trainer
@@ -38,6 +39,7 @@ def events(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     trainer = make_tiny_trainer(
         folder,
+        callbacks=[ThroughputCallback()],
         **{"report_to": ["tensorboard"], "num_train_epochs": 2, "augmentation": AUGMENTATION, "enable_hard_neg": True},
     )
     trainer.train()

@@ -55,6 +55,7 @@ def make_timed(clock, folder, **settings):
     """A trainer by that clock, and the model inputs of the batches that it trains on."""
     trainer = make_trainer(folder, BATCH, **{"max_steps": 3, **settings})
     trainer.add_callback(Mining(clock))
+    trainer.add_callback(ThroughputCallback())
     trained = []
 
     def training_step(model, inputs, *args, plain=trainer.training_step):

@@ -15,8 +15,9 @@ from transformers.utils import ModelOutput
 
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.runs.random_state import RandomState, gradcache_step, split_inputs
+from qwen_term_retrieval.runs.random_state import RandomState
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.gradcache import gradcache_step, split_inputs
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from tests.doubles.tiny_trainer import TINY_TOWER
 from tests.processes.trainer import make_trainer

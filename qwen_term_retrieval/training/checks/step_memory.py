@@ -53,6 +53,8 @@ def _measure(trainer: Any, clips: list[int]) -> Callable[..., StepMemory]:
     audio = inputs["pcm_BS" if "pcm_BS" in inputs else "frames_BTH"]
     texts, spans = len(next(iter(inputs["text_inputs"].values()))), len(inputs["clip_index_P"])
     size = max(_CLIPS_MEASURED // 2, round(_TEXTS_MEASURED / 2 * len(audio) / texts))
+    if args.gradcache_chunk:  # no more at a time than the run itself
+        size = min(size, max(_CLIPS_MEASURED, args.gradcache_chunk) // 2)
 
     def outputs_of(num_clips: int) -> torch.Tensor:
         cuts = split_inputs(inputs, num_clips)

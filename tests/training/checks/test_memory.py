@@ -13,7 +13,7 @@ from qwen_term_retrieval.runs import memory as memory_check
 from qwen_term_retrieval.runs.memory import LiveMemory, NotEnoughMemoryError, peak_memory
 from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
-from qwen_term_retrieval.training.checks import term_memory
+from qwen_term_retrieval.training.checks import step_memory
 from qwen_term_retrieval.training.checks.step_memory import check_memory
 from tests.doubles.tiny_towers import ALL, WHISPER
 from tests.processes.launching import ENVIRONMENT, ROOT
@@ -155,7 +155,7 @@ def test_a_pretrained_text_encoder_is_measured_at_any_number_of_texts(trained):
 @pytest.mark.slow
 def test_a_budget_of_seconds_is_estimated_for_its_fullest_batches(tmp_path):
     trainer = make_trainer(tmp_path, None, max_batch_seconds=60.0)
-    found = term_memory._largest_batches(trainer)
+    found = step_memory._largest_batches(trainer)
     long, many = found[0], found[-1]
     durations = trainer.train_clips.durations
     assert durations[long].max() == durations.max()
@@ -172,8 +172,8 @@ def test_clips_are_as_long_as_augmentation_can_make_them(tmp_path):
         (still | {"silence_prob": 0.5, "silence_seconds": [0.0, 0.5]}, 4.0),
     ):
         trainer = make_trainer(tmp_path, 8, lora_r=2, augmentation=settings)
-        assert term_memory._at_most(3.0, trainer.train_clips.augmentation) == seconds
-    assert term_memory._at_most(3.0, None) == 3.0
+        assert step_memory._at_most(3.0, trainer.train_clips.augmentation) == seconds
+    assert step_memory._at_most(3.0, None) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_clips_are_as_long_as_augmentation_can_make_them(tmp_path):
 )
 def test_a_smaller_batch_is_named_by_the_setting_that_the_run_has_for_it(tmp_path, settings, remedy):
     args = TermRetrievalArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
-    assert term_memory._batch_setting(args, 4, 4 / 16) == remedy
+    assert step_memory._batch_setting(args, 4, 4 / 16) == remedy
 
 
 @pytest.mark.slow
