@@ -13,6 +13,11 @@ import torch
 from tests.doubles.small_corpora import corpus, hf_home, make_corpus, noise  # noqa: F401
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first: of two processes, neither is then left alone with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_and_single_threaded():
     # Two test processes on two cores: more threads would only fight.

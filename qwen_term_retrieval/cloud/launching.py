@@ -40,7 +40,7 @@ def training_command(script: Path, output_dir: Path, *, num_gpus: int, flags: Se
     return [*launch, str(script), "--output_dir", str(output_dir), "--resume", *on_cpu, *flags]
 
 
-def run_training(
+def launch_training(
     script: Path,
     output_dir: Path,
     *,

@@ -13,7 +13,7 @@ from typing import Any
 
 import modal
 
-from qwen_term_retrieval.cloud.launching import TrainingFailedError, run_training
+from qwen_term_retrieval.cloud.launching import TrainingFailedError, launch_training
 
 REMOTE_REPOSITORY = "/opt/qwen_term_retrieval"
 PACKS, OUTPUTS, CACHE = "/packs", "/outputs", "/cache"
@@ -62,7 +62,7 @@ def train_in_container(script: str, run_name: str, num_gpus: int, flags: Sequenc
 
     path, output_dir = Path(REMOTE_REPOSITORY, "scripts", script), Path(OUTPUTS, run_name)
     try:
-        return run_training(path, output_dir, num_gpus=num_gpus, flags=flags, commit=commit)
+        return launch_training(path, output_dir, num_gpus=num_gpus, flags=flags, commit=commit)
     except TrainingFailedError as error:
         # Worth a retry only where that starts from somewhere new: ten times the same error would be ten times the bill.
         if error.progressed:

@@ -13,7 +13,7 @@ import modal
 import pytest
 
 from qwen_term_retrieval.cloud import modal_containers
-from qwen_term_retrieval.cloud.launching import TrainingFailedError, run_training, training_command
+from qwen_term_retrieval.cloud.launching import TrainingFailedError, launch_training, training_command
 from qwen_term_retrieval.cloud.modal_runs import (
     check_model_is_there,
     claim_run,
@@ -129,7 +129,7 @@ def test_the_flags_are_those_of_the_training_script(script):
 
 def test_the_body_trains_commits_and_returns_the_metrics(repository, tmp_path):
     commits = []
-    metrics = run_training(
+    metrics = launch_training(
         repository / "scripts" / "train.py", tmp_path / "outputs" / "run", num_gpus=0,
         commit=lambda: commits.append(len(list((tmp_path / "outputs").glob("run/*")))), commit_seconds=0.05,
     )  # fmt: skip
@@ -141,11 +141,11 @@ def test_the_body_trains_commits_and_returns_the_metrics(repository, tmp_path):
 def test_a_run_that_was_taken_away_goes_on_from_its_last_whole_checkpoint(repository, tmp_path):
     body = {"script": repository / "scripts" / "train.py", "output_dir": tmp_path / "run", "num_gpus": 0}
     with pytest.raises(TrainingFailedError, match="training failed with exit code 1") as failed:
-        run_training(flags=["--fail"], **body)
+        launch_training(flags=["--fail"], **body)
     assert failed.value.progressed
     (tmp_path / "run" / "checkpoint-20").mkdir()  # the container went while this was being written
     (tmp_path / "run" / "checkpoint-20" / "trainer_state.json").write_text('{"global_st')
-    assert run_training(**body)["resumed_from"] == 10
+    assert launch_training(**body)["resumed_from"] == 10
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc on Linux only")
@@ -167,7 +167,7 @@ def test_an_interrupted_container_stops_training_and_keeps_what_it_wrote(reposit
 
     body = {"script": repository / "scripts" / "train.py", "output_dir": tmp_path / "run", "num_gpus": 0}
     with pytest.raises(KeyboardInterrupt):
-        run_training(flags=["--sleep"], commit=commit, commit_seconds=0.2, **body)
+        launch_training(flags=["--sleep"], commit=commit, commit_seconds=0.2, **body)
     assert commits[-1] == ["checkpoint-10"]
     deadline = time.monotonic() + 10
     while is_training() and time.monotonic() < deadline:
