@@ -29,6 +29,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def end_ranks() -> None:
+    """Leave the group of ranks: the last thing a script does.
+
+    A process that still holds its group when the interpreter ends aborts now and then (torch 2.13, gloo), after all was
+    done, and takes the exit status of the run with it.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 

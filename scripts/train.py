@@ -5,6 +5,7 @@ accelerate launch scripts/train.py --recipe laptop    # any recipe of configs/re
 python scripts/train.py --help                        # every setting
 """
 
+from qwen_term_retrieval.distributed import end_ranks
 from qwen_term_retrieval.refusals import one_line_errors
 from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
@@ -13,3 +14,4 @@ from qwen_term_retrieval.training.run import run_training
 if __name__ == "__main__":
     with one_line_errors():
         run_training(*parse_recipe(TERM_RETRIEVAL, RECIPES))
+    end_ranks()

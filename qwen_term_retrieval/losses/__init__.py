@@ -5,6 +5,7 @@ contrastive.py      multi-positive InfoNCE between spoken queries and candidate 
 sigmoid.py          the sigmoid loss, every pair a question of its own
 hard_negatives.py   a clip against wrong terms chosen for it
 no_term.py          clips without a term, whose windows must not look like any
+phonemes.py         what is said, sound by sound
 windows.py          one score of a query that has many windows
 pairs.py            which query and which candidate belong together
 score_blocks.py     all scores, a block at a time

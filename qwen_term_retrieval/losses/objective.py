@@ -2,6 +2,7 @@
 
     audio_text_loss_ratio · L(audio, chunk text) + audio_term_loss_ratio · L(audio, terms)
         + hard_neg_weight · L(hard negatives) + no_term_weight · L(clips without a term)
+        + phoneme_loss_weight · L(sounds)
 
 Shapes: P pooled spans, Q queries, W windows, N texts of the batch, D embedding.
 """
@@ -17,6 +18,7 @@ import torch
 from qwen_term_retrieval.losses.contrastive import Candidates, Queries, contrastive_loss
 from qwen_term_retrieval.losses.hard_negatives import hard_negative_loss
 from qwen_term_retrieval.losses.no_term import no_term_loss
+from qwen_term_retrieval.losses.phonemes import phoneme_loss
 from qwen_term_retrieval.losses.sigmoid import sigmoid_loss
 
 LOSSES = ("infonce", "sigmoid")
@@ -24,12 +26,16 @@ WINDOW_REDUCTIONS = ("argmax", "logsumexp")
 
 
 class Embeddings(NamedTuple):
-    """What one forward pass of the model gives: spans of audio, texts, and the two learned scalars of their logits."""
+    """What one forward pass of the model gives: spans of audio, texts, and the two learned scalars of their logits.
+
+    `phoneme_nll_B`: how unlikely the phoneme head finds what is said in each clip, where it is trained.
+    """
 
     audio_PD: torch.Tensor
     text_ND: torch.Tensor
     logit_scale: torch.Tensor
     logit_bias: torch.Tensor | None = None
+    phoneme_nll_B: torch.Tensor | None = None
 
 
 @dataclass
@@ -38,8 +44,8 @@ class Objective:
 
     Attributes:
         loss: "infonce", or "sigmoid", which needs the model's `logit_bias`.
-        audio_text_loss_ratio, audio_term_loss_ratio, hard_neg_weight, no_term_weight: a loss of weight 0 of the latter
-            two is not computed.
+        audio_text_loss_ratio, audio_term_loss_ratio, hard_neg_weight, no_term_weight, phoneme_loss_weight: a loss of
+            weight 0 is not computed.
         no_term_margin: see `no_term_loss`.
         window_temperature: None takes the best window of a clip whose term spans are unknown; a number, in cosines,
             a soft maximum (`reduce_windows_`).
@@ -53,6 +59,7 @@ class Objective:
     audio_term_loss_ratio: float = 0.7
     hard_neg_weight: float = 0.0
     no_term_weight: float = 0.0
+    phoneme_loss_weight: float = 0.0
     no_term_margin: float = 0.2
     window_temperature: float | None = None
 
@@ -67,12 +74,14 @@ class Objective:
     @property
     def parts(self) -> dict[str, float]:
         """Names of the losses that are computed, and their weights."""
-        weights = {"audio_text_loss": self.audio_text_loss_ratio, "audio_term_loss": self.audio_term_loss_ratio}
-        if self.hard_neg_weight:
-            weights["hard_negative_loss"] = self.hard_neg_weight
-        if self.no_term_weight:
-            weights["no_term_loss"] = self.no_term_weight
-        return weights
+        weights = {
+            "audio_text_loss": self.audio_text_loss_ratio,
+            "audio_term_loss": self.audio_term_loss_ratio,
+            "hard_negative_loss": self.hard_neg_weight,
+            "no_term_loss": self.no_term_weight,
+            "phoneme_loss": self.phoneme_loss_weight,
+        }
+        return {name: weight for name, weight in weights.items() if weight}
 
     def __call__(self, embeddings: Embeddings, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """This rank's share of every part, by name, and of their weighted sum, as "loss".
@@ -81,11 +90,21 @@ class Objective:
             embeddings: of the spans and texts of the batch.
             batch: `text_queries`, `term_queries`, `text_candidates`, `term_candidates`; for hard negatives
                 `hard_negatives` (candidates) and `term_queries["negative_ids_QK"]`; for clips without a term
-                `no_term_queries`.
+                `no_term_queries`; for the phoneme head `spoken_clips`, see `phoneme_loss`.
 
         Raises:
-            ValueError: "sigmoid" without a bias, or as the losses.
+            ValueError: "sigmoid" without a bias, a phoneme loss without a phoneme head, or as the losses.
         """
+        losses = self._contrastive(embeddings, batch) if self.audio_text_loss_ratio + self.audio_term_loss_ratio else {}
+        if self.phoneme_loss_weight:
+            if embeddings.phoneme_nll_B is None:
+                raise ValueError("the phoneme loss needs a model with a phoneme head: call model.add_phoneme_head()")
+            losses["phoneme_loss"] = phoneme_loss(embeddings.phoneme_nll_B, batch["spoken_clips"])
+        weighted = [weight * losses[name] for name, weight in self.parts.items()]
+        return losses | {"loss": torch.stack(weighted).sum()}
+
+    def _contrastive(self, embeddings: Embeddings, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The losses of spans against texts and terms."""
         texts = _candidates(embeddings, batch["text_candidates"])
         own_terms = _candidates(embeddings, batch["term_candidates"])
         terms = own_terms.gather()
@@ -112,8 +131,7 @@ class Objective:
                 self.no_term_margin,
                 window_temperature=self.window_temperature,
             )
-        weighted = [weight * losses[name] for name, weight in self.parts.items()]
-        return losses | {"loss": torch.stack(weighted).sum()}
+        return losses
 
     def _compare(self, embeddings: Embeddings, queries: Queries, candidates: Candidates) -> torch.Tensor:
         if self.loss == "infonce":

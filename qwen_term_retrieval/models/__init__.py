@@ -8,6 +8,7 @@ configuration.py                   its settings, `config.json`
 lora.py                            low-rank adapters in both towers
 attention_backend.py               the attention that encoders run with
 pooling.py, attention_pooling.py   spans of frames to vectors that remember their order
+phoneme_head.py                    which sound is heard when
 windows.py                         the grid of spans that a clip is searched with
 embeddings.py                      what `encode_audio` gives
 evaluation_mode.py                 a model as it answers, without dropout and graph

@@ -33,6 +33,8 @@ class TermRetrievalConfig(PreTrainedConfig):
         temperature: where `logit_scale` starts: 1 / temperature.
         logit_bias: where the bias of the sigmoid loss starts; None: the model has none.
         threshold: the cosine from which a term counts as heard; None until `calibrate` has chosen one.
+        phoneme_head: None, or the settings of `PhonemeHeadConfig`; `TermRetrievalModel.add_phoneme_head` makes one.
+        verifier: None, or how scores become probabilities, see `Verifier`; `fit_verifier` finds out.
         lora: None, or fields of `peft.LoraConfig` (`r`, `lora_alpha`, `lora_dropout`) for the audio tower.
         text_lora: the same for the pretrained encoder of the text tower.
 
@@ -62,6 +64,8 @@ class TermRetrievalConfig(PreTrainedConfig):
     lora: dict[str, Any] | None = None
     text_lora: dict[str, Any] | None = None
     threshold: float | None = None
+    phoneme_head: dict[str, Any] | None = None
+    verifier: dict[str, Any] | None = None
 
     audio_tower_config: dict[str, Any] | None = None
     audio_tower_sha256: str | None = None

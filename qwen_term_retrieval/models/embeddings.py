@@ -1,6 +1,6 @@
 """Spans of clips, and what `TermRetrievalModel.encode_audio` gives back for them.
 
-Shapes: B clips, W windows of a clip, P spans of all clips, D embedding.
+Shapes: B clips, W windows of a clip, P spans of all clips, D embedding, U sub-frames, C classes of the phoneme head.
 """
 
 from __future__ import annotations
@@ -42,11 +42,15 @@ class AudioEmbeddings:
         vectors: (B, W, D), unit norm, zero where there is no window.
         spans: (B, W, 2), start and end in seconds.
         mask: (B, W), true where there is a window.
+        log_probs: (B, U, C), what the phoneme head hears in each of the U sub-frames, where it was asked.
+        num_sub_frames: (B,), how many of them are each clip's; behind them is anything.
     """
 
     vectors: torch.Tensor
     spans: torch.Tensor
     mask: torch.Tensor
+    log_probs: torch.Tensor | None = None
+    num_sub_frames: torch.Tensor | None = None
 
     @classmethod
     def from_clips(cls, vectors: Sequence[torch.Tensor], spans: Sequence[torch.Tensor]) -> AudioEmbeddings:

@@ -110,8 +110,8 @@ class StepFlops:
     def _count_pcm(self, model_inputs: dict[str, Any]) -> np.ndarray:
         """Operations a clip, a frame, a frame squared and a span, tower and head."""
         lengths = _probe_lengths(self.model)
-        frames = _computed_frames(self.model, lengths)
-        return self._fit_audio(frames, lambda place: _frames(self.model, lengths[place]))
+        frames, heard = _computed_frames(self.model, lengths), "phonemes_BP" in model_inputs
+        return self._fit_audio(frames, lambda place: _frames(self.model, lengths[place]), heard)
 
     def _count_features(self, model_inputs: dict[str, Any]) -> np.ndarray:
         """The same where the frames come from a cache."""
@@ -122,16 +122,26 @@ class StepFlops:
             shape = (1, *cached.shape[1:-2], frames[place], cached.shape[-1])
             return cached.new_zeros(shape, device=device), torch.tensor([frames[place]], device=device)
 
-        return self._fit_audio(frames, take)
+        return self._fit_audio(frames, take, "phonemes_BP" in model_inputs)
 
-    def _fit_audio(self, frames: Sequence[int], take: Callable[[int], tuple[torch.Tensor, torch.Tensor]]) -> np.ndarray:
-        """Fit the four numbers to three lengths with one span each, and the first with two."""
+    def _fit_audio(
+        self, frames: Sequence[int], take: Callable[[int], tuple[torch.Tensor, torch.Tensor]], heard: bool
+    ) -> np.ndarray:
+        """Fit the four numbers to three lengths with one span each, and the first with two.
+
+        heard: the phoneme head takes part.
+        """
         model, weights = self.model, _trained(self.model)
 
         def embed(place: int, num_spans: int) -> torch.Tensor:
             cached, num_frames_B = take(place)
             clip_index_P = torch.zeros(num_spans, dtype=torch.long, device=cached.device)
-            return model.pool_spans(cached, num_frames_B, clip_index_P, clip_index_P, num_frames_B.expand(num_spans))
+            spans_PD = model.pool_spans(
+                cached, num_frames_B, clip_index_P, clip_index_P, num_frames_B.expand(num_spans)
+            )
+            if not heard or model.phoneme_head is None:
+                return spans_PD
+            return spans_PD.sum() + model.phoneme_head(cached, num_frames_B)[0].sum()
 
         probes = [(0, 1), (1, 1), (2, 1), (0, 2)]
         counts = [count_flops(functools.partial(embed, *probe), weights) for probe in probes]

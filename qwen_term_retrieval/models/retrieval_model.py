@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from qwen_term_retrieval.models.attention_pooling import AttentionPooling
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
 from qwen_term_retrieval.models.evaluation_mode import evaluation_mode
+from qwen_term_retrieval.models.phoneme_head import PhonemeHead
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.pretrained_model import TermRetrievalPreTrainedModel
 from qwen_term_retrieval.models.text_towers.text_cache import TextCache
-from qwen_term_retrieval.models.text_towers.tower import build_text_tower
+from qwen_term_retrieval.models.text_towers.tower import build_text_tower, phonemizers_of
 from qwen_term_retrieval.models.weights.base_weights import build_audio_tower
 from qwen_term_retrieval.models.windows import window_grid
 
@@ -43,12 +44,19 @@ _MAX_LOGIT_SCALE = 100.0
 
 @dataclass
 class TermRetrievalOutput(ModelOutput):
-    """What a loss needs: unit vectors of spans and terms, scale and bias of their logits (scalars with gradient)."""
+    """What a loss needs: unit vectors of spans and terms, scale and bias of their logits (scalars with gradient).
+
+    Where the phoneme head was asked, what it heard as well: log-probabilities, how many sub-frames of them are each
+    clip's, and where it was told what is said, `PhonemeHead.nll` of that.
+    """
 
     audio_PD: torch.Tensor | None = None
     text_ND: torch.Tensor | None = None
     logit_scale: torch.Tensor | None = None
     logit_bias: torch.Tensor | None = None
+    log_probs_BUC: torch.Tensor | None = None
+    num_sub_frames_B: torch.Tensor | None = None
+    phoneme_nll_B: torch.Tensor | None = None
 
 
 class TermRetrievalModel(TermRetrievalPreTrainedModel):
@@ -81,6 +89,9 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         if config.logit_bias is not None:
             self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias)))
+        self.phoneme_head: PhonemeHead | None = None
+        if config.phoneme_head is not None:
+            self.phoneme_head = self._new_phoneme_head(config.phoneme_head)
         self.post_init()
         # After post_init, which would give adapters that begin at zero random weights.
         self._inject_lora()
@@ -95,6 +106,26 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         if self.config.logit_bias is None:
             self.config.logit_bias = start
             self.logit_bias = nn.Parameter(torch.tensor(start, device=self.logit_scale.device))
+
+    def add_phoneme_head(self) -> None:
+        """Give the model a head that hears sounds, unless it has one; it pronounces as the text tower does."""
+        if self.phoneme_head is None:
+            self.phoneme_head = self._new_phoneme_head(phonemizers_of(self.text_tower)).to(self.device, self.dtype)
+
+    def _new_phoneme_head(self, settings: dict[str, Any]) -> PhonemeHead:
+        tower = self.audio_tower
+        sizes = {"frame_size": tower.hidden_size, "num_layers": self.config.audio_layers}
+        head = PhonemeHead(settings, **sizes, frame_rate=tower.frame_rate)
+        self.config.phoneme_head = head.settings()
+        return head
+
+    def train_phoneme_head(self, *, alone: bool = False) -> None:
+        """Train the phoneme head, which is made where there is none; `alone`: and nothing else, adapters included."""
+        self.add_phoneme_head()
+        if alone:
+            self.requires_grad_(False)
+        if self.phoneme_head is not None:
+            self.phoneme_head.requires_grad_()
 
     @torch.no_grad()
     def start_logits(
@@ -195,6 +226,9 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         start_P: torch.Tensor | None = None,
         end_P: torch.Tensor | None = None,
         text_inputs: dict[str, torch.Tensor] | None = None,
+        phonemes_BP: torch.Tensor | None = None,
+        num_phonemes_B: torch.Tensor | None = None,
+        with_phonemes: bool = False,
     ) -> TermRetrievalOutput:
         """Embed spans of clips and texts, every tower once.
 
@@ -203,6 +237,9 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
             frames_BTH, num_frames_B: what `audio_frames` gave for it.
             clip_index_P, start_P, end_P: spans in encoder frames; the config's window grid where left out.
             text_inputs: what `tokenize` gave for the batch's distinct texts.
+            phonemes_BP, num_phonemes_B: what is said in each clip, as classes of the phoneme head, 0 of them where it
+                is not known; the phoneme head is trained with it.
+            with_phonemes: ask the phoneme head, if the model has one, without knowing what is said.
         """
         if frames_BTH is None:
             if pcm_BS is None or num_samples_B is None:
@@ -212,11 +249,18 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
             raise ValueError("frames_BTH comes without num_frames_B")
         if clip_index_P is None or start_P is None or end_P is None:
             clip_index_P, start_P, end_P = self.window_spans(num_frames_B)
+        heard: dict[str, torch.Tensor] = {}
+        if self.phoneme_head is not None and (with_phonemes or phonemes_BP is not None):
+            log_probs_BUC, num_B = self.phoneme_head(frames_BTH, num_frames_B)
+            heard = {"log_probs_BUC": log_probs_BUC, "num_sub_frames_B": num_B}
+            if phonemes_BP is not None and num_phonemes_B is not None:
+                heard["phoneme_nll_B"] = self.phoneme_head.nll(log_probs_BUC, num_B, phonemes_BP, num_phonemes_B)
         return TermRetrievalOutput(
             audio_PD=self.pool_spans(frames_BTH, num_frames_B, clip_index_P, start_P, end_P),
             text_ND=self.embed_texts(**text_inputs) if text_inputs is not None else None,
             logit_scale=self.logit_scale.exp().clamp(max=_MAX_LOGIT_SCALE),
             logit_bias=None if self.config.logit_bias is None else self.logit_bias,
+            **heard,
         )
 
     # Users' entries -------------------------------------------------------------------------------------------------
@@ -224,7 +268,14 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
     def embed_spans(
         self, audio_inputs: Mapping[str, torch.Tensor], spans: Spans, *, as_trained: bool = False
     ) -> torch.Tensor:
-        """Unit vectors (P, D) of spans as a search sees them, without dropout and graph.
+        """Unit vectors (P, D) of spans as a search sees them, without dropout and graph; see `_hear`."""
+        heard: Any = self._hear(audio_inputs, spans, as_trained=as_trained)
+        return heard.audio_PD
+
+    def _hear(
+        self, audio_inputs: Mapping[str, torch.Tensor], spans: Spans, *, as_trained: bool, with_phonemes: bool = False
+    ) -> TermRetrievalOutput:
+        """One pass of `forward` over clips as a search sees them, without dropout and graph.
 
         Args:
             audio_inputs: of `forward`: `pcm_BS` and `num_samples_B`, or `frames_BTH` and `num_frames_B`; on any device.
@@ -235,7 +286,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         # accelerate 1.15 puts a `forward` with autocast into a model that it trains, and leaves it there.
         forward: Any = self if as_trained else functools.partial(type(self).forward, self)
         with evaluation_mode(self):
-            return forward(**inputs, **spans.to(self.device)._asdict()).audio_PD
+            return forward(**inputs, **spans.to(self.device)._asdict(), with_phonemes=with_phonemes)
 
     def embed_windows(
         self,
@@ -245,22 +296,27 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         first_frame_B: torch.Tensor | None = None,
         *,
         as_trained: bool = False,
+        with_phonemes: bool = False,
     ) -> AudioEmbeddings:
         """The windows of a batch, vectors on the model's device: the one way from audio to windows.
 
         Args:
             audio_inputs, as_trained: see `embed_spans`.
+            with_phonemes: give what the phoneme head hears as well, if the model has one.
             num_frames_B: encoder frames of each clip, on the CPU.
             spans: clip by clip, on the CPU; the config's window grid where left out.
             first_frame_B: where each clip begins in its recording; the windows' seconds count from there.
         """
         spans = self.window_spans(num_frames_B) if spans is None else spans
-        vectors_PD = self.embed_spans(audio_inputs, spans, as_trained=as_trained)
+        heard: Any = self._hear(audio_inputs, spans, as_trained=as_trained, with_phonemes=with_phonemes)
         counts = torch.bincount(spans.clip_index_P, minlength=len(num_frames_B)).tolist()
         edges_P2 = torch.stack([spans.start_P, spans.end_P], dim=1)
         if first_frame_B is not None:
             edges_P2 = edges_P2 + first_frame_B[spans.clip_index_P, None]
-        return AudioEmbeddings.from_clips(vectors_PD.split(counts), (edges_P2 / self.frame_rate).split(counts))
+        windows = AudioEmbeddings.from_clips(heard.audio_PD.split(counts), (edges_P2 / self.frame_rate).split(counts))
+        if heard.log_probs_BUC is None:
+            return windows
+        return replace(windows, log_probs=heard.log_probs_BUC, num_sub_frames=heard.num_sub_frames_B)
 
     def encode_audio(self, clips: Sequence[Any], batch_size: int = 16, show_progress: bool = False) -> AudioEmbeddings:
         """Embed every window of every clip.

@@ -4,6 +4,7 @@ glossary.py         terms, normalised, and their identities
 glossary_files.py   glossary files to entries
 phonetics.py        text to phonemes, by engine
 pronouncing.py      several phonemizers as one: by language, and every way to say a term
+alphabet.py         texts to the classes of a phoneme head
 languages.py        language codes, one way of writing each
 wordlists.py        large lists of real terms from pinned packages
 """

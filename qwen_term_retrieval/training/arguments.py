@@ -154,6 +154,17 @@ class TermRetrievalArguments(RunArguments):
     no_term_margin: float = field(
         default=0.2, metadata={"help": "Cosine that the terms of a clip without a term are pushed below."}
     )
+    phoneme_loss_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of hearing what is said, sound by sound: trains the phoneme head, which is made where the "
+            "model has none; 0: off."
+        },
+    )
+    phoneme_head_alone: bool = field(
+        default=False,
+        metadata={"help": "Train the phoneme head and nothing else, on cached frames; see the recipe `phoneme_head`."},
+    )
     contrastive_batch_size: int | None = field(
         default=None,
         metadata={
@@ -206,8 +217,13 @@ class TermRetrievalArguments(RunArguments):
         super().__post_init__()
         self._set_batch_size()
         self.check_objective()
-        if not self.audio_text_loss_ratio + self.audio_term_loss_ratio:
-            raise ValueError("audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained")
+        if self.phoneme_head_alone and not self.phoneme_loss_weight:
+            raise ValueError("phoneme_head_alone with a phoneme_loss_weight of 0: nothing would be trained")
+        if not self.audio_text_loss_ratio + self.audio_term_loss_ratio and not self.phoneme_head_alone:
+            raise ValueError(
+                "audio_text_loss_ratio and audio_term_loss_ratio are both 0: nothing would be trained but, with "
+                "phoneme_head_alone, the phoneme head"
+            )
         if self.bank_negatives < 0:
             raise ValueError(f"bank_negatives must not be negative, not {self.bank_negatives}")
         if not 0 <= self.span_jitter < 0.5:
@@ -246,7 +262,13 @@ class TermRetrievalArguments(RunArguments):
 
     def check_objective(self) -> None:
         """Raise a ValueError that names the first setting of the loss that cannot be."""
-        for name in ("audio_text_loss_ratio", "audio_term_loss_ratio", "hard_neg_weight", "no_term_weight"):
+        for name in (
+            "audio_text_loss_ratio",
+            "audio_term_loss_ratio",
+            "hard_neg_weight",
+            "no_term_weight",
+            "phoneme_loss_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.loss not in LOSSES:
@@ -275,6 +297,7 @@ class TermRetrievalArguments(RunArguments):
             audio_term_loss_ratio=self.audio_term_loss_ratio,
             hard_neg_weight=self.hard_neg_weight if self.enable_hard_neg else 0.0,
             no_term_weight=self.no_term_weight,
+            phoneme_loss_weight=self.phoneme_loss_weight,
             no_term_margin=self.no_term_margin,
             window_temperature=self.window_temperature if self.window_reduction == "logsumexp" else None,
         )

@@ -9,7 +9,7 @@ Two things make the second pass the same as the first: the random state of each 
 drops the same units, and every chunk goes through all towers in one forward call, as the distributed wrapper demands.
 Ranks exchange gradients in the backward pass of the last chunk alone.
 
-Shapes: B clips, P pooled spans, N texts; C clips of one chunk.
+Shapes: B clips, P pooled spans, N texts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def gradcache_step(
     """Loss of a batch, and its gradients added to the parameters' `.grad`, with the graph of one chunk at a time.
 
     Args:
-        model: forward of `model_inputs` gives `audio_PD`, `text_ND`, `logit_scale` and `logit_bias`.
+        model: forward of `model_inputs` gives `audio_PD`, `text_ND`, `logit_scale` and `logit_bias`, and
+            `phoneme_nll_B` where the inputs say what is said.
         model_inputs: of the whole batch; see `split_inputs`.
         loss_of: embeddings of the batch -> this rank's share of the loss, a scalar.
         chunk_size: clips a chunk; the batch's texts are shared out evenly over the chunks.
@@ -57,7 +58,7 @@ def gradcache_step(
         last = number == len(chunks) - 1
         with contextlib.nullcontext() if last else no_sync():
             with state.replayed():
-                again = _embeddings(model(**chunk.inputs))
+                again = embeddings_of(model(**chunk.inputs))
             backward(_inner_product(again, gradients, chunk, first=number == 0))
     return loss.detach()
 
@@ -67,12 +68,14 @@ class InputChunk:
     """Inputs of one forward pass, and where its outputs belong in the batch.
 
     Attributes:
+        clips: which of the batch.
         spans: row of each pooled span in the batch.
         texts: row of each text in the batch.
         repeated_text: the one text is there only so that the text tower takes part; its embedding is not used.
     """
 
     inputs: dict[str, Any]
+    clips: slice
     spans: torch.Tensor
     texts: torch.Tensor
     repeated_text: bool
@@ -109,12 +112,14 @@ def split_inputs(model_inputs: dict[str, Any], chunk_size: int) -> list[InputChu
         inputs["clip_index_P"] = inputs["clip_index_P"] - first
         rows = texts if len(texts) else texts.new_zeros(1)
         inputs["text_inputs"] = {name: values[rows] for name, values in model_inputs["text_inputs"].items()}
-        chunks.append(InputChunk(inputs, spans, rows, repeated_text=not len(texts)))
+        chunks.append(InputChunk(inputs, slice(first, end), spans, rows, repeated_text=not len(texts)))
     return chunks
 
 
-def _embeddings(outputs: Any) -> Embeddings:
-    return Embeddings(outputs["audio_PD"], outputs["text_ND"], outputs["logit_scale"], outputs.get("logit_bias"))
+def embeddings_of(outputs: Any) -> Embeddings:
+    """What the losses take of a forward pass."""
+    optional = (outputs.get(name) for name in ("logit_bias", "phoneme_nll_B"))
+    return Embeddings(outputs["audio_PD"], outputs["text_ND"], outputs["logit_scale"], *optional)
 
 
 def _embed_without_graph(model: nn.Module, chunks: list[InputChunk]) -> tuple[Embeddings, list[RandomState]]:
@@ -123,7 +128,7 @@ def _embed_without_graph(model: nn.Module, chunks: list[InputChunk]) -> tuple[Em
     with torch.no_grad():
         for chunk in chunks:
             states.append(RandomState.take(next(model.parameters()).device))
-            pieces.append(_embeddings(model(**chunk.inputs)))
+            pieces.append(embeddings_of(model(**chunk.inputs)))
         order_P = torch.cat([chunk.spans for chunk in chunks]).argsort()
         audio_PD = torch.cat([piece.audio_PD for piece in pieces])[order_P]
         texts = [piece.text_ND for piece, chunk in zip(pieces, chunks, strict=True) if not chunk.repeated_text]
@@ -131,15 +136,16 @@ def _embed_without_graph(model: nn.Module, chunks: list[InputChunk]) -> tuple[Em
     def leaf(values: torch.Tensor) -> torch.Tensor:
         return values.detach().requires_grad_()
 
-    bias = pieces[0].logit_bias
-    scalars = leaf(pieces[0].logit_scale), None if bias is None else leaf(bias)
-    return Embeddings(leaf(audio_PD), leaf(torch.cat(texts)), *scalars), states
+    bias, nll = pieces[0].logit_bias, [piece.phoneme_nll_B for piece in pieces if piece.phoneme_nll_B is not None]
+    optional = None if bias is None else leaf(bias), leaf(torch.cat(nll)) if nll else None
+    return Embeddings(leaf(audio_PD), leaf(torch.cat(texts)), leaf(pieces[0].logit_scale), *optional), states
 
 
 def _gradients(loss: torch.Tensor, embeddings: Embeddings) -> Embeddings:
     """The loss's gradient with respect to each of the embeddings, zeros where it does not depend on them."""
-    leaves = [values for values in embeddings if values is not None]
-    return Embeddings(*torch.autograd.grad(loss, leaves, materialize_grads=True))
+    leaves = {name: values for name, values in embeddings._asdict().items() if values is not None}
+    gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return embeddings._replace(**dict(zip(leaves, gradients, strict=True)))
 
 
 def _inner_product(again: Embeddings, gradients: Embeddings, chunk: InputChunk, first: bool) -> torch.Tensor:
@@ -153,4 +159,6 @@ def _inner_product(again: Embeddings, gradients: Embeddings, chunk: InputChunk, 
     product = product + again.logit_scale * gradients.logit_scale * first
     if again.logit_bias is not None and gradients.logit_bias is not None:
         product = product + again.logit_bias * gradients.logit_bias * first
+    if again.phoneme_nll_B is not None and gradients.phoneme_nll_B is not None:
+        product = product + (again.phoneme_nll_B * gradients.phoneme_nll_B[chunk.clips]).sum()
     return product

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
 
 from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.distributed import gathered, rank, world_size
 from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
+from qwen_term_retrieval.models.phoneme_head import PhonemeHead, best_path
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary, Term
@@ -32,6 +35,8 @@ def evaluate_recall(
 ) -> dict[str, float]:
     """Recall@{1,5,10} and MRR over (clip, term) pairs: of all, of seen and of unseen terms, with their counts.
 
+    With a phoneme head also `phoneme_error_rate`, what it hears by itself against what is said.
+
     Raises:
         ValueError: no clip holds a term.
     """
@@ -39,11 +44,14 @@ def evaluate_recall(
     spelled = [Term(spelling, term.term_id, language=term.language) for term in bank for spelling in term.spellings]
     bank_ids = [term.term_id for term in spelled]
     bank_ND = encode_by_all_ranks(model, spelled)
-    found = []
+    found, sounds = [], np.zeros(2, np.int64)
     share = np.arange(rank(), len(clips), world_size())
     for batch in length_buckets(clips.durations[share], batch_size):
         rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
-        windows = model.embed_windows(*load_audio(rows), as_trained=True)
+        windows = model.embed_windows(*load_audio(rows), as_trained=True, with_phonemes=True)
+        if model.phoneme_head is not None and windows.log_probs is not None and windows.num_sub_frames is not None:
+            num_sub_frames = windows.num_sub_frames.tolist()
+            sounds += count_wrong_sounds(windows.log_probs, num_sub_frames, rows, model.phoneme_head)
         found.append(
             rank_pairs(
                 windows.vectors,
@@ -54,7 +62,28 @@ def evaluate_recall(
                 window_mask=windows.mask,
             )
         )
-    return ranking_metrics(gather_pairs(found), trained_ids, intervals=False)
+    metrics = ranking_metrics(gather_pairs(found), trained_ids, intervals=False)
+    wrong, said = sum(gathered(sounds))
+    return metrics | ({"phoneme_error_rate": float(wrong / said)} if said else {})
+
+
+def count_wrong_sounds(
+    log_probs_BUC: torch.Tensor, num_sub_frames: Sequence[int], rows: Sequence[dict[str, Any]], head: PhonemeHead
+) -> NDArray[np.int64]:
+    """Edits from what the phoneme head hears to what is said, and how many sounds are said: int64 (2,).
+
+    Clips of unknown text do not count; of a text that is said in several ways the nearest does.
+    """
+    known = [clip for clip, row in enumerate(rows) if row["text"].strip()]
+    texts = [rows[clip]["text"] for clip in known]
+    spoken = head.alphabet.pronunciations(texts, [rows[clip].get("language") for clip in known])
+    wrong = said = 0
+    for clip, ways in zip(known, spoken, strict=True):
+        heard = best_path(log_probs_BUC[clip, : num_sub_frames[clip]])
+        edits = [(Levenshtein.distance(heard, way.tolist()), len(way)) for way in ways]
+        if edits:
+            wrong, said = wrong + min(edits)[0], said + min(edits)[1]
+    return np.array([wrong, said])
 
 
 def search_bank(glossary: Glossary, clips: TrainingClips) -> list[Term]:

@@ -53,10 +53,10 @@ from qwen_term_retrieval.training.checks.own_parts import refuse_own_parts
 from qwen_term_retrieval.training.checks.step_memory import check_memory
 from qwen_term_retrieval.training.data.audio_source import distort_inputs
 from qwen_term_retrieval.training.data.clips import TrainingClips, data_identity, spoken_terms, training_glossary
-from qwen_term_retrieval.training.data.collator import TermCollator
+from qwen_term_retrieval.training.data.collator import TermCollator, note_spoken_clips
 from qwen_term_retrieval.training.data.preparation import audio_source, check_rows, prepare_clips
 from qwen_term_retrieval.training.data.texts import cache_frozen_texts
-from qwen_term_retrieval.training.gradcache import gradcache_step
+from qwen_term_retrieval.training.gradcache import embeddings_of, gradcache_step
 from qwen_term_retrieval.training.negatives.mining import HardNegativeMiner
 from qwen_term_retrieval.training.negatives.table import HardNegativeTable
 from qwen_term_retrieval.training.recall import evaluate_recall
@@ -187,6 +187,10 @@ class TermRetrievalTrainer(Trainer):
         check_shares_frames(getattr(self, "retrieval_model", model), model)
         self.retrieval_model = model
         self._start_logits()
+        if self.args.phoneme_loss_weight:
+            model.train_phoneme_head(alone=self.args.phoneme_head_alone)
+        elif model.phoneme_head is not None:
+            model.phoneme_head.requires_grad_(False)  # what the loss does not use must not wait for a gradient (DDP)
 
     def _start_logits(self) -> None:
         args = self.args
@@ -232,6 +236,9 @@ class TermRetrievalTrainer(Trainer):
             hard_negatives_of=self.hard_negatives_of,
             hard_neg_k=args.hard_neg_k,
             no_term_queries=args.no_term_weight > 0,
+            pronunciations=model.phoneme_head.alphabet.pronunciations
+            if model.phoneme_head is not None and args.phoneme_loss_weight
+            else None,
         )
         sampler = self._get_train_sampler(self.train_clips)
         return EpochLoader.of_run(self.train_clips, sampler, self.data_collator, args)
@@ -250,9 +257,11 @@ class TermRetrievalTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of a step; how long they were waited for goes to the log."""
         began = time.perf_counter()
-        batches = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.callbacks.note_wait(began)
-        return batches
+        if self.args.phoneme_loss_weight:
+            note_spoken_clips(batches, device)
+        return batches, num_items
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Useful operations of a micro-batch of this rank, see `StepFlops`; the Trainer sums them in `total_flos`."""
@@ -263,8 +272,7 @@ class TermRetrievalTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """This rank's share of the objective; see `losses/objective.py`."""
         outputs = model(**inputs["model_inputs"])
-        embeddings = Embeddings(outputs.audio_PD, outputs.text_ND, outputs.logit_scale, outputs.get("logit_bias"))
-        loss = self._loss_of(embeddings, inputs)
+        loss = self._loss_of(embeddings_of(outputs), inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _loss_of(self, embeddings: Embeddings, batch: dict[str, Any]) -> torch.Tensor:

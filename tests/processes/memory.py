@@ -6,7 +6,7 @@ torchrun --nproc_per_node 2 tests/processes/memory.py OUTPUT_DIR
 import sys
 from pathlib import Path
 
-from qwen_term_retrieval.distributed import rank
+from qwen_term_retrieval.distributed import end_ranks, rank
 from qwen_term_retrieval.runs import memory as memory_check
 from tests.processes.trainer import make_trainer
 
@@ -17,3 +17,4 @@ if __name__ == "__main__":
         trainer.train()
     except memory_check.NotEnoughMemoryError as error:
         Path(sys.argv[1], f"refused-{rank()}").write_text(str(error))
+    end_ranks()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from qwen_term_retrieval.distributed import rank, world_size
+from qwen_term_retrieval.distributed import end_ranks, rank, world_size
 from qwen_term_retrieval.trainer_callbacks import NonFiniteStepsError, ThroughputCallback
 from tests.processes.trainer import make_trainer
 
@@ -52,6 +52,9 @@ CASES = {
     "accumulated-chunks": {"gradient_accumulation_steps": 2, "max_steps": 2, "gradcache_chunk": 5, **PLAIN},
     "mined": MINED,
     "mined-sigmoid-chunks": {**MINED, "loss": "sigmoid", "sigmoid_bias": -2.0, "gradcache_chunk": 3},
+    "phonemes": {"phoneme_loss_weight": 0.5, "max_steps": 2, **PLAIN},
+    "phonemes-chunks": {"phoneme_loss_weight": 0.5, "gradcache_chunk": 3, "max_steps": 2, **PLAIN},
+    "phonemes-lonely": {"phoneme_loss_weight": 0.5, "lonely": True, "max_steps": 2, **PLAIN},
     "aliases": {
         **MINED,
         "aliases": True,
@@ -127,3 +130,4 @@ def main(output_dir):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_ranks()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
+from qwen_term_retrieval.distributed import end_ranks
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
@@ -49,6 +50,7 @@ def make_trainer(
             text_tower_config={"hidden_size": 64, "dropout": dropout},
             embedding_dim=32,
             windows={"sizes": [30, 60, 100], "stride": 15},
+            phoneme_head={"hidden_size": 32, "dropout": dropout} if settings.get("phoneme_loss_weight") else None,
         )
     )
     if lora_r:
@@ -127,3 +129,4 @@ def main(output_dir, batch_size, *settings):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_ranks()

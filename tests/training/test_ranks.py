@@ -58,6 +58,7 @@ def assert_same_weights(weights, others):
 
 LORA_AND_ACCUMULATED = ["lora", "lora-chunks", "accumulated", "accumulated-chunks"]
 OTHERS = ["mined", "mined-sigmoid-chunks", "aliases", "lonely-term", "durations"]
+OTHERS += ["phonemes", "phonemes-chunks", "phonemes-lonely"]
 
 
 @pytest.mark.parametrize("name", [*MATRIX, *LORA_AND_ACCUMULATED, *OTHERS])
@@ -65,7 +66,7 @@ def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
     trainer, alone = run(name, tmp_path, CASES[name])
     assert (trained_weights(trainer)["audio_head.weight"] - untrained).abs().max() > 1e-3
     assert_same_weights(load_file(two_ranks / f"{name}.safetensors"), trained_weights(trainer))
-    for part in ("audio_text_loss", "audio_term_loss", "no_term_loss", "hard_negative_loss"):
+    for part in ("audio_text_loss", "audio_term_loss", "no_term_loss", "hard_negative_loss", "phoneme_loss"):
         together = values_of(of_rank(two_ranks, name, 0), part)
         assert together == pytest.approx(values_of(alone, part), rel=LOSS_RTOL, abs=1e-6)
     assert any(values_of(alone, "no_term_loss"))
@@ -74,7 +75,8 @@ def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
     assert bool(values_of(alone, "eval_mrr")) == (name == "aliases")
 
 
-WITH_CHUNKS = [name for name in (*MATRIX, *LORA_AND_ACCUMULATED) if name.endswith("-chunks")]
+WITH_CHUNKS = [name for name in (*MATRIX, *LORA_AND_ACCUMULATED, *OTHERS) if name.endswith("-chunks")]
+WITH_CHUNKS.remove("mined-sigmoid-chunks")  # the mined case without chunks has the other loss
 
 
 @pytest.mark.parametrize("name", [name.removesuffix("-chunks") for name in WITH_CHUNKS])

@@ -75,6 +75,14 @@ def pronouncer_of(tower: nn.Module) -> Pronouncer | None:
     return next((encoder.pronouncer for encoder in encoders if encoder.config.languages), None)
 
 
+def phonemizers_of(tower: nn.Module) -> dict[str, Any]:
+    """`phonemizer` and `languages` of the tower's phoneme encoder; none where it has none."""
+    for module in tower.modules():
+        if isinstance(module, PhonemeEncoder):
+            return {"phonemizer": module.config.phonemizer, "languages": dict(module.config.languages)}
+    return {}
+
+
 def pretrained_text_encoder(tower: nn.Module) -> tuple[str, HFTextEncoder] | None:
     """The pretrained encoder in a text tower, and its place in it ("" for the tower itself); None if there is none."""
     return next(((name, module) for name, module in tower.named_modules() if isinstance(module, HFTextEncoder)), None)

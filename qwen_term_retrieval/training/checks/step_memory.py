@@ -60,7 +60,8 @@ def _measure(trainer: Any, clips: list[int]) -> Callable[..., StepMemory]:
         cuts = split_inputs(inputs, num_clips)
         with trainer.accelerator.autocast():
             outputs = model(**send_to_device(cuts[(len(cuts) - 1) // 2].inputs, args.device))
-        return outputs.audio_PD.sum() + outputs.text_ND.sum()
+        heard = 0.0 if outputs.phoneme_nll_B is None else outputs.phoneme_nll_B.sum()
+        return outputs.audio_PD.sum() + outputs.text_ND.sum() + heard
 
     peak_of = peak_memory(model, outputs_of, max(1, min(size, len(audio) // 2)))
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qwen_term_retrieval.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.losses.contrastive import NO_ID
 from qwen_term_retrieval.text.glossary import Term
 
@@ -40,6 +41,8 @@ class TermCollator:
             of the terms it is compared with alone; -1 for none. Called in the workers: it must pickle.
         hard_neg_k: how many of them, at most.
         no_term_queries: whether clips without a term ask for all of their windows.
+        pronunciations: texts and the language of each -> every way to say them, as classes of the phoneme head; only
+            where it is trained. Called in the workers: it must pickle.
     """
 
     load_audio: Callable[[Sequence[dict[str, Any]]], tuple[dict[str, torch.Tensor], torch.Tensor]]
@@ -52,6 +55,7 @@ class TermCollator:
     hard_negatives_of: Callable[[int, int], Sequence[int]] | None = None
     hard_neg_k: int = 10
     no_term_queries: bool = False
+    pronunciations: Callable[[list[str], list[str | None]], list[list[NDArray[np.int16]]]] | None = None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         audio_inputs, num_frames_B = self.load_audio(rows)
@@ -91,6 +95,10 @@ class TermCollator:
             batch["hard_negatives"] = strings.tensors("hard")
         if self.no_term_queries:
             batch["no_term_queries"] = no_terms.tensors()
+        if self.pronunciations is not None:
+            phonemes = phonemes_of_rows(rows, self.pronunciations)
+            batch["model_inputs"]["phonemes_BP"] = pad_lists(phonemes).clamp_(min=0)
+            batch["model_inputs"]["num_phonemes_B"] = torch.tensor([len(each) for each in phonemes])
         return batch
 
     def _draw_negatives(self, rows: Sequence[dict[str, Any]]) -> Iterator[Term]:
@@ -219,6 +227,30 @@ class _QueryList:
             "positive_ids_QP": pad_lists(self.positive),
             "neutral_ids_QM": pad_lists(self.neutral),
         }
+
+
+def phonemes_of_rows(
+    rows: Sequence[dict[str, Any]],
+    pronunciations: Callable[[list[str], list[str | None]], list[list[NDArray[np.int16]]]],
+) -> list[list[int]]:
+    """What is said in each clip, the first way to say it; nothing where it is not known."""
+    known = [clip for clip, row in enumerate(rows) if row["text"].strip()]
+    said = pronunciations([rows[clip]["text"] for clip in known], [rows[clip].get("language") for clip in known])
+    phonemes: list[list[int]] = [[] for _ in rows]
+    for clip, ways in zip(known, said, strict=True):
+        phonemes[clip] = ways[0].tolist() if ways else []
+    return phonemes
+
+
+def note_spoken_clips(batches: Sequence[dict[str, Any]], device: torch.device) -> None:
+    """Tell each micro-batch of a step how many clips of known text it would hold if all held as many.
+
+    Every rank calls it. So the phoneme loss of a step is a mean over its clips, however they are shared out.
+    """
+    own = sum(int((batch["model_inputs"]["num_phonemes_B"] > 0).sum()) for batch in batches)
+    spoken = sum_over_ranks(torch.tensor(float(own), device=device))
+    for batch in batches:
+        batch["spoken_clips"] = spoken / (len(batches) * world_size())
 
 
 def pad_lists(lists: Sequence[Sequence[int]]) -> torch.Tensor:
