@@ -13,3 +13,7 @@ class BadAudioError(ValueError):
 
 class PackError(RuntimeError):
     """A pack, shard or index that is damaged, incomplete, foreign or of another version."""
+
+
+class VerifierError(ValueError):
+    """Answers that cannot be verified as asked: no phoneme head, no verifier, or speech that cannot fit one."""

@@ -142,7 +142,7 @@ def _draw(
         drawn["recall_by_bank.png"] = "recall against bank size"
     matches = [match for found in judged for match in found]
     if matches and sum(num_gold):
-        curve = precision_recall_curve([m.score for m, _ in matches], [right for _, right in matches], sum(num_gold))
+        curve = precision_recall_curve([m.confidence for m, _ in matches], [right for _, right in matches], sum(num_gold))
         draw_precision_recall(curve, folder / "precision_recall.png", threshold=threshold)
         drawn["precision_recall.png"] = "precision against recall"
     if matches:
@@ -168,10 +168,10 @@ def _judge_each(evaluator: RetrievalEvaluator, evaluation: Evaluation) -> list[l
 def _score_groups(
     judged: Sequence[Sequence[tuple[TermMatch, bool]]], has_term: Sequence[bool]
 ) -> dict[str, list[float]]:
-    right = [match.score for found in judged for match, is_right in found if is_right]
+    right = [match.confidence for found in judged for match, is_right in found if is_right]
     best_wrong: dict[bool, list[float]] = {True: [], False: []}
     for found, with_term in zip(judged, has_term, strict=True):
-        best_wrong[with_term] += [match.score for match, is_right in found if not is_right][:1]
+        best_wrong[with_term] += [match.confidence for match, is_right in found if not is_right][:1]
     return {
         "terms that were said": right,
         "best wrong term of a clip": best_wrong[True],
@@ -201,5 +201,5 @@ def _worst_misses(evaluation: Evaluation) -> list[tuple[int, int]]:
 
 def _worst_alarms(judged: Sequence[Sequence[tuple[TermMatch, bool]]], lowest: float) -> list[tuple[int, TermMatch]]:
     alarms = [(clip, match) for clip, found in enumerate(judged) for match, right in found if not right]
-    alarms = [(clip, match) for clip, match in alarms if match.score >= lowest]
-    return sorted(alarms, key=lambda alarm: -alarm[1].score)[:MOST_SHOWN]
+    alarms = [(clip, match) for clip, match in alarms if match.confidence >= lowest]
+    return sorted(alarms, key=lambda alarm: -alarm[1].confidence)[:MOST_SHOWN]

@@ -59,7 +59,7 @@ class PrecisionRecallCurve:
 
 @dataclass(frozen=True)
 class JudgedMatches:
-    """Matches against what was said: `scores` and `right` of each, and how many terms there were to find."""
+    """Matches against what was said: `scores` (the confidence) and `right` of each; how many terms there were to find."""
 
     scores: NDArray[np.float64]
     right: NDArray[np.bool_]
@@ -82,7 +82,7 @@ def judge_matches(
         unlabelled = unlabelled_ids(row, index)
         for match in clip_matches:
             if match.term_id not in unlabelled:
-                scores.append(match.score)
+                scores.append(match.confidence)
                 right.append(match.term_id in gold)
     return JudgedMatches(np.array(scores, np.float64), np.array(right, np.bool_), num_gold)
 

@@ -4,8 +4,8 @@
 term's spellings; the search visits the vectors in blocks, so that memory follows the block and not the glossary.
 It costs one matrix product: 100 windows against 100,000 terms of 384 dimensions are 8 GFLOP.
 
-On disk an index is a folder: `vectors.npy` (float32, opened by memory map), `terms.parquet` (a row per vector) and
-`meta.json`, which names the model. The folder is written beside its place and renamed, so it is there whole or not
+On disk an index is a folder: `vectors.npy` (float32, opened by memory map), `terms.parquet` (a row per vector),
+`sounds/` (pronunciations, where the model hears sounds) and `meta.json`, which names the model. The folder is written beside its place and renamed, so it is there whole or not
 at all.
 
 Shapes: B queries, W windows, N spellings (vectors), K results, D embedding.
@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from pyarrow import parquet
 
 from qwen_term_retrieval.retrieval.index_folder import (
     FORMAT,
     FORMAT_VERSION,
+    SOUNDS,
     TermIndexError,
     check_target,
     group_terms,
@@ -35,6 +37,7 @@ from qwen_term_retrieval.retrieval.index_folder import (
 )
 from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
 from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
+from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class TermIndex:
         self._terms: list[Term] = []
         self._term_of_row_N = torch.zeros(0, dtype=torch.int64)
         self._position_of_spelling: SpellingTable | None = SpellingTable()
+        self.pronunciations: PronunciationBank | None = None
 
     @property
     def terms(self) -> Sequence[Term]:
@@ -210,6 +214,11 @@ class TermIndex:
         self._term_of_row_N = new_position_T[self._term_of_row_N[keep_N]]
         self._terms = [term for position, term in enumerate(self._terms) if position not in doomed]
         self._position_of_spelling = None
+        if self.pronunciations is not None:
+            self.pronunciations = self.pronunciations.renumbered(
+                np.where(keep_T.numpy(), new_position_T.cpu().numpy(), -1)
+            )
+            self._pronounced = len(self._terms)
         return len(doomed)
 
     def _positions(self) -> SpellingTable:
@@ -221,7 +230,30 @@ class TermIndex:
                     self._position_of_spelling.add(spelling, term.language, position)
         return self._position_of_spelling
 
+    # ---- how its terms sound ----------------------------------------------------------------------------------
+
+    def pronounce(self, pronounce: Callable[[list[Term]], list[list[NDArray[np.int16]]]], num_classes: int) -> None:
+        """Have the pronunciations of all terms that have none yet.
+
+        Args:
+            pronounce: terms -> every way to say each, as classes of a phoneme head; a term may have none.
+            num_classes: of the head.
+        """
+        first = 0 if self.pronunciations is None else self._pronounced
+        ways = pronounce(self._terms[first:]) if first < len(self._terms) else []
+        new = PronunciationBank.of_owned(ways, num_classes, first_owner=first)
+        self.pronunciations = new if self.pronunciations is None else self.pronunciations.join(new)
+        self._pronounced = len(self._terms)
+
     # ---- searching --------------------------------------------------------------------------------------------
+
+    def cosines(self, query_WD: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        """The score that `search` gives each of these terms, float32 on the CPU."""
+        wanted = torch.as_tensor(positions, device=self.device)
+        rows_N = torch.isin(self._term_of_row_N, wanted).nonzero()[:, 0]
+        scores_N = (self.vectors_ND[rows_N] @ query_WD.to(self.device, torch.float32).T).amax(dim=1)
+        by_term = torch.full((len(self),), -torch.inf, device=self.device)
+        return by_term.scatter_reduce(0, self._term_of_row_N[rows_N], scores_N, "amax")[wanted].cpu()
 
     @torch.inference_mode()
     def search(self, query_BWD: torch.Tensor, top_k: int = 10, *, mask_BW: torch.Tensor | None = None) -> IndexHits:
@@ -292,6 +324,11 @@ class TermIndex:
             "language": pa.array([self._terms[owner].language for owner in owners], pa.string()),
         }
         parquet.write_table(pa.table(columns), folder / "terms.parquet")
+        files = ["vectors.npy", "terms.parquet"]
+        if self.pronunciations is not None:
+            (folder / SOUNDS).mkdir()
+            self.pronunciations.save(folder / SOUNDS)
+            files += sorted(f"{SOUNDS}/{path.name}" for path in (folder / SOUNDS).iterdir())
         meta = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -300,12 +337,13 @@ class TermIndex:
             "dim": self.dim,
             "num_terms": len(self._terms),
             "num_vectors": len(owners),
-            "bytes": {name: (folder / name).stat().st_size for name in ("vectors.npy", "terms.parquet")},
+            "bytes": {name: (folder / name).stat().st_size for name in files},
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
 
     @classmethod
     def load(cls, folder: str | Path, *, fingerprint: str | None = None) -> TermIndex:
@@ -336,6 +374,9 @@ class TermIndex:
         if (len(index._terms), *index.vectors_ND.shape) != (meta["num_terms"], meta["num_vectors"], meta["dim"]):
             raise TermIndexError(f"{folder}: its files disagree about how many terms there are. Index again.")
         index._position_of_spelling = None
+        if (folder / SOUNDS).is_dir():
+            index.pronunciations = PronunciationBank.open(folder / SOUNDS)
+            index._pronounced = len(index._terms)
         return index
 
 

@@ -11,6 +11,7 @@ from qwen_term_retrieval.text.glossary import Term
 
 FORMAT = "qwen_term_retrieval.term_index"
 FORMAT_VERSION = 1
+SOUNDS = "sounds"
 
 
 class TermIndexError(ValueError):

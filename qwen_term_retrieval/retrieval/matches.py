@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class TermMatch:
     """A term that was heard: as the glossary spells it, its cosine score in [-1, 1], where it was, in seconds.
 
-    `language` is the one that the glossary names, if it names one.
+    `probability` that it was said, where it was verified, else None. `language` is the one that the glossary names, if
+    it names one.
     """
 
     term: str
@@ -18,6 +19,12 @@ class TermMatch:
     end: float
     term_id: int = field(repr=False)
     language: str | None = field(default=None, repr=False)
+    probability: float | None = None
+
+    @property
+    def confidence(self) -> float:
+        """What thresholds and rankings go by: the probability, or the score of a match that was not verified."""
+        return self.score if self.probability is None else self.probability
 
     def overlaps(self, other: TermMatch) -> bool:
         return self.start < other.end and other.start < self.end

@@ -115,7 +115,7 @@ class RepeatMerger:
                 settled.append(held)
                 self._told[match.term_id] = held
                 held = None
-            if held is None or match.score > held.score:
+            if held is None or match.confidence > held.confidence:
                 self._held[match.term_id] = match
         ripe = [match for match in self._held.values() if match.end + self.hold <= heard_to]
         for match in ripe:

@@ -96,6 +96,30 @@ class PronunciationBank:
         )
 
     @classmethod
+    def of_owned(
+        cls, pronunciations: Sequence[Sequence[np.ndarray]], num_classes: int, *, first_owner: int = 0
+    ) -> PronunciationBank:
+        """A bank of arrays of classes: one list a term, which may be empty; terms are numbered from `first_owner`."""
+        ways_R = list(chain.from_iterable(pronunciations))
+        counts = np.fromiter(map(len, pronunciations), np.int64, len(pronunciations))
+        lengths_R = np.fromiter(map(len, ways_R), np.int64, len(ways_R))
+        owners = np.arange(first_owner, first_owner + len(counts), dtype=np.int32)
+        return cls(
+            np.concatenate([np.zeros(0, np.int16), *ways_R]).astype(np.int16, copy=False),
+            np.concatenate([[0], lengths_R.cumsum()]),
+            owners.repeat(counts),
+            num_classes,
+        )
+
+    def renumbered(self, owner_of: np.ndarray) -> PronunciationBank:
+        """The bank after its terms were numbered anew: `owner_of[old]` is the new number, -1 of a term that is gone."""
+        owners_R = owner_of[self.owners_R]
+        kept = self.select(np.flatnonzero(owners_R >= 0))
+        return PronunciationBank(
+            kept.classes_S, kept.offsets_R1, owners_R[owners_R >= 0].astype(np.int32), self.num_classes
+        )
+
+    @classmethod
     def of_symbols(
         cls, pronunciations: Sequence[Sequence[Sequence[str]]], alphabet: Sequence[str]
     ) -> PronunciationBank:

@@ -1,0 +1,140 @@
+"""What speaks for a candidate: how its sounds fit the frames, and how much of what was heard it explains.
+
+A candidate is a term that the first stage proposes for a clip. Of its pronunciations the best-fitting one counts; it
+may lie anywhere in the clip, so its span comes out too. All numbers are plain, so that a linear model can weigh them:
+
+- `cosine`: of its best window;
+- `fit`: log-likelihood of the best path against what the frames themselves would say, 0 at best (`best_paths`, free);
+- `fit_per_sound`, and `worst_sound`: the sound that fits least, which tells near twins apart;
+- `sounds`: how many it has: a long term is seldom matched by chance;
+- `heard_beside`: log(1 + sounds that were heard in the clip outside of its span): a part explains less than the whole;
+- `heard_at_edges`: sounds heard right before and after the span: "art" is a part of "artist".
+
+Shapes: B clips, U sub-frames, C classes, P candidates, Q pairs of a candidate and a pronunciation, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen_term_retrieval.verification.alignment import Pairs, best_paths
+from qwen_term_retrieval.verification.pronunciations import BLANK, PronunciationBank
+
+FEATURES = ("cosine", "fit", "fit_per_sound", "worst_sound", "sounds", "heard_beside", "heard_at_edges")
+# Below these nothing is said any more: one impossible sound, and a term that is not there at all.
+_WORST_FIT, _WORST_SOUND = -80.0, -15.0
+_EDGE_SECONDS = 0.12
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Terms that a first stage proposes: int64 (P,) clip of the batch and owner in the bank, float32 (P,) cosine."""
+
+    clips_P: NDArray[np.int64]
+    owners_P: NDArray[np.int64]
+    cosines_P: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.clips_P)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was found about each candidate.
+
+    features_PF: float32, in the order of `FEATURES`; a term without a pronunciation has the worst fit.
+    starts_P, ends_P: int64, its best path in sub-frames, an end is the frame after; 0 and 0 without a pronunciation.
+    """
+
+    features_PF: NDArray[np.float32]
+    starts_P: NDArray[np.int64]
+    ends_P: NDArray[np.int64]
+
+
+def gather_evidence(
+    log_probs_BUC: torch.Tensor,
+    num_sub_frames_B: NDArray[np.int64],
+    bank: PronunciationBank,
+    candidates: Candidates,
+    *,
+    frame_rate: float,
+) -> Evidence:
+    """Align every candidate with its clip.
+
+    Args:
+        log_probs_BUC: of the phoneme head, on any device.
+        num_sub_frames_B: of each clip; behind them is anything.
+        bank: pronunciations of all terms, owned by their places in the index.
+        candidates: to look at again.
+        frame_rate: sub-frames a second.
+    """
+    rows_Q, candidate_Q = _pronunciations_of(bank, candidates.owners_P)
+    pairs = Pairs.of_whole_clips(rows_Q, candidates.clips_P[candidate_Q], num_sub_frames_B)
+    paths = best_paths(log_probs_BUC, bank, pairs, free=True)
+    best_P, spoken_P = _best_pair_of_each(paths.scores_P, candidate_Q, len(candidates))
+    starts_P, ends_P = (np.where(spoken_P, ends[best_P], 0) for ends in (paths.starts_P, paths.ends_P))
+    fit_P = np.where(spoken_P, paths.scores_P[best_P], -np.inf).clip(min=_WORST_FIT)
+    worst_Q = np.minimum.reduceat(paths.sound_scores_S, paths.offsets_P1[:-1]) if len(rows_Q) else np.zeros(0)
+    worst_P = np.where(spoken_P, worst_Q[best_P] if len(rows_Q) else 0, -np.inf).clip(min=_WORST_SOUND)
+    sounds_P = np.where(spoken_P, np.diff(paths.offsets_P1)[best_P] if len(rows_Q) else 0, 1)
+    heard = _HeardSounds(log_probs_BUC, num_sub_frames_B)
+    inside_P = heard.between(candidates.clips_P, starts_P, ends_P)
+    edge = round(_EDGE_SECONDS * frame_rate)
+    around_P = heard.between(candidates.clips_P, starts_P - edge, ends_P + edge)
+    columns = {
+        "cosine": candidates.cosines_P,
+        "fit": fit_P,
+        "fit_per_sound": fit_P / sounds_P,
+        "worst_sound": worst_P,
+        "sounds": sounds_P,
+        "heard_beside": np.log1p(heard.total_B[candidates.clips_P] - inside_P),
+        "heard_at_edges": around_P - inside_P,
+    }
+    features_PF = np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
+    return Evidence(features_PF, starts_P, ends_P)
+
+
+def _pronunciations_of(
+    bank: PronunciationBank, owners_P: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the bank, and the candidate that each is of, candidate by candidate; owners ascend in the bank."""
+    first_P = np.searchsorted(bank.owners_R, owners_P, side="left")
+    count_P = np.searchsorted(bank.owners_R, owners_P, side="right") - first_P
+    candidate_Q = np.arange(len(owners_P)).repeat(count_P)
+    place_Q = np.arange(len(candidate_Q)) - (count_P.cumsum() - count_P).repeat(count_P)
+    return first_P[candidate_Q] + place_Q, candidate_Q
+
+
+def _best_pair_of_each(
+    scores_Q: NDArray[np.float32], candidate_Q: NDArray[np.int64], num_candidates: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The pair of each candidate that scores best, 0 for one without; and which have a path at all."""
+    best_P, spoken_P = np.zeros(num_candidates, np.int64), np.zeros(num_candidates, np.bool_)
+    order_Q = np.lexsort((scores_Q, candidate_Q))  # the best of each stands last, and stays
+    best_P[candidate_Q[order_Q]] = order_Q
+    spoken_P[candidate_Q[scores_Q > -np.inf]] = True
+    return best_P, spoken_P
+
+
+class _HeardSounds:
+    """Where the head hears a new sound when each frame decides by itself, counted up along each clip."""
+
+    def __init__(self, log_probs_BUC: torch.Tensor, num_sub_frames_B: NDArray[np.int64]):
+        heard_BU = log_probs_BUC.argmax(dim=2).cpu().numpy()
+        before_BU = np.pad(heard_BU[:, :-1], ((0, 0), (1, 0)), constant_values=BLANK)
+        within_BU = np.arange(heard_BU.shape[1]) < num_sub_frames_B[:, None]
+        new_BU = (heard_BU != BLANK) & (heard_BU != before_BU) & within_BU
+        self.counts_BU1 = np.pad(new_BU.cumsum(axis=1), ((0, 0), (1, 0)))
+        self.total_B = self.counts_BU1[:, -1]
+
+    def between(
+        self, clips_P: NDArray[np.int64], starts_P: NDArray[np.int64], ends_P: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Sounds that begin in these spans, which may reach over the edges of the clip."""
+        last = self.counts_BU1.shape[1] - 1
+        first_P, after_P = starts_P.clip(0, last), ends_P.clip(0, last)
+        return self.counts_BU1[clips_P, after_P] - self.counts_BU1[clips_P, first_P]

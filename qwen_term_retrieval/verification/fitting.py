@@ -1,0 +1,198 @@
+"""Fit a `Verifier` on candidates of which it is known whether they were said.
+
+Three kinds of clips teach it what not to believe: those without a term, those in which a wrong term stands beside the
+right one, and, made of the latter, those whose own term is missing from the bank while its near twins are in it. A
+verifier that never saw the last believes the twin.
+
+Shapes: P candidates, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen_term_retrieval.errors import VerifierError
+from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
+from qwen_term_retrieval.verification.verifier import BELIEFS, OperatingPoint, Verifier, belief_inputs, margins
+
+# Of weights on standardised features: a few hundred clips would else give a feature that never fails an endless one.
+_RIDGE = 1e-3
+_MOST_POINTS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedCandidates:
+    """Candidates of some clips, searched among `num_terms`, and whether they were said.
+
+    clips_P: int64, numbered from 0 to `num_clips` - 1, whether they have candidates or not.
+    right_P: bool. Candidates that are neither right nor wrong are left out.
+    seconds: of the clips together.
+    num_gold: terms there were to find.
+    """
+
+    evidence: Evidence
+    clips_P: NDArray[np.int64]
+    right_P: NDArray[np.bool_]
+    num_clips: int
+    num_terms: int
+    num_gold: int
+    seconds: float
+
+    def without_right(self) -> JudgedCandidates:
+        """The same clips, searched among terms that do not hold what they say."""
+        wrong_P = ~self.right_P
+        return JudgedCandidates(
+            select_evidence(self.evidence, wrong_P),
+            self.clips_P[wrong_P],
+            self.right_P[wrong_P],
+            self.num_clips,
+            self.num_terms,
+            0,
+            self.seconds,
+        )
+
+
+def select_evidence(evidence: Evidence, chosen_P: NDArray[np.bool_] | NDArray[np.int64]) -> Evidence:
+    """The evidence of some candidates."""
+    return Evidence(evidence.features_PF[chosen_P], evidence.starts_P[chosen_P], evidence.ends_P[chosen_P])
+
+
+def fit(searches: Sequence[JudgedCandidates]) -> Verifier:
+    """A verifier of what these searches found, best among banks of many sizes.
+
+    Raises:
+        VerifierError: no clip holds its term among its candidates, none is without a term, or no wrong term is a
+            candidate; says what to add.
+    """
+    _check(searches)
+    strengths = _fit_strengths(searches)
+    ranked = Verifier(dict(zip(FEATURES, strengths.tolist(), strict=True)), dict.fromkeys(BELIEFS, 0.0))
+    inputs, right, weights = [], [], []
+    # Each bank counts alike, and in it what was said as much as what was missing.
+    for search in searches:
+        for judged in (search, search.without_right()):
+            inputs_PI, right_P = _belief_rows(ranked, judged), judged.right_P
+            inputs.append(inputs_PI)
+            right.append(right_P)
+            weights.append(np.full(len(right_P), 1 / max(search.num_clips, 1)))
+    beliefs = _fit_logistic(np.concatenate(inputs), np.concatenate(right), np.concatenate(weights))
+    fitted = Verifier(ranked.strengths, dict(zip(BELIEFS, beliefs.tolist(), strict=True)))
+    points = _operating_points(fitted, searches)
+    return Verifier(fitted.strengths, fitted.beliefs, points, fitted.threshold)
+
+
+def _check(searches: Sequence[JudgedCandidates]) -> None:
+    if not any(search.right_P.any() for search in searches):
+        raise VerifierError(
+            "none of the clips has its own term among the candidates: give the glossary of these clips, or clips in "
+            "which its terms are said"
+        )
+    if not any((~search.right_P).any() for search in searches):
+        raise VerifierError(
+            "no wrong term is a candidate of any clip: search among more terms (`--distractors`), near twins of those "
+            "that are said among them"
+        )
+
+
+def _belief_rows(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
+    evidence = judged.evidence
+    strengths_P = verifier.strengths_of(evidence.features_PF)
+    margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)
+    return belief_inputs(strengths_P, margins_P, judged.num_terms)
+
+
+def _fit_strengths(searches: Sequence[JudgedCandidates]) -> NDArray[np.float64]:
+    """Weights with which the right candidates of a clip are likeliest among all of them."""
+    features, groups, right, first = [], [], [], 0
+    for search in searches:
+        has_right = np.zeros(search.num_clips, np.bool_)
+        has_right[search.clips_P[search.right_P]] = True
+        chosen_P = has_right[search.clips_P]
+        features.append(search.evidence.features_PF[chosen_P])
+        groups.append(search.clips_P[chosen_P] + first)
+        right.append(search.right_P[chosen_P])
+        first += search.num_clips
+    features_PF = torch.from_numpy(np.concatenate(features)).double()
+    _, group_P = np.unique(np.concatenate(groups), return_inverse=True)
+    group, right_P = torch.from_numpy(group_P), torch.from_numpy(np.concatenate(right))
+    scale_F = features_PF.std(dim=0).clamp(min=1e-6)
+    scaled_PF = features_PF / scale_F
+
+    def loss(weights_F: torch.Tensor) -> torch.Tensor:
+        strengths_P = scaled_PF @ weights_F
+        total = _log_sum_exp_by(strengths_P, group)
+        of_right = _log_sum_exp_by(strengths_P[right_P], group[right_P], len(total))
+        return (total - of_right).mean()
+
+    return (_minimum(loss, len(scale_F)) / scale_F).numpy()
+
+
+def _log_sum_exp_by(values_P: torch.Tensor, group_P: torch.Tensor, num_groups: int | None = None) -> torch.Tensor:
+    num_groups = int(group_P.max()) + 1 if num_groups is None else num_groups
+    most = values_P.new_full((num_groups,), -torch.inf).scatter_reduce(0, group_P, values_P.detach(), "amax")
+    sums = values_P.new_zeros(num_groups).index_add(0, group_P, (values_P - most[group_P]).exp())
+    return most + sums.log()
+
+
+def _fit_logistic(
+    inputs_PI: NDArray[np.float64], right_P: NDArray[np.bool_], weights_P: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Weights of a logistic regression; the last input is 1 everywhere and is the bias."""
+    inputs, right = torch.from_numpy(inputs_PI), torch.from_numpy(right_P).double()
+    weights = torch.from_numpy(weights_P / weights_P.sum())
+    mean_I, scale_I = inputs.mean(dim=0), inputs.std(dim=0).clamp(min=1e-6)
+    mean_I[-1], scale_I[-1] = 0.0, 1.0
+    scaled = (inputs - mean_I) / scale_I
+
+    def loss(parameters_I: torch.Tensor) -> torch.Tensor:
+        losses_P = torch.nn.functional.binary_cross_entropy_with_logits(scaled @ parameters_I, right, reduction="none")
+        return (weights * losses_P).sum()
+
+    found_I = _minimum(loss, inputs.shape[1]) / scale_I
+    found_I[-1] -= (found_I[:-1] * mean_I[:-1]).sum()
+    return found_I.numpy()
+
+
+def _minimum(loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
+    """Where a convex loss with a little ridge is least, float64."""
+    parameters = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss(parameters) + _RIDGE * parameters.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(step)
+    return parameters.detach()
+
+
+def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) -> tuple[OperatingPoint, ...]:
+    """What each threshold gives, as means over the banks.
+
+    Precision and recall are of clips whose terms are in the bank, false alarms of clips whose terms are not.
+    """
+    thresholds = np.linspace(0, 1, _MOST_POINTS, endpoint=False)[1:]
+    found = []
+    for search in searches:
+        right, alarms = _probabilities(verifier, search), _probabilities(verifier, search.without_right())
+        accepted_T = (right[:, None] >= thresholds).sum(axis=0)
+        right_T = (right[search.right_P, None] >= thresholds).sum(axis=0)
+        precision_T = np.divide(right_T, accepted_T, out=np.ones(len(thresholds)), where=accepted_T > 0)
+        alarms_T = (alarms[:, None] >= thresholds).sum(axis=0) * 3600 / max(search.seconds, 1e-9)
+        found.append((precision_T, right_T / max(search.num_gold, 1), alarms_T))
+    means = np.mean(found, axis=0)
+    return tuple(OperatingPoint(*map(float, point)) for point in zip(thresholds, *means, strict=True))
+
+
+def _probabilities(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
+    evidence = judged.evidence
+    strengths_P = verifier.strengths_of(evidence.features_PF)
+    margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)
+    return verifier.probabilities(strengths_P, margins_P, judged.num_terms)
