@@ -35,7 +35,7 @@ class PronunciationBank:
 
     Example:
         >>> bank = PronunciationBank.of([[[3, 1, 2]], [[1], [2, 2]]], num_classes=4)
-        >>> bank.owners_R.tolist(), bank.lengths_R.tolist()
+        >>> bank.owners_R.tolist(), bank.lengths.tolist()
         ([0, 1, 1], [3, 1, 2])
     """
 
