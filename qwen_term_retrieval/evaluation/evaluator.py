@@ -34,7 +34,8 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import count_known_terms, gold_ids, judge_matches, unlabelled_ids
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
-from qwen_term_retrieval.retrieval.retriever import TermRetriever, best_matches
+from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.retrieval.second_look import nearest
 from qwen_term_retrieval.text.glossary import Glossary, Term, distinct_terms
 
 RECALL_AT = (1, 5, 10)
@@ -261,7 +262,7 @@ class RetrievalEvaluator:
                 neutral = [sorted(unlabelled_ids(row, index)) for row in rows]
                 for size, bank in banks.items():
                     ranks[size].append(_rank(windows, gold[first : first + len(rows)], neutral, *bank))
-                matches += best_matches(windows, index, self.top_k)
+                matches += nearest(windows, index, self.top_k)
                 bar.update(len(rows))
         for row, found in zip(self.rows_without_audio(), matches, strict=True):
             span_errors += _span_errors(row, found, index)

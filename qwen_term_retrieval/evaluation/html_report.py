@@ -142,7 +142,8 @@ def _draw(
         drawn["recall_by_bank.png"] = "recall against bank size"
     matches = [match for found in judged for match in found]
     if matches and sum(num_gold):
-        curve = precision_recall_curve([m.confidence for m, _ in matches], [right for _, right in matches], sum(num_gold))
+        scores, right = zip(*((match.confidence, is_right) for match, is_right in matches), strict=True)
+        curve = precision_recall_curve(scores, right, sum(num_gold))
         draw_precision_recall(curve, folder / "precision_recall.png", threshold=threshold)
         drawn["precision_recall.png"] = "precision against recall"
     if matches:

@@ -59,7 +59,7 @@ class PrecisionRecallCurve:
 
 @dataclass(frozen=True)
 class JudgedMatches:
-    """Matches against what was said: `scores` (the confidence) and `right` of each; how many terms there were to find."""
+    """Matches against what was said: `scores` (their confidence) and `right` of each, and how many terms were said."""
 
     scores: NDArray[np.float64]
     right: NDArray[np.bool_]

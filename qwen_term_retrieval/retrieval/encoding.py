@@ -112,11 +112,12 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_chunks(
-        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int
-    ) -> Iterator[tuple[list[int], AudioEmbeddings]]:
-        """Batches of chunks of like length: the clips they are of, and the windows that each chunk owns.
+        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, *, with_phonemes: bool = False
+    ) -> Iterator[tuple[list[int], list[Chunk], AudioEmbeddings]]:
+        """Batches of chunks of like length: the clips they are of, they, and the windows that each chunk owns.
 
-        The vectors are on the model's device; spans count in seconds of the clip.
+        The vectors are on the model's device; spans count in seconds of the clip. With `with_phonemes`, what the
+        phoneme head hears in each chunk comes with them.
         """
         by_length = sorted(chunks, key=lambda item: len(item[1].pcm))
         for first in range(0, len(by_length), batch_size):
@@ -126,7 +127,8 @@ class ClipEncoder:
             first_C = torch.tensor([chunk.first_frame for chunk in batch], dtype=torch.float32)
             spans = self._owned_windows(batch, num_frames_C, first_C)
             inputs = {"pcm_BS": pcm_CS, "num_samples_B": num_samples_C}
-            yield list(positions), self.model.embed_windows(inputs, num_frames_C, spans, first_C)
+            found = self.model.embed_windows(inputs, num_frames_C, spans, first_C, with_phonemes=with_phonemes)
+            yield list(positions), list(batch), found
 
     def encode(self, clips: Sequence[Any], *, sampling_rate: int | None = None, batch_size: int = 8) -> AudioEmbeddings:
         """All windows of every clip, on the CPU; a silent clip has none. Raises as `cut`."""
@@ -134,7 +136,7 @@ class ClipEncoder:
             raise ValueError("no clips to encode")
         vectors = [[torch.zeros(0, self.model.config.embedding_dim)] for _ in clips]
         spans = [[torch.zeros(0, 2)] for _ in clips]
-        for positions, found in self.encode_chunks(self.cut(clips, sampling_rate), batch_size):
+        for positions, _, found in self.encode_chunks(self.cut(clips, sampling_rate), batch_size):
             vectors_CWD = found.vectors.float().cpu()
             for row, position in enumerate(positions):
                 vectors[position].append(vectors_CWD[row, found.mask[row]])

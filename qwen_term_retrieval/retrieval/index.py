@@ -5,8 +5,8 @@ term's spellings; the search visits the vectors in blocks, so that memory follow
 It costs one matrix product: 100 windows against 100,000 terms of 384 dimensions are 8 GFLOP.
 
 On disk an index is a folder: `vectors.npy` (float32, opened by memory map), `terms.parquet` (a row per vector),
-`sounds/` (pronunciations, where the model hears sounds) and `meta.json`, which names the model. The folder is written beside its place and renamed, so it is there whole or not
-at all.
+`sounds/` (pronunciations, where the model hears sounds) and `meta.json`, which names the model. The folder is written
+beside its place and renamed, so it is there whole or not at all.
 
 Shapes: B queries, W windows, N spellings (vectors), K results, D embedding.
 """
@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from qwen_term_retrieval.retrieval.index_folder import (
 from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
 from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
+from qwen_term_retrieval.verification.sound_index import SoundIndex
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class TermIndex:
         self._terms: list[Term] = []
         self._term_of_row_N = torch.zeros(0, dtype=torch.int64)
         self._position_of_spelling: SpellingTable | None = SpellingTable()
-        self.pronunciations: PronunciationBank | None = None
+        self.sounds: SoundIndex | None = None
+        self._num_pronounced = 0
 
     @property
     def terms(self) -> Sequence[Term]:
@@ -214,11 +217,11 @@ class TermIndex:
         self._term_of_row_N = new_position_T[self._term_of_row_N[keep_N]]
         self._terms = [term for position, term in enumerate(self._terms) if position not in doomed]
         self._position_of_spelling = None
-        if self.pronunciations is not None:
-            self.pronunciations = self.pronunciations.renumbered(
-                np.where(keep_T.numpy(), new_position_T.cpu().numpy(), -1)
-            )
-            self._pronounced = len(self._terms)
+        if self.sounds is not None:
+            place_of = np.where(keep_T.numpy(), new_position_T.cpu().numpy(), -1)
+            sounds = SoundIndex(self.sounds.num_classes)
+            sounds.add(self.pronunciations.renumbered(place_of))
+            self._use_sounds(sounds)
         return len(doomed)
 
     def _positions(self) -> SpellingTable:
@@ -233,17 +236,28 @@ class TermIndex:
     # ---- how its terms sound ----------------------------------------------------------------------------------
 
     def pronounce(self, pronounce: Callable[[list[Term]], list[list[NDArray[np.int16]]]], num_classes: int) -> None:
-        """Have the pronunciations of all terms that have none yet.
+        """Have the pronunciations of all terms that have none yet; a search by sounds goes through them.
 
         Args:
             pronounce: terms -> every way to say each, as classes of a phoneme head; a term may have none.
             num_classes: of the head.
         """
-        first = 0 if self.pronunciations is None else self._pronounced
-        ways = pronounce(self._terms[first:]) if first < len(self._terms) else []
-        new = PronunciationBank.of_owned(ways, num_classes, first_owner=first)
-        self.pronunciations = new if self.pronunciations is None else self.pronunciations.join(new)
-        self._pronounced = len(self._terms)
+        sounds = self.sounds or SoundIndex(num_classes)
+        if self._num_pronounced < len(self):
+            ways = pronounce(self._terms[self._num_pronounced :])
+            sounds.add(PronunciationBank.of_owned(ways, num_classes, first_owner=self._num_pronounced))
+        self._use_sounds(sounds)
+
+    @cached_property
+    def pronunciations(self) -> PronunciationBank:
+        """Those of all terms, in their order; raises ValueError where they were never asked for."""
+        if self.sounds is None:
+            raise ValueError("the index does not know how its terms sound: call `pronounce` first")
+        return self.sounds.bank
+
+    def _use_sounds(self, sounds: SoundIndex) -> None:
+        self.sounds, self._num_pronounced = sounds, len(self)
+        self.__dict__.pop("pronunciations", None)
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -325,10 +339,10 @@ class TermIndex:
         }
         parquet.write_table(pa.table(columns), folder / "terms.parquet")
         files = ["vectors.npy", "terms.parquet"]
-        if self.pronunciations is not None:
+        if self.sounds is not None:
             (folder / SOUNDS).mkdir()
-            self.pronunciations.save(folder / SOUNDS)
-            files += sorted(f"{SOUNDS}/{path.name}" for path in (folder / SOUNDS).iterdir())
+            self.sounds.save(folder / SOUNDS)
+            files += sorted(str(path.relative_to(folder)) for path in (folder / SOUNDS).rglob("*.npy"))
         meta = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -337,6 +351,7 @@ class TermIndex:
             "dim": self.dim,
             "num_terms": len(self._terms),
             "num_vectors": len(owners),
+            "num_sounds": None if self.sounds is None else self.sounds.num_classes,
             "bytes": {name: (folder / name).stat().st_size for name in files},
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -374,9 +389,8 @@ class TermIndex:
         if (len(index._terms), *index.vectors_ND.shape) != (meta["num_terms"], meta["num_vectors"], meta["dim"]):
             raise TermIndexError(f"{folder}: its files disagree about how many terms there are. Index again.")
         index._position_of_spelling = None
-        if (folder / SOUNDS).is_dir():
-            index.pronunciations = PronunciationBank.open(folder / SOUNDS)
-            index._pronounced = len(index._terms)
+        if meta.get("num_sounds") is not None:
+            index._use_sounds(SoundIndex.open(folder / SOUNDS, meta["num_sounds"]))
         return index
 
 

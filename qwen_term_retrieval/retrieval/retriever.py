@@ -11,6 +11,8 @@ import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,25 @@ import torch
 from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
-from qwen_term_retrieval.models.embeddings import AudioEmbeddings
+from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
+from qwen_term_retrieval.retrieval.second_look import (
+    FirstStage,
+    SecondLook,
+    Verify,
+    nearest,
+    pronunciations_of_terms,
+    verifier_of,
+)
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import check_glossary
+from qwen_term_retrieval.verification.verifier import Verifier
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +51,15 @@ _BAR_AFTER_SECONDS = 2.0
 class TermRetriever:
     """Search speech for the terms of a glossary.
 
+    A model with a phoneme head and a fitted verifier listens again to what its windows propose, and gives each match a
+    probability and exact times; one without answers with cosines.
+
     Args:
         model: a trained model.
         windows: the grid that clips are searched with, see `ClipEncoder`: "auto", "clip", or sizes and a stride.
+        verify: "auto" verifies where the model can; "sounds" refuses a model that cannot; "none" answers with cosines.
+        first_stage: who proposes the terms that are verified: "windows", "sounds" (the whole glossary by its
+            pronunciations, without a vector) or "both".
 
     Example:
         >>> retriever = TermRetriever.from_pretrained("outputs/term_retrieval")       # doctest: +SKIP
@@ -51,9 +68,22 @@ class TermRetriever:
         [TermMatch(term='atrial fibrillation', score=0.83, start=0.4, end=1.6)]
     """
 
-    def __init__(self, model: TermRetrievalModel, *, windows: Windows = "auto"):
+    def __init__(
+        self,
+        model: TermRetrievalModel,
+        *,
+        windows: Windows = "auto",
+        verify: Verify = "auto",
+        first_stage: FirstStage = "windows",
+    ):
         self.model = model
         self.encoder = ClipEncoder(model, windows)
+        self.verifier = verifier_of(model, verify)
+        self.second_look = SecondLook(model, first_stage) if self.verifier is not None else None
+        if self.verifier is None and first_stage != "windows":
+            raise VerifierError(
+                f"first_stage={first_stage!r} proposes terms to be verified, and this model verifies none"
+            )
         self._index: TermIndex | None = None
 
     @classmethod
@@ -63,6 +93,8 @@ class TermRetriever:
         *,
         revision: str | None = None,
         windows: Windows = "auto",
+        verify: Verify = "auto",
+        first_stage: FirstStage = "windows",
         device: str | torch.device | None = None,
     ) -> TermRetriever:
         """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
@@ -73,6 +105,7 @@ class TermRetriever:
 
         Raises:
             ValueError: a revision of a folder, or of a loaded model.
+            VerifierError: what is asked for, the model cannot do.
         """
         if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
             given = "a loaded model" if isinstance(model, TermRetrievalModel) else f"the folder {model}"
@@ -88,19 +121,30 @@ class TermRetriever:
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device is not None:
             loaded.to(torch.device(device))  # type: ignore[arg-type]
-        return cls(loaded, windows=windows)
+        return cls(loaded, windows=windows, verify=verify, first_stage=first_stage)
 
     def __repr__(self) -> str:
         return f"<TermRetriever: {self._index or 'no glossary'}, threshold {self.threshold}>"
 
     @property
     def threshold(self) -> float | None:
-        """The calibrated threshold, kept in the model's config; None before calibration."""
-        return self.model.config.threshold
+        """What a match must reach: a probability where matches are verified, else the calibrated cosine, if any.
+
+        It is kept in the model's config.
+        """
+        return self.model.config.threshold if self.verifier is None else self.verifier.threshold
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
-        self.model.config.threshold = value
+        if self.verifier is None:
+            self.model.config.threshold = value
+        elif value is not None:
+            self.use_verifier(replace(self.verifier, threshold=value))
+
+    def use_verifier(self, verifier: Verifier) -> None:
+        """Verify with this one from now on; the model's config keeps it."""
+        self.second_look = self.second_look or SecondLook(self.model)
+        self.verifier, self.model.config.verifier = verifier, verifier.to_dict()
 
     # ---- the glossary -----------------------------------------------------------------------------------------
 
@@ -165,7 +209,14 @@ class TermRetriever:
     def load_index(self, folder: str | Path) -> TermIndex:
         """Search an index made by this model and saved; see `TermIndex.load`."""
         self._index = TermIndex.load(folder, fingerprint=model_fingerprint(self.model)).to(self.model.device)
+        self.pronounce(self._index)
         return self._index
+
+    def pronounce(self, index: TermIndex) -> None:
+        """Let an index know how its terms sound, where matches are verified and it does not yet."""
+        if self.second_look is not None:
+            alphabet = self.second_look.head.alphabet
+            index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes)
 
     def _embed_into(
         self, index: TermIndex, glossary: Glossary, batch_size: int, show_progress: bool = False
@@ -182,7 +233,9 @@ class TermRetriever:
                 spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
             )
 
-        return index.add(glossary, embed)
+        new = index.add(glossary, embed)
+        self.pronounce(index)
+        return new
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -191,17 +244,18 @@ class TermRetriever:
     ) -> list[TermMatch]:
         """The terms heard in a clip or recording, best first, each once, where it scored best.
 
-        Scores are cosines. Without a threshold, given or calibrated, the `top_k` nearest terms come back whether they
-        were said or not; with one, only terms that reach it, perhaps none. Silence holds no term.
+        A threshold is a probability where the model verifies what it finds, else a cosine. Without one, given or
+        calibrated, the `top_k` nearest terms come back whether they were said or not; with one, only terms that reach
+        it, perhaps none. Silence holds no term.
 
         Args:
             clip: path, encoded bytes, `Clip`, row, or array of any rate and channels; see `clip_pcm`.
             top_k: most matches to return.
-            threshold: lowest score; default the calibrated one. -1 accepts everything.
+            threshold: lowest probability, or cosine; default the calibrated one. 0 and -1 accept everything.
             sampling_rate: of an array, in Hz.
 
         Raises:
-            ValueError: a threshold outside [-1, 1].
+            ValueError: a threshold outside [0, 1], of cosines [-1, 1].
             BadAudioError: no samples, NaN, an unreadable or missing file, an array without its rate.
         """
         return self.search_batch([clip], top_k=top_k, threshold=threshold, sampling_rate=sampling_rate)[0]
@@ -222,12 +276,12 @@ class TermRetriever:
         an estimate until the last clips are read.
         """
         threshold = self._threshold_or_default(threshold)
-        nearest = self.nearest_batch(
+        likeliest = self.nearest_batch(
             clips, top_k=top_k, sampling_rate=sampling_rate, batch_size=batch_size, show_progress=show_progress
         )
         if threshold is None:
-            return nearest
-        return [[match for match in matches if match.score >= threshold] for matches in nearest]
+            return likeliest
+        return [[match for match in matches if match.confidence >= threshold] for matches in likeliest]
 
     def nearest_batch(
         self,
@@ -238,7 +292,7 @@ class TermRetriever:
         batch_size: int = 8,
         show_progress: bool = True,
     ) -> list[list[TermMatch]]:
-        """The `top_k` nearest terms of each clip, best first, whether they were said or not; see `search_batch`."""
+        """The `top_k` likeliest terms of each clip, best first, whether they were said or not; see `search_batch`."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         index = self.term_index
@@ -249,15 +303,15 @@ class TermRetriever:
                 best: list[dict[int, TermMatch]] = [{} for _ in group]
                 chunks = self.encoder.cut(group, sampling_rate, first=len(answers))
                 bar.total = bar.n + math.ceil(len(chunks) * (len(clips) - len(answers)) / len(group))
-                for positions, windows in self.encoder.encode_chunks(chunks, batch_size):
-                    for position, matches in zip(positions, best_matches(windows, index, top_k), strict=True):
+                for positions, batch, found in self._hear_chunks(chunks, batch_size, index, top_k):
+                    for position, matches in zip(positions, found, strict=True):
                         for match in matches:
                             known = best[position].setdefault(match.term_id, match)
-                            if match.score > known.score:
+                            if match.confidence > known.confidence:
                                 best[position][match.term_id] = match
-                    bar.update(len(positions))
+                    bar.update(len(batch))
                 answers += [
-                    sorted(found.values(), key=lambda match: (-match.score, match.start))[:top_k] for found in best
+                    sorted(found.values(), key=lambda match: (-match.confidence, match.start))[:top_k] for found in best
                 ]
         return answers
 
@@ -278,7 +332,7 @@ class TermRetriever:
         Args:
             chunks: blocks of samples of any length: int16, or floats in [-1, 1].
             sampling_rate: of the blocks, in Hz.
-            threshold: lowest score; default the calibrated one.
+            threshold: lowest probability, or cosine; default the calibrated one.
             top_k: most terms in one hop.
 
         Raises:
@@ -307,29 +361,26 @@ class TermRetriever:
         # Chunks at a stream's end may be too short for the tower, and nothing is heard in silence.
         if frames < 2 or not chunk.pcm.any():
             return merger.add([], heard_to)
-        ((_, windows),) = self.encoder.encode_chunks([(0, chunk)], batch_size=1)
-        (found,) = best_matches(windows, self.term_index, top_k)
-        return merger.add((match for match in found if match.score >= threshold), heard_to)
+        ((_, _, (found,)),) = self._hear_chunks([(0, chunk)], 1, self.term_index, top_k)
+        return merger.add((match for match in found if match.confidence >= threshold), heard_to)
+
+    def _hear_chunks(
+        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, index: TermIndex, top_k: int
+    ) -> Iterator[tuple[list[int], list[Chunk], list[list[TermMatch]]]]:
+        """Batches of chunks: the clips they are of, they, and the best terms of each."""
+        look, verifier = self.second_look, self.verifier
+        for positions, batch, windows in self.encoder.encode_chunks(chunks, batch_size, with_phonemes=look is not None):
+            if look is None or verifier is None:
+                yield positions, batch, nearest(windows, index, top_k)
+            else:
+                yield positions, batch, look.matches(look.look(windows, index, batch), verifier, index, batch, top_k)
 
     def _threshold_or_default(self, threshold: float | None) -> float | None:
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}; scores are cosines, from -1 to 1")
+        lowest = -1 if self.verifier is None else 0
+        if threshold is not None and not lowest <= threshold <= 1:
+            kind = "scores are cosines, from -1 to 1" if lowest else "it is a probability, from 0 to 1"
+            raise ValueError(f"threshold is {threshold}; {kind}")
         return self.threshold if threshold is None else threshold
-
-
-def best_matches(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
-    """The best terms of each clip, best first, each with the span of its best window."""
-    hits = index.search(windows.vectors, top_k, mask_BW=windows.mask)
-    answers = []
-    for row, spans_W2 in enumerate(windows.spans.tolist()):
-        columns = (hits.scores[row].tolist(), hits.terms[row].tolist(), hits.windows[row].tolist())
-        found = []
-        for score, position, window in zip(*columns, strict=True):
-            if score > -math.inf:  # a chunk may own no window
-                term, (start, end) = index.terms[position], spans_W2[window]
-                found.append(TermMatch(term.text, score, round(start, 3), round(end, 3), term.term_id, term.language))
-        answers.append(found)
-    return answers
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,13 +1,13 @@
 """What speaks for a candidate: how its sounds fit the frames, and how much of what was heard it explains.
 
-A candidate is a term that the first stage proposes for a clip. Of its pronunciations the best-fitting one counts; it
-may lie anywhere in the clip, so its span comes out too. All numbers are plain, so that a linear model can weigh them:
+A candidate is a term that the first stage proposes for a place in a clip. Of its pronunciations the best-fitting one
+counts; it may lie anywhere in that place, so its span comes out too. All numbers are plain, for a linear model to weigh:
 
 - `cosine`: of its best window;
 - `fit`: log-likelihood of the best path against what the frames themselves would say, 0 at best (`best_paths`, free);
 - `fit_per_sound`, and `worst_sound`: the sound that fits least, which tells near twins apart;
 - `sounds`: how many it has: a long term is seldom matched by chance;
-- `heard_beside`: log(1 + sounds that were heard in the clip outside of its span): a part explains less than the whole;
+- `heard_beside`: log(1 + sounds heard near by that it does not explain): a part explains less than the whole;
 - `heard_at_edges`: sounds heard right before and after the span: "art" is a part of "artist".
 
 Shapes: B clips, U sub-frames, C classes, P candidates, Q pairs of a candidate and a pronunciation, F features.
@@ -32,11 +32,17 @@ _EDGE_SECONDS = 0.12
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Terms that a first stage proposes: int64 (P,) clip of the batch and owner in the bank, float32 (P,) cosine."""
+    """Terms that a first stage proposes.
+
+    clips_P, owners_P: int64, clip of the batch, and owner in the bank. cosines_P: float32. starts_P, ends_P: int64,
+    the sub-frames in which each is looked for.
+    """
 
     clips_P: NDArray[np.int64]
     owners_P: NDArray[np.int64]
     cosines_P: NDArray[np.float32]
+    starts_P: NDArray[np.int64]
+    ends_P: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.clips_P)
@@ -73,14 +79,17 @@ def gather_evidence(
         frame_rate: sub-frames a second.
     """
     rows_Q, candidate_Q = _pronunciations_of(bank, candidates.owners_P)
-    pairs = Pairs.of_whole_clips(rows_Q, candidates.clips_P[candidate_Q], num_sub_frames_B)
+    if not len(rows_Q):
+        return _nothing(candidates)
+    pairs = Pairs(rows_Q, *(values_P[candidate_Q] for values_P in _places(candidates)))
     paths = best_paths(log_probs_BUC, bank, pairs, free=True)
     best_P, spoken_P = _best_pair_of_each(paths.scores_P, candidate_Q, len(candidates))
-    starts_P, ends_P = (np.where(spoken_P, ends[best_P], 0) for ends in (paths.starts_P, paths.ends_P))
+    starts_P = np.where(spoken_P, paths.starts_P[best_P], candidates.starts_P)
+    ends_P = np.where(spoken_P, paths.ends_P[best_P], candidates.starts_P)
     fit_P = np.where(spoken_P, paths.scores_P[best_P], -np.inf).clip(min=_WORST_FIT)
-    worst_Q = np.minimum.reduceat(paths.sound_scores_S, paths.offsets_P1[:-1]) if len(rows_Q) else np.zeros(0)
-    worst_P = np.where(spoken_P, worst_Q[best_P] if len(rows_Q) else 0, -np.inf).clip(min=_WORST_SOUND)
-    sounds_P = np.where(spoken_P, np.diff(paths.offsets_P1)[best_P] if len(rows_Q) else 0, 1)
+    worst_Q = np.minimum.reduceat(paths.sound_scores_S, paths.offsets_P1[:-1])
+    worst_P = np.where(spoken_P, worst_Q[best_P], -np.inf).clip(min=_WORST_SOUND)
+    sounds_P = np.where(spoken_P, np.diff(paths.offsets_P1)[best_P], 1)
     heard = _HeardSounds(log_probs_BUC, num_sub_frames_B)
     inside_P = heard.between(candidates.clips_P, starts_P, ends_P)
     edge = round(_EDGE_SECONDS * frame_rate)
@@ -91,11 +100,25 @@ def gather_evidence(
         "fit_per_sound": fit_P / sounds_P,
         "worst_sound": worst_P,
         "sounds": sounds_P,
-        "heard_beside": np.log1p(heard.total_B[candidates.clips_P] - inside_P),
+        "heard_beside": np.log1p(heard.between(*_places(candidates)) - inside_P),
         "heard_at_edges": around_P - inside_P,
     }
     features_PF = np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
     return Evidence(features_PF, starts_P, ends_P)
+
+
+def _places(candidates: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    return candidates.clips_P, candidates.starts_P, candidates.ends_P
+
+
+def _nothing(candidates: Candidates) -> Evidence:
+    """The evidence for candidates of which none can be said."""
+    features_PF = np.zeros((len(candidates), len(FEATURES)), np.float32)
+    worst = {"fit": _WORST_FIT, "fit_per_sound": _WORST_FIT, "worst_sound": _WORST_SOUND, "sounds": 1}
+    for name, value in worst.items():
+        features_PF[:, FEATURES.index(name)] = value
+    features_PF[:, FEATURES.index("cosine")] = candidates.cosines_P
+    return Evidence(features_PF, candidates.starts_P, candidates.starts_P)
 
 
 def _pronunciations_of(
@@ -129,7 +152,6 @@ class _HeardSounds:
         within_BU = np.arange(heard_BU.shape[1]) < num_sub_frames_B[:, None]
         new_BU = (heard_BU != BLANK) & (heard_BU != before_BU) & within_BU
         self.counts_BU1 = np.pad(new_BU.cumsum(axis=1), ((0, 0), (1, 0)))
-        self.total_B = self.counts_BU1[:, -1]
 
     def between(
         self, clips_P: NDArray[np.int64], starts_P: NDArray[np.int64], ends_P: NDArray[np.int64]

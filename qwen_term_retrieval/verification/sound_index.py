@@ -9,6 +9,7 @@ Shapes: T frames, C classes, K results, N terms.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,10 +71,8 @@ class SoundIndex:
     @property
     def bank(self) -> PronunciationBank:
         """All pronunciations, in the order in which they were added."""
-        bank = PronunciationBank.of([], self.num_classes)
-        for part, _ in self._parts:
-            bank = bank.join(part)
-        return bank
+        banks = [part for part, _ in self._parts] or [PronunciationBank.of([], self.num_classes)]
+        return functools.reduce(PronunciationBank.join, banks)
 
     def add(self, bank: PronunciationBank) -> None:
         """Add pronunciations; owners are the caller's numbers of terms, old and new.

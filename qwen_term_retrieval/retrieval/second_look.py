@@ -1,0 +1,243 @@
+"""Two stages of a search: what is proposed, and what is believed.
+
+The first stage proposes terms for each chunk: by its windows' cosines, by its sounds, or by both. The second listens
+again to each proposal, sound by sound, ranks them and says how likely each was said, and where; see
+`verification/verifier.py`. Without a phoneme head or a fitted verifier the first stage by windows is all there is.
+
+Shapes: B chunks, W windows, U sub-frames, C classes, P candidates, K candidates of a chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen_term_retrieval.errors import VerifierError
+from qwen_term_retrieval.models.embeddings import AudioEmbeddings
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.matches import TermMatch
+from qwen_term_retrieval.retrieval.stream import Chunk
+from qwen_term_retrieval.text.alphabet import Alphabet
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.verification.evidence import Candidates, Evidence, gather_evidence
+from qwen_term_retrieval.verification.verifier import Verifier, margins
+
+logger = logging.getLogger(__name__)
+
+FirstStage = Literal["windows", "sounds", "both"]
+Verify = Literal["auto", "none", "sounds"]
+FIRST_STAGES: tuple[str, ...] = ("windows", "sounds", "both")
+VERIFY: tuple[str, ...] = ("auto", "none", "sounds")
+# How many terms are listened to again: among 10,000, the right one is seldom further down.
+NUM_CANDIDATES = 200
+# How far beyond the window that proposed it a term is looked for.
+_WIDENED_SECONDS = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Candidates of a batch of chunks and what was found about each; `candidates.owners_P` are places in the index."""
+
+    candidates: Candidates
+    evidence: Evidence
+
+
+class SecondLook:
+    """Proposes terms for chunks, and verifies them.
+
+    Args:
+        model: with a phoneme head.
+        first_stage: who proposes.
+        num_candidates: of each chunk, from each who proposes.
+
+    Raises:
+        VerifierError: the model has no phoneme head.
+        ValueError: a first stage that there is not.
+    """
+
+    def __init__(
+        self, model: TermRetrievalModel, first_stage: FirstStage = "windows", num_candidates: int = NUM_CANDIDATES
+    ):
+        if first_stage not in FIRST_STAGES:
+            raise ValueError(f"first_stage must be one of {', '.join(FIRST_STAGES)}, not {first_stage!r}")
+        if num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, not {num_candidates}")
+        if model.phoneme_head is None:
+            raise VerifierError(
+                "the model has no phoneme head, so it cannot hear sounds: train one with "
+                "`scripts/train.py --recipe phoneme_head --model …`"
+            )
+        self.head = model.phoneme_head
+        self.first_stage = first_stage
+        self.num_candidates = num_candidates
+
+    def look(self, windows: AudioEmbeddings, index: TermIndex, chunks: Sequence[Chunk]) -> Looked:
+        """Propose terms for each chunk, and gather what speaks for them."""
+        if windows.log_probs is None or windows.num_sub_frames is None:
+            raise VerifierError("the chunks were encoded without their sounds")
+        log_probs_BUC, num_B = windows.log_probs.float(), windows.num_sub_frames.cpu().numpy()
+        candidates = self._propose(windows, log_probs_BUC, num_B, index, chunks)
+        return Looked(
+            candidates,
+            gather_evidence(log_probs_BUC, num_B, index.pronunciations, candidates, frame_rate=self.head.frame_rate),
+        )
+
+    def matches(
+        self, looked: Looked, verifier: Verifier, index: TermIndex, chunks: Sequence[Chunk], top_k: int
+    ) -> list[list[TermMatch]]:
+        """The likeliest terms of each chunk, best first; a term counts for the chunk that owns its end."""
+        candidates, evidence = looked.candidates, looked.evidence
+        strengths_P = verifier.strengths_of(evidence.features_PF)
+        margins_P = margins(strengths_P, candidates.clips_P, evidence.starts_P, evidence.ends_P)
+        probability_P = verifier.probabilities(strengths_P, margins_P, len(index))
+        per_frame = self.head.config.sub_frames
+        answers: list[list[TermMatch]] = []
+        for number, chunk in enumerate(chunks):
+            own = np.flatnonzero(candidates.clips_P == number)
+            ends = chunk.first_frame + evidence.ends_P[own] / per_frame
+            own = own[(ends > chunk.owned_from) & (ends <= chunk.owned_to)]
+            first = chunk.first_frame * per_frame
+            answers.append(
+                [
+                    _match(
+                        index,
+                        int(candidates.owners_P[place]),
+                        float(candidates.cosines_P[place]),
+                        (first + int(evidence.starts_P[place])) / self.head.frame_rate,
+                        (first + int(evidence.ends_P[place])) / self.head.frame_rate,
+                        float(probability_P[place]),
+                    )
+                    for place in own[np.argsort(-probability_P[own], kind="stable")][:top_k]
+                ]
+            )
+        return answers
+
+    def _propose(
+        self,
+        windows: AudioEmbeddings,
+        log_probs_BUC: torch.Tensor,
+        num_B: NDArray[np.int64],
+        index: TermIndex,
+        chunks: Sequence[Chunk],
+    ) -> Candidates:
+        """Candidates with the place that each was proposed for, a little widened."""
+        rows: list[tuple[int, int, float, float, float]] = []  # chunk, term, cosine, start, end in seconds of the chunk
+        first_seconds = [chunk.first_frame * self.head.config.sub_frames / self.head.frame_rate for chunk in chunks]
+        if self.first_stage != "sounds":
+            rows += _by_windows(windows, index, self.num_candidates, first_seconds)
+        if self.first_stage != "windows":
+            known = {row[:2] for row in rows}
+            for chunk in range(len(chunks)):
+                found = self._by_sounds(windows, log_probs_BUC[chunk, : num_B[chunk]], index, chunk)
+                rows += [row for row in found if row[:2] not in known]
+            rows.sort(key=lambda row: row[0])
+        chunk_P, term_P, cosine_P, start_P, end_P = np.array(rows, np.float64).reshape(-1, 5).T
+        clips_P = chunk_P.astype(np.int64)
+        rate = self.head.frame_rate
+        starts_P = np.floor((start_P - _WIDENED_SECONDS) * rate).astype(np.int64).clip(min=0)
+        ends_P = np.minimum(np.ceil((end_P + _WIDENED_SECONDS) * rate).astype(np.int64), num_B[clips_P])
+        return Candidates(
+            clips_P, term_P.astype(np.int64), cosine_P.astype(np.float32), np.minimum(starts_P, ends_P), ends_P
+        )
+
+    def _by_sounds(
+        self, windows: AudioEmbeddings, log_probs_UC: torch.Tensor, index: TermIndex, chunk: int
+    ) -> list[tuple[int, int, float, float, float]]:
+        """Terms that the sounds of a chunk propose, and their cosines."""
+        if index.sounds is None:
+            raise VerifierError("the index does not know how its terms sound: index the glossary again")
+        hits = index.sounds.search(log_probs_UC, self.num_candidates, free=True)
+        query_WD = windows.vectors[chunk][windows.mask[chunk].to(windows.vectors.device)]
+        cosines = (
+            index.cosines(query_WD, hits.terms_K.tolist()).tolist() if len(query_WD) else [-1.0] * len(hits.terms_K)
+        )
+        spans = np.stack([hits.starts_K, hits.ends_K], axis=1) / self.head.frame_rate
+        columns = zip(hits.terms_K.tolist(), cosines, spans.tolist(), strict=True)
+        return [(chunk, term, cosine, start, end) for term, cosine, (start, end) in columns]
+
+
+def verifier_of(model: TermRetrievalModel, verify: Verify) -> Verifier | None:
+    """How matches of this model are verified; None where they are not.
+
+    Raises:
+        ValueError: a `verify` that there is not.
+        VerifierError: the model cannot do what is asked for; or its verifier is of another version.
+    """
+    if verify not in VERIFY:
+        raise ValueError(f"verify must be one of {', '.join(VERIFY)}, not {verify!r}")
+    settings = None if model.phoneme_head is None else model.config.verifier
+    if verify == "sounds" and settings is None:
+        missing = "phoneme head" if model.phoneme_head is None else "fitted verifier"
+        remedy = (
+            "train one with `scripts/train.py --recipe phoneme_head --model …`"
+            if model.phoneme_head is None
+            else "`qtr calibrate` fits one"
+        )
+        raise VerifierError(f"the model has no {missing}: {remedy}, or search with verify='none'")
+    return None if verify == "none" or settings is None else Verifier.from_dict(settings)
+
+
+def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> list[list[NDArray[np.int16]]]:
+    """Every way to say each term, by all of its spellings; warns of terms that cannot be said."""
+    spelled = [(spelling, term.language, row) for row, term in enumerate(terms) for spelling in term.spellings]
+    ways: list[list[NDArray[np.int16]]] = [[] for _ in terms]
+    if spelled:
+        texts, languages, rows = zip(*spelled, strict=True)
+        for row, said in zip(rows, alphabet.pronunciations(texts, languages), strict=True):
+            ways[row] += said
+    mute = [term.text for term, said in zip(terms, ways, strict=True) if not said]
+    if mute:
+        logger.warning(
+            "%d of %d terms have no sound that the phoneme head knows, the first is %r: they are never believed. Give "
+            "them an alias that can be said",
+            len(mute),
+            len(terms),
+            mute[0],
+        )
+    return ways
+
+
+def _by_windows(
+    windows: AudioEmbeddings, index: TermIndex, num_candidates: int, first_seconds: Sequence[float]
+) -> list[tuple[int, int, float, float, float]]:
+    """The terms nearest to a window of each chunk."""
+    rows = []
+    for chunk, found in enumerate(_nearest_places(windows, index, num_candidates)):
+        first = first_seconds[chunk]
+        rows += [(chunk, place, score, start - first, end - first) for place, score, start, end in found]
+    return rows
+
+
+def nearest(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
+    """The nearest terms of each chunk by cosine, best first, each with the span of its best window."""
+    return [[_match(index, *place) for place in found] for found in _nearest_places(windows, index, top_k)]
+
+
+def _nearest_places(
+    windows: AudioEmbeddings, index: TermIndex, top_k: int
+) -> list[list[tuple[int, float, float, float]]]:
+    """Place in the index, cosine, start and end in seconds of the nearest terms of each chunk, best first."""
+    hits = index.search(windows.vectors, top_k, mask_BW=windows.mask)
+    answers = []
+    for row, spans_W2 in enumerate(windows.spans.tolist()):
+        columns = zip(hits.terms[row].tolist(), hits.scores[row].tolist(), hits.windows[row].tolist(), strict=True)
+        # A chunk may own no window.
+        answers.append([(term, score, *spans_W2[window]) for term, score, window in columns if score > -math.inf])
+    return answers
+
+
+def _match(
+    index: TermIndex, place: int, score: float, start: float, end: float, probability: float | None = None
+) -> TermMatch:
+    term = index.terms[place]
+    return TermMatch(
+        term.text, score, round(start, 3), round(end, 3), term.term_id, term.language, probability=probability
+    )
