@@ -28,7 +28,19 @@ Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
 ]
 Threshold = Annotated[
-    float | None, typer.Option(min=-1, max=1, help="Lowest score, a cosine; default the model's calibrated one.")
+    float | None,
+    typer.Option(
+        min=-1,
+        max=1,
+        help="Lowest probability, or cosine of a model that verifies nothing; default the model's calibrated one.",
+    ),
+]
+FirstStage = Annotated[
+    str, typer.Option(help="Who proposes terms: `windows`, `sounds` (all terms by their pronunciations) or `both`.")
+]
+Verify = Annotated[
+    str,
+    typer.Option(help="`auto` listens again where the model can, `sounds` insists, `none` answers with cosines."),
 ]
 EvaluatedSplit = Annotated[str, typer.Option(help="Split to evaluate.")]
 Wanted = Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")]
@@ -51,6 +63,14 @@ def search(
         int, typer.Option(min=1, help="Most terms to show for a file; with --each-time, for a second of it.")
     ] = 10,
     threshold: Threshold = None,
+    target_precision: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The threshold that kept this precision when it was fitted.")
+    ] = None,
+    max_false_alarms_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="The threshold that let no more through when it was fitted.")
+    ] = None,
+    first_stage: FirstStage = "windows",
+    verify: Verify = "auto",
     each_time: Annotated[
         bool, typer.Option("--each-time", help="Show a term each time it is said, in order; takes a threshold.")
     ] = False,
@@ -60,7 +80,8 @@ def search(
 ) -> None:
     """Find the terms of a glossary in recordings, each where it was heard best.
 
-    Without a threshold, the nearest terms come whether they were said or not. Files are opened before the model is, and
+    A model with a verifier gives each term a probability, one without a cosine. Without a threshold, given or in the
+    model, the nearest terms come whether they were said or not. Files are opened before the model is, and
     searched 32 at a time: what was found in those is shown before the next are searched. With `--each-time` a term is
     shown as soon as it is heard.
 
@@ -76,7 +97,16 @@ def search(
     _log_to_terminal(quiet)
     terms = _terms_of(glossary)
     check_recordings(clips)
-    retriever = TermRetriever.from_pretrained(model, revision=revision)
+    retriever = TermRetriever.from_pretrained(
+        model,
+        revision=revision,
+        first_stage=first_stage,  # type: ignore[arg-type]  # checked there
+        verify=verify,  # type: ignore[arg-type]
+    )
+    if threshold is None:
+        threshold = retriever.threshold_for(target_precision, max_false_alarms_per_hour)
+    elif target_precision is not None or max_false_alarms_per_hour is not None:
+        raise ValueError("--threshold says by itself what is let through: leave out --target-precision and the like")
     lowest = retriever.threshold if threshold is None else threshold
     if each_time and lowest is None:
         raise ValueError("--each-time needs --threshold, or a model that `qtr calibrate` has given one")
@@ -100,14 +130,15 @@ def search(
 
 
 def _json_line(clip: Path, match: TermMatch) -> str:
-    found = {"clip": str(clip), "term": match.term, "score": round(match.score, 4)}
+    found: dict[str, object] = {"clip": str(clip), "term": match.term, "score": round(match.score, 4)}
+    found |= {} if match.probability is None else {"probability": round(match.probability, 4)}
     found |= {"start": match.start, "end": match.end} | ({"language": match.language} if match.language else {})
     return json.dumps(found, ensure_ascii=False)
 
 
 def _line(match: TermMatch) -> str:
     shown = f"{match.term} ({match.language})" if match.language else match.term
-    return f"  {shown:<40} {match.score:6.3f} {match.start:9.2f} – {match.end:.2f} s"
+    return f"  {shown:<40} {match.confidence:6.3f} {match.start:9.2f} – {match.end:.2f} s"
 
 
 def _count(heard: Sequence[TermMatch]) -> str:
@@ -118,7 +149,7 @@ def _near_miss(heard: Heard, threshold: float | None) -> str:
     nearest = heard.nearest
     if threshold is None or nearest is None or heard.matches:
         return ""
-    return f" (best: {nearest.term} {nearest.score:.3f}, threshold {threshold:.3f})"
+    return f" (best: {nearest.term} {nearest.confidence:.3f}, threshold {threshold:.3f})"
 
 
 @app.command(rich_help_panel=MODELS)
@@ -264,11 +295,17 @@ def calibrate(
     target_precision: Annotated[
         float | None, typer.Option(min=0, max=1, help="Precision to reach; default: the best F1.")
     ] = None,
+    max_false_alarms_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="False alarms to stay below; for a model with a phoneme head.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Choose the score from which a term counts as heard, and store it in the model and its card.
+    """Choose from when a term counts as heard, and store it in the model and its card.
 
-    From then on `qtr search` answers with the terms that reach it, and with none where nothing was said.
+    A model with a phoneme head learns here how what it hears becomes a probability, which holds for glossaries of other
+    sizes too: let the glossary hold many terms that the clips do not say. Of one without, the score is chosen, for
+    glossaries of this size. From then on `qtr search` answers with the terms that reach it, and with none where nothing
+    was said.
 
     For example:
 
@@ -276,8 +313,9 @@ def calibrate(
     """
     from qwen_term_retrieval.models.model_card import with_threshold
     from qwen_term_retrieval.packs.loading import load_split
-    from qwen_term_retrieval.retrieval import calibration
+    from qwen_term_retrieval.retrieval.calibration import calibrate as choose_cosine
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
+    from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
 
     if target_precision is not None and not 0 < target_precision <= 1:
         raise ValueError(f"--target-precision must be above 0 and at most 1, not {target_precision}")
@@ -287,7 +325,18 @@ def calibrate(
     terms, rows = _terms_of(glossary), load_split(dataset, split)
     retriever = TermRetriever.from_pretrained(model)
     retriever.index(terms, show_progress=not quiet)
-    chosen = calibration.calibrate(retriever, rows, target_precision=target_precision, show_progress=not quiet)
+    if retriever.model.phoneme_head is not None:
+        chosen = calibrate_verifier(
+            retriever,
+            rows,
+            target_precision=target_precision,
+            max_false_alarms_per_hour=max_false_alarms_per_hour,
+            show_progress=not quiet,
+        )
+    elif max_false_alarms_per_hour is not None:
+        raise ValueError("--max-false-alarms-per-hour takes a model with a phoneme head")
+    else:
+        chosen = choose_cosine(retriever, rows, target_precision=target_precision, show_progress=not quiet)
     retriever.model.config.save_pretrained(model)
     card = Path(model, "README.md")
     if card.is_file():

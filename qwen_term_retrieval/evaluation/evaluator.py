@@ -35,7 +35,7 @@ from qwen_term_retrieval.retrieval.calibration import count_known_terms, gold_id
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import nearest
+from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES, nearest
 from qwen_term_retrieval.text.glossary import Glossary, Term, distinct_terms
 
 RECALL_AT = (1, 5, 10)
@@ -103,6 +103,32 @@ def rank_pairs(
                 ranks.append(int(ranks_of_rows[first : first + count].min()))
                 identities.append(int(identity))
             first += count
+    return RankedPairs(np.array(ranks, np.int64), np.array(identities, np.int64))
+
+
+def rank_in_matches(
+    found: Sequence[Sequence[TermMatch]],
+    gold: Sequence[Sequence[int]],
+    neutral: Sequence[Sequence[int]],
+    num_terms: int,
+) -> RankedPairs:
+    """Rank every term said in every clip among its verified matches.
+
+    As `rank_pairs`, ties counting against; a term that was not proposed, and so never listened to again, stands last.
+
+    Args:
+        found: the matches of each clip.
+        gold, neutral: see `rank_pairs`.
+        num_terms: of the bank.
+    """
+    ranks, identities = [], []
+    for matches, right, excused in zip(found, gold, neutral, strict=True):
+        confidence = {match.term_id: match.confidence for match in matches}
+        wrong = np.array([each for term, each in confidence.items() if term not in {*right, *excused}])
+        for identity in dict.fromkeys(right):
+            own = confidence.get(identity)
+            ranks.append(num_terms if own is None else 1 + int((wrong >= own).sum()))
+            identities.append(int(identity))
     return RankedPairs(np.array(ranks, np.int64), np.array(identities, np.int64))
 
 
@@ -245,12 +271,14 @@ class RetrievalEvaluator:
     ) -> Evaluation:
         """The metrics, and what they were counted from."""
         retriever = model if isinstance(model, TermRetriever) else TermRetriever(model)
-        index = TermRetriever(retriever.model).index(self.bank, show_progress=show_progress)
+        index = retriever.make_index(self.bank, show_progress=show_progress)
         threshold = retriever.threshold if self.threshold is None else self.threshold
         gold = [sorted(gold_ids(row, index)) for row in self.rows_without_audio()]
         count_known_terms(self.rows_without_audio(), index)
         said = {identity for ids in gold for identity in ids}
-        banks = {size: self._bank_of(size, index, said) for size in {*self.bank_sizes, len(self.bank)}}
+        rank = self._rank_verified if retriever.verifier is not None else self._rank_windows
+        sizes = sorted({*self.bank_sizes, len(self.bank)})
+        banks = {size: self._bank_of(size, index, said) for size in sizes}
         ranks: dict[int, list[RankedPairs]] = {size: [] for size in banks}
         matches: list[list[TermMatch]] = []
         span_errors: list[tuple[float, float]] = []
@@ -258,11 +286,12 @@ class RetrievalEvaluator:
         with tqdm(total=len(self.rows), desc="evaluating", unit="clip", disable=hidden) as bar:
             for first in range(0, len(self.rows), _CLIPS_AT_ONCE):
                 rows = [self.rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(self.rows)))]
-                windows = retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size)
                 neutral = [sorted(unlabelled_ids(row, index)) for row in rows]
-                for size, bank in banks.items():
-                    ranks[size].append(_rank(windows, gold[first : first + len(rows)], neutral, *bank))
-                matches += nearest(windows, index, self.top_k)
+                said_in_each = gold[first : first + len(rows)]
+                heard, ranked = rank(retriever, rows, said_in_each, neutral, list(banks.values()), batch_size)
+                for size, pairs_of_bank in zip(banks, ranked, strict=True):
+                    ranks[size].append(pairs_of_bank)
+                matches += heard
                 bar.update(len(rows))
         for row, found in zip(self.rows_without_audio(), matches, strict=True):
             span_errors += _span_errors(row, found, index)
@@ -286,16 +315,45 @@ class RetrievalEvaluator:
         """The rows; of a dataset without the column that takes time to read."""
         return self.rows.remove_columns("audio") if isinstance(self.rows, datasets.Dataset) else self.rows
 
-    def _bank_of(self, size: int, index: TermIndex, said: set[int]) -> tuple[torch.Tensor, list[int]]:
-        """Vectors and term ids of a bank's spellings: the glossary, whatever is `said`, and others up to `size`."""
+    def _rank_windows(
+        self,
+        retriever: TermRetriever,
+        rows: Sequence[Mapping[str, Any]],
+        gold: Sequence[Sequence[int]],
+        neutral: Sequence[Sequence[int]],
+        banks: Sequence[TermIndex],
+        batch_size: int,
+    ) -> tuple[list[list[TermMatch]], list[RankedPairs]]:
+        """The nearest terms of each clip in the largest bank, the last, and ranks in each, by cosine."""
+        windows = retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size)
+        ranked = [_rank(windows, gold, neutral, bank.vectors_ND, bank.vector_term_ids) for bank in banks]
+        return nearest(windows, banks[-1], self.top_k), ranked
+
+    def _rank_verified(
+        self,
+        retriever: TermRetriever,
+        rows: Sequence[Mapping[str, Any]],
+        gold: Sequence[Sequence[int]],
+        neutral: Sequence[Sequence[int]],
+        banks: Sequence[TermIndex],
+        batch_size: int,
+    ) -> tuple[list[list[TermMatch]], list[RankedPairs]]:
+        """The same by the probabilities of what is proposed."""
+        clips = [row["audio"] for row in rows]
+        found = retriever.nearest_in(banks, clips, top_k=NUM_CANDIDATES, batch_size=batch_size, show_progress=False)
+        ranked = [
+            rank_in_matches(of_bank, gold, neutral, len(bank)) for of_bank, bank in zip(found, banks, strict=True)
+        ]
+        return [matches[: self.top_k] for matches in found[-1]], ranked
+
+    def _bank_of(self, size: int, index: TermIndex, said: set[int]) -> TermIndex:
+        """The glossary, whatever is `said`, and others up to `size`."""
         if size == len(self.bank):
-            return index.vectors_ND, index.vector_term_ids
+            return index
         others = np.random.default_rng(0).permutation(np.arange(self.num_wanted, len(self.bank)))
         places = [*range(self.num_wanted), *others[: size - self.num_wanted].tolist()]
         chosen = said | {self.bank[place].term_id for place in places}
-        ids = index.vector_term_ids
-        rows = [row for row, identity in enumerate(ids) if identity in chosen]
-        return index.vectors_ND[rows], [ids[row] for row in rows]
+        return index.select([place for place, term in enumerate(index.terms) if term.term_id in chosen])
 
     def _seen_ids(self) -> set[int] | None:
         if self.seen_terms is None:
@@ -309,7 +367,7 @@ class RetrievalEvaluator:
     def _at_threshold(
         self, matches: Sequence[Sequence[TermMatch]], index: TermIndex, threshold: float
     ) -> dict[str, float]:
-        accepted = [[match for match in found if match.score >= threshold] for found in matches]
+        accepted = [[match for match in found if match.confidence >= threshold] for found in matches]
         judged = judge_matches(accepted, self.rows, index)
         num_right, num_told = int(judged.right.sum()), len(judged.right)
         metrics = {

@@ -202,7 +202,7 @@ def calibrate(
             "glossary of these clips, or clips in which its terms are said"
         )
     clips = [row["audio"] for row in rows]
-    matches = retriever.search_batch(clips, top_k=top_k, threshold=-1.0, show_progress=show_progress)
+    matches = retriever.nearest_batch(clips, top_k=top_k, show_progress=show_progress)
     judged = judge_matches(matches, rows, retriever.term_index)
     calibration = choose_threshold(judged.scores, judged.right, judged.num_gold, target_precision=target_precision)
     retriever.threshold = calibration.threshold

@@ -36,7 +36,7 @@ from qwen_term_retrieval.retrieval.index_folder import (
     group_terms,
     read_meta,
 )
-from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
+from qwen_term_retrieval.retrieval.scoring import BestTerms, blocks_of_scores
 from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundIndex
@@ -202,7 +202,7 @@ class TermIndex:
         if isinstance(spellings, str):
             raise ValueError(f"{spellings!r} is one string; one term is a list of one: [{spellings!r}]")
         positions = self._positions()
-        doomed = set()
+        doomed: set[int] = set()
         for spelling in spellings:
             position = positions.get(spelling, language)
             if position is None:
@@ -232,6 +232,23 @@ class TermIndex:
                 for spelling in term.spellings:
                     self._position_of_spelling.add(spelling, term.language, position)
         return self._position_of_spelling
+
+    def select(self, places: Sequence[int]) -> TermIndex:
+        """An index of these terms alone, in their order here; it shares nothing that changes."""
+        chosen_T = torch.zeros(len(self), dtype=torch.bool)
+        chosen_T[list(places)] = True
+        part = TermIndex(self.dim, fingerprint=self.fingerprint, language=self.language)
+        place_of_T = chosen_T.cumsum(0) - 1
+        rows_N = chosen_T.to(self.device)[self._term_of_row_N]
+        part.vectors_ND = self.vectors_ND[rows_N]
+        part._term_of_row_N = place_of_T.to(self.device)[self._term_of_row_N[rows_N]]
+        part._terms = [term for term, chosen in zip(self._terms, chosen_T.tolist(), strict=True) if chosen]
+        part._position_of_spelling = None
+        if self.sounds is not None:
+            sounds = SoundIndex(self.sounds.num_classes)
+            sounds.add(self.pronunciations.renumbered(np.where(chosen_T.numpy(), place_of_T.numpy(), -1)))
+            part._use_sounds(sounds)
+        return part
 
     # ---- how its terms sound ----------------------------------------------------------------------------------
 
@@ -286,7 +303,7 @@ class TermIndex:
         query_BWD = query_BWD.to(self.device, torch.float32)
         # Of the best `keep` spellings, at least `top_k` belong to different terms.
         keep = top_k * self._most_spellings
-        best = _Best.empty(num_queries, self.device, aliases=keep > top_k)
+        best = BestTerms.empty(num_queries, self.device, aliases=keep > top_k)
         for rows, scores_BWN in blocks_of_scores(query_BWD, self.vectors_ND, mask_BW):
             scores_BN, window_BN = scores_BWN.max(dim=1)
             term_BN = self._term_of_row_N[rows].expand(num_queries, -1)
@@ -392,41 +409,3 @@ class TermIndex:
         if meta.get("num_sounds") is not None:
             index._use_sounds(SoundIndex.open(folder / SOUNDS, meta["num_sounds"]))
         return index
-
-
-@dataclass(frozen=True)
-class _Best:
-    """The best terms so far, (B, K) each, best first. A repeat of a term stands last, with the score -inf."""
-
-    scores: torch.Tensor
-    terms: torch.Tensor
-    windows: torch.Tensor
-    aliases: bool
-
-    @classmethod
-    def empty(cls, num_queries: int, device: torch.device, *, aliases: bool) -> _Best:
-        nothing = torch.zeros(num_queries, 0, dtype=torch.int64, device=device)
-        return cls(nothing.float(), nothing, nothing, aliases)
-
-    def merge(self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, windows_BN: torch.Tensor, keep: int) -> _Best:
-        top_BK = scores_BN.topk(min(keep, scores_BN.shape[1]), dim=1).indices.sort(dim=1).values
-        best = _Best(
-            torch.cat([self.scores, scores_BN.gather(1, top_BK)], dim=1),
-            torch.cat([self.terms, terms_BN.gather(1, top_BK)], dim=1),
-            torch.cat([self.windows, windows_BN.gather(1, top_BK)], dim=1),
-            self.aliases,
-        )._sorted()
-        if self.aliases:
-            same_BKK = best.terms[:, :, None] == best.terms[:, None, :]
-            best.scores.masked_fill_(same_BKK.tril(diagonal=-1).any(dim=2), -torch.inf)
-        return best._sorted(keep)
-
-    def _sorted(self, keep: int | None = None) -> _Best:
-        """Stable, so that equal scores stay in the order of the index."""
-        order_BK = self.scores.argsort(dim=1, descending=True, stable=True)[:, :keep]
-        return _Best(
-            self.scores.gather(1, order_BK),
-            self.terms.gather(1, order_BK),
-            self.windows.gather(1, order_BK),
-            self.aliases,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -28,3 +29,19 @@ class TermMatch:
 
     def overlaps(self, other: TermMatch) -> bool:
         return self.start < other.end and other.start < self.end
+
+
+class BestOfEach:
+    """Of each term the match that is surest."""
+
+    def __init__(self) -> None:
+        self._best: dict[int, TermMatch] = {}
+
+    def add(self, matches: Iterable[TermMatch]) -> None:
+        for match in matches:
+            known = self._best.setdefault(match.term_id, match)
+            if match.confidence > known.confidence:
+                self._best[match.term_id] = match
+
+    def best(self, top_k: int) -> list[TermMatch]:
+        return sorted(self._best.values(), key=lambda match: (-match.confidence, match.start))[:top_k]

@@ -12,7 +12,6 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,12 @@ from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
-from qwen_term_retrieval.retrieval.matches import TermMatch
+from qwen_term_retrieval.retrieval.matches import BestOfEach, TermMatch
 from qwen_term_retrieval.retrieval.second_look import (
     FirstStage,
     SecondLook,
     Verify,
     nearest,
-    pronunciations_of_terms,
     verifier_of,
 )
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
@@ -141,6 +139,22 @@ class TermRetriever:
         elif value is not None:
             self.use_verifier(replace(self.verifier, threshold=value))
 
+    def threshold_for(
+        self, target_precision: float | None = None, max_false_alarms_per_hour: float | None = None
+    ) -> float | None:
+        """The probability that kept these when the verifier was fitted; None where nothing is asked for.
+
+        Raises:
+            VerifierError: matches are not verified; or nothing kept them.
+        """
+        if target_precision is None and max_false_alarms_per_hour is None:
+            return None
+        if self.verifier is None:
+            raise VerifierError(
+                "a cosine promises no precision: that takes a model with a phoneme head, and `qtr calibrate`"
+            )
+        return self.verifier.threshold_for(precision=target_precision, false_alarms_per_hour=max_false_alarms_per_hour)
+
     def use_verifier(self, verifier: Verifier) -> None:
         """Verify with this one from now on; the model's config keeps it."""
         self.second_look = self.second_look or SecondLook(self.model)
@@ -181,14 +195,18 @@ class TermRetriever:
             glossary = Glossary.from_file(terms)
         else:
             glossary = terms if isinstance(terms, Glossary) else Glossary(terms)
+        self._index = self.make_index(glossary, batch_size=batch_size, show_progress=show_progress)
+        return self._index
+
+    def make_index(self, glossary: Glossary, *, batch_size: int = 1024, show_progress: bool = True) -> TermIndex:
+        """Embed a glossary, and leave the one that is searched as it is; see `index`."""
         logger.info("%s: %s", glossary.source, glossary.summary())
         index = TermIndex(
             self.model.config.embedding_dim, fingerprint=model_fingerprint(self.model), language=glossary.language
         )
         show_progress = show_progress and sys.stderr.isatty()
         self._embed_into(index, glossary, batch_size, show_progress)
-        self._index = index.to(self.model.device)
-        return self._index
+        return index.to(self.model.device)
 
     def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
         """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new."""
@@ -209,14 +227,9 @@ class TermRetriever:
     def load_index(self, folder: str | Path) -> TermIndex:
         """Search an index made by this model and saved; see `TermIndex.load`."""
         self._index = TermIndex.load(folder, fingerprint=model_fingerprint(self.model)).to(self.model.device)
-        self.pronounce(self._index)
-        return self._index
-
-    def pronounce(self, index: TermIndex) -> None:
-        """Let an index know how its terms sound, where matches are verified and it does not yet."""
         if self.second_look is not None:
-            alphabet = self.second_look.head.alphabet
-            index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes)
+            self.second_look.pronounce(self._index)
+        return self._index
 
     def _embed_into(
         self, index: TermIndex, glossary: Glossary, batch_size: int, show_progress: bool = False
@@ -234,7 +247,8 @@ class TermRetriever:
             )
 
         new = index.add(glossary, embed)
-        self.pronounce(index)
+        if self.second_look is not None:
+            self.second_look.pronounce(index)
         return new
 
     # ---- searching --------------------------------------------------------------------------------------------
@@ -293,26 +307,43 @@ class TermRetriever:
         show_progress: bool = True,
     ) -> list[list[TermMatch]]:
         """The `top_k` likeliest terms of each clip, best first, whether they were said or not; see `search_batch`."""
+        (answers,) = self.nearest_in(
+            [self.term_index],
+            clips,
+            top_k=top_k,
+            sampling_rate=sampling_rate,
+            batch_size=batch_size,
+            show_progress=show_progress,
+        )
+        return answers
+
+    def nearest_in(
+        self,
+        indexes: Sequence[TermIndex],
+        clips: Sequence[Any],
+        *,
+        top_k: int = 10,
+        sampling_rate: int | None = None,
+        batch_size: int = 8,
+        show_progress: bool = True,
+    ) -> list[list[list[TermMatch]]]:
+        """`nearest_batch` in several indexes of this model, for which the audio is encoded once."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
-        index = self.term_index
-        answers: list[list[TermMatch]] = []
+        answers: list[list[list[TermMatch]]] = [[] for _ in indexes]
         hidden = None if show_progress else True
         with tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS) as bar:
             for group in _batches(clips, _CLIPS_AT_ONCE):
-                best: list[dict[int, TermMatch]] = [{} for _ in group]
-                chunks = self.encoder.cut(group, sampling_rate, first=len(answers))
-                bar.total = bar.n + math.ceil(len(chunks) * (len(clips) - len(answers)) / len(group))
-                for positions, batch, found in self._hear_chunks(chunks, batch_size, index, top_k):
-                    for position, matches in zip(positions, found, strict=True):
-                        for match in matches:
-                            known = best[position].setdefault(match.term_id, match)
-                            if match.confidence > known.confidence:
-                                best[position][match.term_id] = match
-                    bar.update(len(batch))
-                answers += [
-                    sorted(found.values(), key=lambda match: (-match.confidence, match.start))[:top_k] for found in best
-                ]
+                best = [[BestOfEach() for _ in group] for _ in indexes]
+                chunks = self.encoder.cut(group, sampling_rate, first=len(answers[0]))
+                bar.total = bar.n + math.ceil(len(chunks) * (len(clips) - len(answers[0])) / len(group))
+                for positions, found in self._hear_chunks(chunks, batch_size, indexes, top_k):
+                    for own, of_index in zip(best, found, strict=True):
+                        for position, matches in zip(positions, of_index, strict=True):
+                            own[position].add(matches)
+                    bar.update(len(positions))
+                for answer, own in zip(answers, best, strict=True):
+                    answer += [each.best(top_k) for each in own]
         return answers
 
     def stream(
@@ -361,19 +392,24 @@ class TermRetriever:
         # Chunks at a stream's end may be too short for the tower, and nothing is heard in silence.
         if frames < 2 or not chunk.pcm.any():
             return merger.add([], heard_to)
-        ((_, _, (found,)),) = self._hear_chunks([(0, chunk)], 1, self.term_index, top_k)
+        ((_, ((found,),)),) = self._hear_chunks([(0, chunk)], 1, [self.term_index], top_k)
         return merger.add((match for match in found if match.confidence >= threshold), heard_to)
 
     def _hear_chunks(
-        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, index: TermIndex, top_k: int
-    ) -> Iterator[tuple[list[int], list[Chunk], list[list[TermMatch]]]]:
-        """Batches of chunks: the clips they are of, they, and the best terms of each."""
+        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, indexes: Sequence[TermIndex], top_k: int
+    ) -> Iterator[tuple[list[int], list[list[list[TermMatch]]]]]:
+        """Batches of chunks: the clips they are of, and by index the best terms of each."""
         look, verifier = self.second_look, self.verifier
-        for positions, batch, windows in self.encoder.encode_chunks(chunks, batch_size, with_phonemes=look is not None):
+        encoded = self.encoder.encode_chunks(chunks, batch_size, with_phonemes=look is not None)
+        for positions, batch, windows in encoded:
             if look is None or verifier is None:
-                yield positions, batch, nearest(windows, index, top_k)
+                yield positions, [nearest(windows, index, top_k) for index in indexes]
             else:
-                yield positions, batch, look.matches(look.look(windows, index, batch), verifier, index, batch, top_k)
+                looked = [look.look(windows, index, batch) for index in indexes]
+                yield (
+                    positions,
+                    [look.matches(each, verifier, index, top_k) for each, index in zip(looked, indexes, strict=True)],
+                )
 
     def _threshold_or_default(self, threshold: float | None) -> float | None:
         lowest = -1 if self.verifier is None else 0

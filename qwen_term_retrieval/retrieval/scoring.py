@@ -1,11 +1,12 @@
 """Scores of windows against a bank, a block of the bank at a time: no table of all of them is ever in memory.
 
-Shapes: Q queries (clips), W windows, N terms of the bank, D embedding.
+Shapes: Q or B queries (clips), W windows, N terms of the bank, K results, D embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -34,3 +35,41 @@ def blocks_of_scores(
         block_ND = bank_ND[rows].to(query_QWD.device, query_QWD.dtype)
         scores_QWN = (query_QWD.flatten(0, 1) @ block_ND.T).float().unflatten(0, query_QWD.shape[:2])
         yield rows, scores_QWN if hidden_QW1 is None else scores_QWN.masked_fill_(hidden_QW1, -torch.inf)
+
+
+@dataclass(frozen=True)
+class BestTerms:
+    """The best terms so far, (B, K) each, best first. A repeat of a term stands last, with the score -inf."""
+
+    scores: torch.Tensor
+    terms: torch.Tensor
+    windows: torch.Tensor
+    aliases: bool
+
+    @classmethod
+    def empty(cls, num_queries: int, device: torch.device, *, aliases: bool) -> BestTerms:
+        nothing = torch.zeros(num_queries, 0, dtype=torch.int64, device=device)
+        return cls(nothing.float(), nothing, nothing, aliases)
+
+    def merge(self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, windows_BN: torch.Tensor, keep: int) -> BestTerms:
+        top_BK = scores_BN.topk(min(keep, scores_BN.shape[1]), dim=1).indices.sort(dim=1).values
+        best = BestTerms(
+            torch.cat([self.scores, scores_BN.gather(1, top_BK)], dim=1),
+            torch.cat([self.terms, terms_BN.gather(1, top_BK)], dim=1),
+            torch.cat([self.windows, windows_BN.gather(1, top_BK)], dim=1),
+            self.aliases,
+        )._sorted()
+        if self.aliases:
+            same_BKK = best.terms[:, :, None] == best.terms[:, None, :]
+            best.scores.masked_fill_(same_BKK.tril(diagonal=-1).any(dim=2), -torch.inf)
+        return best._sorted(keep)
+
+    def _sorted(self, keep: int | None = None) -> BestTerms:
+        """Stable, so that equal scores stay in the order of the index."""
+        order_BK = self.scores.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        return BestTerms(
+            self.scores.gather(1, order_BK),
+            self.terms.gather(1, order_BK),
+            self.windows.gather(1, order_BK),
+            self.aliases,
+        )

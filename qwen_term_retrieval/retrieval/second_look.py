@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -44,10 +45,18 @@ _WIDENED_SECONDS = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """Candidates of a batch of chunks and what was found about each; `candidates.owners_P` are places in the index."""
+    """Candidates of a batch of chunks, each where the chunk owns its end, and what was found about them.
 
-    candidates: Candidates
+    chunk_P: int64. places_P: int64, in the index. cosines_P: float32. first_P: int64, the sub-frame of the recording
+    that its chunk begins with.
+    """
+
+    chunk_P: NDArray[np.int64]
+    places_P: NDArray[np.int64]
+    cosines_P: NDArray[np.float32]
     evidence: Evidence
+    first_P: NDArray[np.int64]
+    num_chunks: int
 
 
 class SecondLook:
@@ -79,43 +88,53 @@ class SecondLook:
         self.first_stage = first_stage
         self.num_candidates = num_candidates
 
+    def pronounce(self, index: TermIndex) -> None:
+        """Let an index know how those of its terms sound of which it does not yet."""
+        alphabet = self.head.alphabet
+        index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes)
+
     def look(self, windows: AudioEmbeddings, index: TermIndex, chunks: Sequence[Chunk]) -> Looked:
         """Propose terms for each chunk, and gather what speaks for them."""
         if windows.log_probs is None or windows.num_sub_frames is None:
             raise VerifierError("the chunks were encoded without their sounds")
         log_probs_BUC, num_B = windows.log_probs.float(), windows.num_sub_frames.cpu().numpy()
         candidates = self._propose(windows, log_probs_BUC, num_B, index, chunks)
+        rate, per_frame = self.head.frame_rate, self.head.config.sub_frames
+        evidence = gather_evidence(log_probs_BUC, num_B, index.pronunciations, candidates, frame_rate=rate)
+        # A term counts for the chunk that owns its end.
+        edges_B3 = np.array([(chunk.first_frame, chunk.owned_from, chunk.owned_to) for chunk in chunks])
+        first_P, from_P, to_P = edges_B3[candidates.clips_P].T
+        ends_P = first_P + evidence.ends_P / per_frame
+        own_P = (ends_P > from_P) & (ends_P <= to_P)
         return Looked(
-            candidates,
-            gather_evidence(log_probs_BUC, num_B, index.pronunciations, candidates, frame_rate=self.head.frame_rate),
+            candidates.clips_P[own_P],
+            candidates.owners_P[own_P],
+            candidates.cosines_P[own_P],
+            evidence.select(own_P),
+            (first_P[own_P] * per_frame).astype(np.int64),
+            len(chunks),
         )
 
-    def matches(
-        self, looked: Looked, verifier: Verifier, index: TermIndex, chunks: Sequence[Chunk], top_k: int
-    ) -> list[list[TermMatch]]:
-        """The likeliest terms of each chunk, best first; a term counts for the chunk that owns its end."""
-        candidates, evidence = looked.candidates, looked.evidence
+    def matches(self, looked: Looked, verifier: Verifier, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
+        """The likeliest terms of each chunk, best first."""
+        evidence = looked.evidence
         strengths_P = verifier.strengths_of(evidence.features_PF)
-        margins_P = margins(strengths_P, candidates.clips_P, evidence.starts_P, evidence.ends_P)
+        margins_P = margins(strengths_P, looked.chunk_P, evidence.starts_P, evidence.ends_P)
         probability_P = verifier.probabilities(strengths_P, margins_P, len(index))
-        per_frame = self.head.config.sub_frames
-        answers: list[list[TermMatch]] = []
-        for number, chunk in enumerate(chunks):
-            own = np.flatnonzero(candidates.clips_P == number)
-            ends = chunk.first_frame + evidence.ends_P[own] / per_frame
-            own = own[(ends > chunk.owned_from) & (ends <= chunk.owned_to)]
-            first = chunk.first_frame * per_frame
+        spans_P2 = (
+            np.stack([evidence.starts_P, evidence.ends_P], axis=1) + looked.first_P[:, None]
+        ) / self.head.frame_rate
+        answers = []
+        for chunk in range(looked.num_chunks):
+            own = np.flatnonzero(looked.chunk_P == chunk)
+            order = own[np.argsort(-probability_P[own], kind="stable")][:top_k]
+            columns = (
+                values[order].tolist() for values in (looked.places_P, looked.cosines_P, spans_P2, probability_P)
+            )
             answers.append(
                 [
-                    _match(
-                        index,
-                        int(candidates.owners_P[place]),
-                        float(candidates.cosines_P[place]),
-                        (first + int(evidence.starts_P[place])) / self.head.frame_rate,
-                        (first + int(evidence.ends_P[place])) / self.head.frame_rate,
-                        float(probability_P[place]),
-                    )
-                    for place in own[np.argsort(-probability_P[own], kind="stable")][:top_k]
+                    _match(index, place, cosine, start, end, probability)
+                    for place, cosine, (start, end), probability in zip(*columns, strict=True)
                 ]
             )
         return answers

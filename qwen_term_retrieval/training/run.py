@@ -20,12 +20,14 @@ from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging as hf_logging
 
 from qwen_term_retrieval.distributed import deferred, gathered, on_every_rank
+from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_rows, recall_table, threshold_line, threshold_rows
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
 from qwen_term_retrieval.runs.resuming import check_same_data, last_whole_checkpoint
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary
@@ -112,7 +114,9 @@ def choose_threshold(trainer: TermRetrievalTrainer, rows: datasets.Dataset, spli
     retriever.index(trainer.glossary.joined_by(spoken_terms(rows)))
     try:
         chosen = calibrate(retriever, rows)
-    except CalibrationError as error:  # a model that has learnt nothing is saved all the same
+        if trainer.retrieval_model.phoneme_head is not None:
+            chosen = calibrate_verifier(retriever, rows)
+    except (CalibrationError, VerifierError) as error:  # a model that has learnt nothing is saved all the same
         logger.warning("the model gets no threshold: %s", error)
         return {}
     heading("threshold", f"{chosen.threshold:.3f}, chosen on {split!r} (F1 {chosen.f1:.3f})")
@@ -244,7 +248,7 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
     torch.manual_seed(args.seed)
     if model_args.model:
         model = TermRetrievalModel.from_pretrained(model_args.model, attn_implementation=model_args.attn_implementation)
-        model.config.threshold = None  # of the weights as they were
+        model.config.threshold = model.config.verifier = None  # of the weights as they were
         warn_of_ignored(model_args, model.config)
     else:
         model = TermRetrievalModel(model_config(model_args))
@@ -304,8 +308,6 @@ def show_search(trainer: TermRetrievalTrainer, rows: datasets.Dataset) -> None:
     retriever = TermRetriever(trainer.retrieval_model)
     retriever.index(spoken_terms(rows))
     heading("search", f"{row['key']}, which says {row['text']!r}")
-    for match in retriever.search(row["audio"], top_k=3, threshold=-1.0):
-        heard = retriever.threshold is not None and match.score >= retriever.threshold
-        print(
-            f"{'heard' if heard else '     '}  {match.term:<32} {match.score:.3f}  {match.start:.2f}-{match.end:.2f} s"
-        )
+    for match in retriever.nearest_batch([row["audio"]], top_k=3)[0]:
+        heard = "heard" if retriever.threshold is not None and match.confidence >= retriever.threshold else "     "
+        print(f"{heard}  {match.term:<32} {match.confidence:.3f}  {match.start:.2f}-{match.end:.2f} s")

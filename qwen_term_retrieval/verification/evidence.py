@@ -1,7 +1,7 @@
 """What speaks for a candidate: how its sounds fit the frames, and how much of what was heard it explains.
 
 A candidate is a term that the first stage proposes for a place in a clip. Of its pronunciations the best-fitting one
-counts; it may lie anywhere in that place, so its span comes out too. All numbers are plain, for a linear model to weigh:
+counts; it may lie anywhere in that place, so its span comes out too. All are plain numbers for a linear model:
 
 - `cosine`: of its best window;
 - `fit`: log-likelihood of the best path against what the frames themselves would say, 0 at best (`best_paths`, free);
@@ -59,6 +59,9 @@ class Evidence:
     features_PF: NDArray[np.float32]
     starts_P: NDArray[np.int64]
     ends_P: NDArray[np.int64]
+
+    def select(self, chosen_P: NDArray[np.bool_]) -> Evidence:
+        return Evidence(self.features_PF[chosen_P], self.starts_P[chosen_P], self.ends_P[chosen_P])
 
 
 def gather_evidence(

@@ -47,7 +47,7 @@ class JudgedCandidates:
         """The same clips, searched among terms that do not hold what they say."""
         wrong_P = ~self.right_P
         return JudgedCandidates(
-            select_evidence(self.evidence, wrong_P),
+            self.evidence.select(wrong_P),
             self.clips_P[wrong_P],
             self.right_P[wrong_P],
             self.num_clips,
@@ -55,11 +55,6 @@ class JudgedCandidates:
             0,
             self.seconds,
         )
-
-
-def select_evidence(evidence: Evidence, chosen_P: NDArray[np.bool_] | NDArray[np.int64]) -> Evidence:
-    """The evidence of some candidates."""
-    return Evidence(evidence.features_PF[chosen_P], evidence.starts_P[chosen_P], evidence.ends_P[chosen_P])
 
 
 def fit(searches: Sequence[JudgedCandidates]) -> Verifier:

@@ -1,0 +1,167 @@
+"""A verifier for a model: its own searches of clips whose terms are known, judged and weighed.
+
+Each clip is searched among banks of several sizes, so that one threshold serves them all, and each search counts a
+second time without what it rightly found: so it would have been, had the term been missing from the bank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from qwen_term_retrieval.errors import VerifierError
+from qwen_term_retrieval.retrieval.calibration import Calibration, count_known_terms, gold_ids, unlabelled_ids
+from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook
+from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
+from qwen_term_retrieval.verification.fitting import JudgedCandidates, fit
+from qwen_term_retrieval.verification.verifier import OperatingPoint, Verifier
+
+logger = logging.getLogger(__name__)
+
+_CLIPS_AT_ONCE = 64
+_FEWEST_CLIPS = 20
+_SMALLEST_BANK = 100
+
+
+def calibrate_verifier(
+    retriever: TermRetriever,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    target_precision: float | None = None,
+    max_false_alarms_per_hour: float | None = None,
+    bank_sizes: Iterable[int] | None = None,
+    show_progress: bool = True,
+) -> Calibration:
+    """Fit how evidence becomes a probability, and choose the threshold; the model's config keeps both.
+
+    Args:
+        retriever: with a glossary indexed: what the rows say, and many terms that they do not.
+        rows: of the row schema; no test clips. Clips without a term belong in it.
+        target_precision, max_false_alarms_per_hour: what the threshold is to keep; without either, the best F1.
+        bank_sizes: of the banks searched; powers of ten up to the glossary, by default.
+        show_progress: draw a bar where there is a terminal.
+
+    Raises:
+        VerifierError: no phoneme head; too few rows, or rows that cannot fit a verifier; no threshold keeps what is
+            wanted.
+    """
+    look = retriever.second_look or SecondLook(retriever.model)
+    index = retriever.term_index
+    look.pronounce(index)
+    num_known, num_said = count_known_terms(rows, index)
+    if len(rows) < _FEWEST_CLIPS or not num_known:
+        raise VerifierError(
+            f"{len(rows)} clips say {num_said} terms, of which the glossary holds {num_known}: a verifier needs at "
+            f"least {_FEWEST_CLIPS} clips, and the glossary what is said in them"
+        )
+    if len(index) < 2 * num_known:
+        logger.warning(
+            "the glossary holds %d terms and %d of them are said: with so few wrong ones a verifier learns little of "
+            "what not to believe. Add terms that are not said, near twins among them",
+            len(index),
+            num_known,
+        )
+    searches = _search(retriever, look, rows, _banks(index, rows, bank_sizes), show_progress)
+    verifier = fit(searches)
+    threshold = (
+        _best_f1(verifier).threshold
+        if target_precision is None and max_false_alarms_per_hour is None
+        else verifier.threshold_for(precision=target_precision, false_alarms_per_hour=max_false_alarms_per_hour)
+    )
+    retriever.use_verifier(replace(verifier, threshold=threshold))
+    chosen = min(verifier.points, key=lambda point: abs(point.threshold - threshold))
+    return Calibration(chosen.threshold, chosen.precision, chosen.recall, _f1(chosen))
+
+
+def _f1(point: OperatingPoint) -> float:
+    return 2 * point.precision * point.recall / max(point.precision + point.recall, 1e-9)
+
+
+def _best_f1(verifier: Verifier) -> OperatingPoint:
+    return max(verifier.points, key=_f1)
+
+
+def _banks(index: TermIndex, rows: Sequence[Mapping[str, Any]], sizes: Iterable[int] | None) -> list[TermIndex]:
+    """Banks of these sizes, what is said in each; a smaller one lies within a larger."""
+    said = {identity for row in rows for identity in gold_ids(row, index)}
+    own = [place for place, term in enumerate(index.terms) if term.term_id in said]
+    others = [place for place, term in enumerate(index.terms) if term.term_id not in said]
+    order = [*own, *np.random.default_rng(0).permutation(np.array(others, np.int64)).tolist()]
+    if sizes is None:
+        sizes = (10**power for power in range(2, 7))
+    wanted = sorted({min(max(size, len(own), _SMALLEST_BANK), len(index)) for size in (*sizes, len(index))})
+    return [index if size == len(index) else index.select(order[:size]) for size in wanted]
+
+
+def _search(
+    retriever: TermRetriever,
+    look: SecondLook,
+    rows: Sequence[Mapping[str, Any]],
+    banks: Sequence[TermIndex],
+    show_progress: bool,
+) -> list[JudgedCandidates]:
+    judged = [_Judged(bank) for bank in banks]
+    hidden = None if show_progress else True
+    with tqdm(total=len(rows), desc="fitting the verifier", unit="clip", disable=hidden) as bar:
+        for first in range(0, len(rows), _CLIPS_AT_ONCE):
+            group = [rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(rows)))]
+            chunks = retriever.encoder.cut([row["audio"] for row in group], first=first)
+            for positions, batch, windows in retriever.encoder.encode_chunks(chunks, 8, with_phonemes=True):
+                for own in judged:
+                    looked = look.look(windows, own.bank, batch)
+                    own.add(looked, [group[position] for position in positions])
+            bar.update(len(group))
+    return [own.all() for own in judged]
+
+
+@dataclass
+class _Judged:
+    """What the searches of one bank found, batch by batch. Each chunk counts as a clip."""
+
+    bank: TermIndex
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+    starts: list[NDArray[np.int64]] = field(default_factory=list)
+    ends: list[NDArray[np.int64]] = field(default_factory=list)
+    chunks: list[NDArray[np.int64]] = field(default_factory=list)
+    right: list[NDArray[np.bool_]] = field(default_factory=list)
+    num_chunks: int = 0
+    num_gold: int = 0
+    seconds: float = 0.0
+
+    def add(self, looked: Looked, rows: Sequence[Mapping[str, Any]]) -> None:
+        gold = [gold_ids(row, self.bank) for row in rows]
+        neutral = [unlabelled_ids(row, self.bank) for row in rows]
+        ids_P = [self.bank.terms[place].term_id for place in looked.places_P.tolist()]
+        chunk_of = looked.chunk_P.tolist()
+        judged_P = np.array([i not in neutral[c] for c, i in zip(chunk_of, ids_P, strict=True)], np.bool_)
+        right_P = np.array([i in gold[c] for c, i in zip(chunk_of, ids_P, strict=True)], np.bool_)
+        evidence = looked.evidence.select(judged_P)
+        self.features.append(evidence.features_PF)
+        self.starts.append(evidence.starts_P)
+        self.ends.append(evidence.ends_P)
+        self.chunks.append(looked.chunk_P[judged_P] + self.num_chunks)
+        self.right.append(right_P[judged_P])
+        self.num_chunks += len(rows)
+        self.num_gold += sum(map(len, gold))
+        self.seconds += sum(row["duration"] for row in rows)
+
+    def all(self) -> JudgedCandidates:
+        features_PF = np.concatenate([np.zeros((0, len(FEATURES)), np.float32), *self.features])
+        none = np.zeros(0, np.int64)
+        return JudgedCandidates(
+            Evidence(features_PF, np.concatenate([none, *self.starts]), np.concatenate([none, *self.ends])),
+            np.concatenate([none, *self.chunks]),
+            np.concatenate([none.astype(np.bool_), *self.right]),
+            num_clips=self.num_chunks,
+            num_terms=len(self.bank),
+            num_gold=self.num_gold,
+            seconds=self.seconds,
+        )
