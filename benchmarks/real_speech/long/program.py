@@ -40,7 +40,7 @@ SEARCHES = ("fuzzy", "IPA")
 CHOSEN_AT = "+10k"
 ANSWERS = 200  # a clip or a place: far more than are said in it
 ANSWERS_A_HOP, HOP_SECONDS = 40, 2.0
-ACCEPT_ALL = -1.0
+ACCEPT_ALL = -1.0  # the lowest cosine
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,23 @@ def run_baselines(assemble: Callable[[SetRun], Assembled], run: SetRun) -> None:
     assembled = assemble(run)
     transcripts = transcribe_sets(assembled.sets, run)
     for name in SEARCHES:
-        first = assembled.sets[0]
-        measures = {}
-        terms = assembled.bank_terms(CHOSEN_AT)
-        matcher = BASELINES[name](terms)
-        for measure in matcher.measures:
-            best_QN = best_scores(matcher, transcripts[first.name], measure, len(terms), f"{name}, {measure}")
-            answers = search_transcripts(first, best_QN, terms)
-            measures[measure] = round(numbers(first, answers, None)["average_precision"], 4)
+        measures = try_measures(assembled, transcripts, name)
         best = max(measures, key=measures.__getitem__)
         logger.info("%s: best measure at %s is %s of %s", name, CHOSEN_AT, best, measures)
         found = search_every_bank(assembled, transcripts, name, best)
         run.save(f"spotting {name}", {"measure": best, "measures": measures, "numbers": found})
+
+
+def try_measures(assembled: Assembled, transcripts: dict[str, list[str]], name: str) -> dict[str, float]:
+    """Average precision of each measure on the first set at `CHOSEN_AT`."""
+    first, terms = assembled.sets[0], assembled.bank_terms(CHOSEN_AT)
+    matcher = BASELINES[name](terms)
+    measures = {}
+    for measure in matcher.measures:
+        best_QN = best_scores(matcher, transcripts[first.name], measure, len(terms), f"{name}, {measure}")
+        answers = search_transcripts(first, best_QN, terms)
+        measures[measure] = round(numbers(first, answers, None)["average_precision"], 4)
+    return measures
 
 
 def transcribe_sets(sets: Sequence[SearchedSet], run: SetRun) -> dict[str, list[str]]:
