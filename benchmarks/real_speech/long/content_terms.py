@@ -1,9 +1,9 @@
 """The glossary of a text: its content words, and runs of up to four of them.
 
 A term is a run of one to four words that stand one after the other, with no mark of a pause between them and no stop
-word among them; numbers are spelled out as they are said. Stop words are those that no glossary would hold alone:
-articles, pronouns, auxiliaries, prepositions, conjunctions, and adverbs of place, time and degree. Number words,
-"please" and "press" are content. A word of one letter is no term alone ("press # or z"), but may be part of one.
+word among them; numbers and signs are spelled out as they are said. Stop words are those that no glossary would hold
+alone: articles, pronouns, auxiliaries, prepositions, conjunctions, and adverbs of place, time and degree. Number
+words, "please" and "press" are content. A word of one letter is no term alone, but may be part of one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from qwen_term_retrieval.text.glossary import normalize_term, spoken_spellings
+from benchmarks.real_speech.spelling import spell_out
+from qwen_term_retrieval.text.glossary import spoken_spellings
 
 MAX_WORDS = 4
 _STOP_WORDS_BY_KIND = {
@@ -33,7 +34,7 @@ _PAUSE = re.compile(r"[,.;:!?…]+(?=\s|$)|\s[-–—]+\s|[()\"]")
 
 
 def content_terms(texts: Iterable[str]) -> list[str]:
-    """The terms of all texts, normalised, each once, in the order of the alphabet.
+    """The terms of all texts, spelled out, each once, in the order of the alphabet.
 
     >>> content_terms(["Please enter your 2 digit pin, then hold."])[:4]
     ['digit', 'digit pin', 'enter', 'hold']
@@ -42,7 +43,7 @@ def content_terms(texts: Iterable[str]) -> list[str]:
 
 
 def _runs(phrase: str) -> Iterator[str]:
-    words = normalize_term(phrase).split()
+    words = spell_out(phrase).split()
     for first in range(len(words)):
         for end in range(first + 1, min(first + MAX_WORDS, len(words)) + 1):
             if words[end - 1] in STOP_WORDS:
@@ -53,5 +54,7 @@ def _runs(phrase: str) -> Iterator[str]:
 
 
 def terms_in(text: str, glossary: frozenset[str]) -> tuple[str, ...]:
-    """The terms of a glossary (normalised) whose words stand in a text, whatever stands between them."""
-    return tuple(dict.fromkeys(term for term in spoken_spellings(text, max_words=MAX_WORDS) if term in glossary))
+    """The terms of a glossary, spelled out, whose words stand in a text, whatever stands between them."""
+    return tuple(
+        dict.fromkeys(term for term in spoken_spellings(spell_out(text), max_words=MAX_WORDS) if term in glossary)
+    )

@@ -1,9 +1,9 @@
 """Answers to numbers: which of a system's answers are right, and what follows.
 
 An answer is right where its middle lies in a place in which the term is said; of several for one term in one place the
-surest counts and the others are left out. A term of the bank whose words stand in the place's text without being
-listed was said all the same: it is left out, neither right nor wrong. All else is wrong, each time that it is
-answered.
+surest counts and the others are left out. A term that is, by its letters, a run of words of the place's text without
+being listed there was said all the same ("voice mail" where the text has "voicemail"): it is left out, neither right
+nor wrong. All else is wrong, each time that it is answered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.real_speech.long.recordings import Place, Recording, SearchedSet
+from benchmarks.real_speech.spelling import letters_of
 from qwen_term_retrieval.evaluation.ranking import TIE_TOLERANCE, bootstrap_interval, recall_at_k
 from qwen_term_retrieval.evaluation.spotting import spotting_metrics
 from qwen_term_retrieval.retrieval.calibration import JudgedMatches
@@ -83,12 +84,12 @@ def _by_place(places: Sequence[Place], matches: Sequence[TermMatch]) -> dict[int
 def _sorted_out(place: Place, matches: Sequence[TermMatch]) -> tuple[dict[int, TermMatch], list[TermMatch]]:
     """The surest match of each term said, by its id, and the wrong ones."""
     gold = {term_id(term) for term in place.terms}
-    said = {term_id(run) for run in spoken_spellings(place.text, max_words=_LONGEST_UNLABELLED)}
+    said = {letters_of(run) for run in spoken_spellings(place.text, max_words=_LONGEST_UNLABELLED)}
     found: dict[int, TermMatch] = {}
     for match in sorted(matches, key=confidence, reverse=True):
         if match.term_id in gold:
             found.setdefault(match.term_id, match)
-    return found, [match for match in matches if match.term_id not in gold | said]
+    return found, [match for match in matches if match.term_id not in gold and letters_of(match.term) not in said]
 
 
 def _ranks(place: Place, found: dict[int, TermMatch], wrong: Sequence[TermMatch]) -> list[int]:
