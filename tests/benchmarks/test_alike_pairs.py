@@ -31,6 +31,9 @@ def test_near_terms_are_nearest_in_sound_and_never_the_term_itself_or_its_homoph
     assert set(far) <= {"whiskey", "atrium", "pneumonia", "helicopter", "flour", "flower", "floor"}
     near, _ = wrong_terms(["flower"], [*POOL, "flower", "floor"], phonemizer)[0]
     assert near[0] == "floor"  # "flour" sounds the same
+    near, _ = wrong_terms(["flower bed"], [*POOL, "flower", "flour bread"], phonemizer)[0]
+    assert near[0] == "flour bread"
+    assert "flower" not in near  # it is said
     assert wrong_terms(["flower"], POOL, phonemizer) == wrong_terms(["flower"], POOL, phonemizer)
 
 
@@ -148,7 +151,7 @@ def test_the_report_names_clips_pairs_and_speakers(tmp_path):
         systems={"alike ours": {"numbers": numbers}},
         facts={"studio": PairedSet("one speaker", clips).facts()},
     )
-    assert "**studio: one speaker** (n = 1 clips, speakers: 1)" in text
+    assert "**studio: one speaker** (n = 1 clips, 3 pairs)" in text
     assert "| ours, cosine | easy | 1 | 1 | 1.0000 | 0.0% |" in text
     assert "|  | hard | 1 | 1 | 0.0000 | 100.0% |" in text
 

@@ -2,7 +2,8 @@
 
 As in LibriPhrase (Shin et al. 2022), the own terms are the positives of two tests: against the near terms (hard) and
 against the far ones (easy). Near and far are by edit distance of espeak-ng phonemes over the longer length. A term
-with the very phonemes of the clip's own is in neither: no ear can tell them apart.
+with the very phonemes of the clip's own is in neither, for no ear can tell them apart; nor is one whose words are said
+in the clip ("key" in "pound key").
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.real_speech.spelling import letters_of, spell_out
 from benchmarks.real_speech.term_banks import make_banks
 from qwen_term_retrieval.audio.decoding import clip_pcm
 from qwen_term_retrieval.evaluation.roc import area_under_roc, equal_error_rate
+from qwen_term_retrieval.text.glossary import spoken_spellings
 from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
@@ -75,7 +77,8 @@ def wrong_terms(
     found = []
     for text, sound in zip(texts, sounds_of_texts, strict=True):
         (distance_N,) = process.cdist([sound], sounds_of_pool, scorer=Levenshtein.normalized_distance)
-        wrong_N = (distance_N > 0) & (letters != letters_of(text))
+        said = {letters_of(run) for run in spoken_spellings(text)}
+        wrong_N = (distance_N > 0) & ~np.isin(letters, list(said))
         near = np.argsort(np.where(wrong_N, distance_N, np.inf), kind="stable")[:WRONG_TERMS]
         far = generator.choice(np.flatnonzero(wrong_N & (distance_N >= FAR)), WRONG_TERMS, replace=False)
         found.append(([pool[row] for row in near], [pool[row] for row in far]))

@@ -33,18 +33,14 @@ SEARCHES = ("fuzzy", "IPA")
 
 @dataclass(frozen=True)
 class PairedSet:
-    """Clips with their terms; `title` says who speaks."""
+    """Clips with their terms; `speakers` describes who speaks in a few words."""
 
-    title: str
+    speakers: str
     clips: list[ScoredClip]
 
     def facts(self) -> dict[str, object]:
-        return {
-            "title": self.title,
-            "clips": len(self.clips),
-            "pairs": sum(len(clip.terms) for clip in self.clips),
-            "speakers": len({clip.speaker for clip in self.clips}),
-        }
+        pairs = sum(len(clip.terms) for clip in self.clips)
+        return {"speakers": self.speakers, "clips": len(self.clips), "pairs": pairs}
 
 
 def real_sets(_run: SetRun) -> dict[str, PairedSet]:
@@ -55,7 +51,9 @@ def real_sets(_run: SetRun) -> dict[str, PairedSet]:
 def libriphrase(run: SetRun) -> dict[str, PairedSet]:
     if run.corpus is None:
         raise ValueError("give --corpus: the folder of LibriPhrase")
-    return {"libriphrase": PairedSet("readers of LibriSpeech", read_libriphrase(run.corpus))}
+    clips = read_libriphrase(run.corpus)
+    readers = len({clip.speaker for clip in clips})
+    return {"libriphrase": PairedSet(f"{readers} readers of LibriSpeech", clips)}
 
 
 def run_baselines(assemble: Callable[[SetRun], dict[str, PairedSet]], run: SetRun) -> None:

@@ -30,7 +30,7 @@ def write_report(
     write_results(folder / f"real_speech_{name}.json", results, packages=_PACKAGES)
     parts = [f"**{name}**"]
     for each, about in facts.items():
-        heading = f"**{each}: {about['title']}** (n = {about['clips']} clips, speakers: {about['speakers']})"
+        heading = f"**{each}: {about['speakers']}** (n = {about['clips']} clips, {about['pairs']} pairs)"
         parts += [heading, table(HEAD, _rows(found, each)).rstrip("\n")]
     chosen = [f"{system}: {kept['measure']}" for system, kept in found.items() if "measure" in kept]
     parts.append(
