@@ -2,16 +2,15 @@
 
     python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop
     python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop --test-set ktuberling
-
     python -m benchmarks.real_speech --model outputs/laptop --test-set long
     python -m benchmarks.real_speech --model outputs/laptop --test-set libriphrase --corpus LibriPhrase
 
-Sets that say one term a clip are those of `judged_sets.py` and have all stages; terms in longer speech (`long/`) and
-pairs of a clip and a term (`alike/`) have the stages `baselines`, `model` and `report`.
+Clips that each say one term: a set of `judged_sets.py`, in all stages. Banks: their texts alone and among thousands of
+other terms (`term_banks.py`). Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a
+stage can be run again alone; `timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
 
-Clips: a set of `judged_sets.py`. Banks: their texts alone and among thousands of other terms (`term_banks.py`).
-Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a stage can be run again alone;
-`timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
+Terms inside longer speech (`long/`: long, earnings22) and pairs of a clip and a term (`alike/`: alike, libriphrase)
+have the stages `baselines`, `model` and `report`.
 """
 
 from __future__ import annotations
