@@ -6,8 +6,11 @@
     volunteers            words that volunteers said into their own microphones
     term_banks            the terms searched: the clips' own among thousands of others
     baselines             a transcript, then the nearest term: in spelling, sound or meaning
+    long                  a room: terms inside longer speech, alone and joined to recordings
+    alike                 a room: pairs of a clip and a term, LibriPhrase among them
     whisper_transcripts   those transcripts
     spelling              numbers and signs as words, for transcripts and terms alike
+    work_folder           what the stages of a run leave for one another
     report                the table, the targets, the picture
     laptop                makes the corpus and the model that are judged
     ablation              what each part of a training buys

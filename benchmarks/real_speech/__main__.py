@@ -2,10 +2,15 @@
 
     python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop
     python -m benchmarks.real_speech --model outputs/laptop --training-corpus packs/laptop --test-set ktuberling
+    python -m benchmarks.real_speech --model outputs/laptop --test-set long
+    python -m benchmarks.real_speech --model outputs/laptop --test-set libriphrase --corpus LibriPhrase
 
-Clips: a set of `judged_sets.py`. Banks: their texts alone and among thousands of other terms (`term_banks.py`).
-Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a stage can be run again alone;
-`timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
+Clips that each say one term: a set of `judged_sets.py`, in all stages. Banks: their texts alone and among thousands of
+other terms (`term_banks.py`). Baselines: `baselines.py`. Every stage keeps its result in the work folder, so that a
+stage can be run again alone; `timing` wants a quiet machine. `report` writes the table, the JSON and the picture.
+
+Terms inside longer speech (`long/`: long, earnings22) and pairs of a clip and a term (`alike/`: alike, libriphrase)
+have the stages `baselines`, `model` and `report`.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +35,20 @@ from datasets import Dataset, load_dataset
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from benchmarks.real_speech.baselines import FuzzyMatcher, Matcher, MeaningMatcher, PhoneticMatcher
+from benchmarks.real_speech.alike.program import ALIKE, LIBRIPHRASE
+from benchmarks.real_speech.baselines import BASELINES, Matcher
 from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS, TestSet, is_test_text
+from benchmarks.real_speech.long.program import EARNINGS22, LONG
 from benchmarks.real_speech.report import write_report
 from benchmarks.real_speech.term_banks import TermBanks, make_banks
-from benchmarks.real_speech.whisper_transcripts import WhisperTranscriber, transcribe_all
+from benchmarks.real_speech.whisper_transcripts import transcribe_all, whisper_base
+from benchmarks.real_speech.work_folder import SetRun, WorkFolder
 from benchmarks.results_json import RESULTS
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.evaluation.ranking import rank_of_gold, rank_of_gold_in_scores, recall_at_k
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.weights.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -51,25 +58,15 @@ from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
 logger = logging.getLogger("real_speech")
 
-WHISPER = "openai/whisper-base"
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 TIMED_BANK = "+10k"
 NUM_TIMED, NUM_WARM_UP, NUM_THREADS = 60, 5, 2
 _SCORE_BLOCK = 32
 
 
-BASELINES: dict[str, Callable[[Sequence[str]], Matcher]] = {
-    "fuzzy": FuzzyMatcher,
-    "IPA": lambda terms: PhoneticMatcher(terms, get_phonemizer("espeak:en-us")),
-    "MiniLM": lambda terms: MeaningMatcher(terms, resolve_checkpoint(MINILM)),
-}
-
-
 @dataclass
-class Benchmark:
+class Benchmark(WorkFolder):
     """The clips, the banks and the folder in which stages leave their results."""
 
-    work: Path
     model_folder: Path
     training_corpus: Path
     results: Path = RESULTS
@@ -105,20 +102,7 @@ class Benchmark:
         return [self.banks.terms[row] for row in self.banks.rows[name]]
 
     def transcripts(self) -> list[str]:
-        return transcribe_all(whisper(), self.clips, self.work / "transcripts.json")
-
-    def save(self, name: str, content: Any) -> None:
-        self.work.mkdir(parents=True, exist_ok=True)
-        (self.work / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-    def has(self, name: str) -> bool:
-        return (self.work / f"{name}.json").is_file()
-
-    def load(self, name: str) -> Any:
-        path = self.work / f"{name}.json"
-        if not self.has(name):
-            raise FileNotFoundError(f"{path} is missing: run the stage that makes it first (see --help)")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return transcribe_all(whisper_base(), self.clips, self.work / "transcripts.json")
 
 
 def fetch(bench: Benchmark) -> None:
@@ -216,10 +200,6 @@ def load_model(bench: Benchmark) -> TermRetrievalModel:
     return TermRetrievalModel.from_pretrained(bench.model_folder).eval()
 
 
-def whisper() -> WhisperTranscriber:
-    return WhisperTranscriber(Path(resolve_checkpoint(WHISPER)))
-
-
 def run_timing(bench: Benchmark) -> None:
     """Seconds from PCM to the ten best terms at `TIMED_BANK`, one clip at a time, on `NUM_THREADS` threads.
 
@@ -233,7 +213,7 @@ def run_timing(bench: Benchmark) -> None:
     terms = bench.bank_terms(TIMED_BANK)
 
     seconds = {"ours": _time_each(_our_search(bench.model_folder, terms), clips, "ours")}
-    transcriber = whisper()
+    transcriber = whisper_base()
     listening = seconds["Whisper transcript alone"] = _time_each(transcriber.transcribe, clips, "Whisper")
     transcripts = [transcriber.transcribe(pcm) for pcm in clips]
     for name, make_matcher in BASELINES.items():
@@ -308,28 +288,46 @@ STAGES: dict[str, Callable[[Benchmark], None]] = {
 }
 
 
+OTHER_SETS: dict[str, dict[str, Callable[[SetRun], None]]] = {
+    "long": LONG,
+    "alike": ALIKE,
+    "libriphrase": LIBRIPHRASE,
+    "earnings22": EARNINGS22,
+}
+FROM_A_FOLDER = ("libriphrase", "earnings22")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a trained TermRetrievalModel")
     parser.add_argument("--training-corpus", type=Path, help="pack or corpus that the model was trained on")
-    parser.add_argument("--test-set", choices=TEST_SETS, default="asterisk", help="whose clips (default asterisk)")
+    parser.add_argument("--test-set", choices=[*TEST_SETS, *OTHER_SETS], default="asterisk", help="(default asterisk)")
+    parser.add_argument("--corpus", type=Path, help="folder of libriphrase or of earnings22")
     parser.add_argument("--work", type=Path, help="folder of stage results (default outputs/real_speech/TEST_SET)")
-    parser.add_argument("--results", type=Path, default=Benchmark.results, help="folder of the report")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
     options = parser.parse_args(arguments)
-    stages = options.stage or list(STAGES)
+    stages: Mapping[str, Callable[[Any], None]] = OTHER_SETS.get(options.test_set, STAGES)
+    chosen = options.stage or list(stages)
     # Before the first stage, not after an hour of them.
-    if options.model is None and {"model", "timing"} & set(stages):
+    if unknown := set(chosen) - set(stages):
+        parser.error(f"{options.test_set} has no stage {', '.join(sorted(unknown))}; it has {', '.join(stages)}")
+    if options.model is None and {"model", "timing"} & set(chosen):
         parser.error("give --model: the folder of a trained TermRetrievalModel")
-    if options.training_corpus is None and "train-texts-check" in stages:
+    if options.training_corpus is None and "train-texts-check" in chosen:
         parser.error("give --training-corpus: what the model was trained on, to check it for texts of the test set")
+    if options.corpus is None and options.test_set in FROM_A_FOLDER:
+        parser.error(f"give --corpus: the folder of {options.test_set}, which no package registry carries")
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     work = options.work or Path("outputs/real_speech") / options.test_set
-    test_set = TEST_SETS[options.test_set]
-    bench = Benchmark(work, options.model, options.training_corpus, options.results, test_set)
-    for name in stages:
+    run: SetRun | Benchmark
+    if options.test_set in OTHER_SETS:
+        run = SetRun(work, options.model, options.corpus, options.results)
+    else:
+        run = Benchmark(work, options.model, options.training_corpus, options.results, TEST_SETS[options.test_set])
+    for name in chosen:
         logger.info("stage %s", name)
-        STAGES[name](bench)
+        stages[name](run)
     return 0
 
 

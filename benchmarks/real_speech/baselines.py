@@ -21,8 +21,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.real_speech.spelling import spell_out
-from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme
+from qwen_term_retrieval.models.weights.checkpoints import resolve_checkpoint
+from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme, get_phonemizer
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _TIE_BREAK = 1e-3
 _WORTH_A_BAR = 20  # batches; fewer take under two seconds
 _FIRST_PRIVATE_CHARACTER = 0xE000
@@ -119,3 +121,10 @@ class MeaningMatcher:
             mask_BL1 = inputs["attention_mask"][:, :, None]
             vectors_ND[rows] = torch.nn.functional.normalize((states_BLH * mask_BL1).sum(1) / mask_BL1.sum(1), dim=-1)
         return vectors_ND
+
+
+BASELINES: dict[str, Callable[[Sequence[str]], Matcher]] = {
+    "fuzzy": FuzzyMatcher,
+    "IPA": lambda terms: PhoneticMatcher(terms, get_phonemizer("espeak:en-us")),
+    "MiniLM": lambda terms: MeaningMatcher(terms, resolve_checkpoint(MINILM)),
+}

@@ -36,10 +36,14 @@ class TermBanks:
 
 
 def make_banks(
-    texts: Sequence[str], others: Sequence[str], num_distractors: Mapping[str, int] = NUM_DISTRACTORS
+    texts: Sequence[str],
+    others: Sequence[str],
+    num_distractors: Mapping[str, int] = NUM_DISTRACTORS,
+    *,
+    hard: bool = True,
 ) -> TermBanks:
-    """Banks of `texts` and, of `others`, a sample as large as each name says; and `HARD`, as many as the largest
-    sample, nearest in spelling to any of `texts`.
+    """Banks of `texts` and, of `others`, a sample as large as each name says; and if `hard`, which takes a minute,
+    `HARD`: as many as the largest sample, nearest in spelling to any of `texts`.
     """
     own = distinct_terms(texts)
     pool = distinct_terms(others, unlike=own)
@@ -47,14 +51,15 @@ def make_banks(
     if len(pool) < largest:
         raise ValueError(f"{largest} distractors wanted, but only {len(pool)} terms are left to draw from")
     order = np.random.default_rng(_SEED).permutation(len(pool))
-    hardest = np.argsort(-nearness_in_spelling(own, pool), kind="stable")[:largest]
+    hardest = np.argsort(-nearness_in_spelling(own, pool), kind="stable")[:largest] if hard else order[:0]
 
     own_rows = np.arange(len(own))
     used = np.union1d(order[:largest], hardest)
     row_of = np.full(len(pool), -1)
     row_of[used] = len(own) + np.arange(len(used))
     rows = {name: np.concatenate([own_rows, row_of[order[:count]]]) for name, count in num_distractors.items()}
-    rows[HARD] = np.concatenate([own_rows, row_of[hardest]])
+    if hard:
+        rows[HARD] = np.concatenate([own_rows, row_of[hardest]])
     return TermBanks([*own, *(pool[index] for index in used)], rows, len(own))
 
 

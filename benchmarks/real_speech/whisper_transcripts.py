@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from qwen_term_retrieval.models.weights.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.packages import file_sha256
 
+WHISPER = "openai/whisper-base"
 _SAVE_EVERY = 20
 
 
@@ -49,6 +51,10 @@ class WhisperTranscriber:
 
     def weights_id(self) -> str:
         return file_sha256(self.folder / "model.safetensors")[:16]
+
+
+def whisper_base() -> WhisperTranscriber:
+    return WhisperTranscriber(resolve_checkpoint(WHISPER))
 
 
 def transcribe_all(transcriber: WhisperTranscriber, clips: Sequence[NDArray[np.int16]], cache_file: Path) -> list[str]:

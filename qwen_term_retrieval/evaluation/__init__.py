@@ -1,6 +1,8 @@
 """Matches to numbers and pictures.
 
 ranking.py              ranks, Recall@k, MRR and their intervals, from plain tensors
+spotting.py             average precision, recall at a precision and at a rate of false alarms
+roc.py                  pairs of a clip and a term: area under the ROC curve, equal error rate
 evaluator.py            a model over clips as a search runs it: banks, seen and unseen terms, thresholds, spans
 dataset_evaluation.py   an evaluator from names, as a command line gives them
 recall_metric.py        Recall@k for the `evaluate` library
@@ -14,12 +16,18 @@ html_report.py          the page of `qtr report`, with its pictures and clips
 
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, evaluate_vectors
 from qwen_term_retrieval.evaluation.ranking import bootstrap_interval, mean_reciprocal_rank, rank_of_gold, recall_at_k
+from qwen_term_retrieval.evaluation.roc import area_under_roc, equal_error_rate
+from qwen_term_retrieval.evaluation.spotting import average_precision, spotting_metrics
 
 __all__ = [
     "RetrievalEvaluator",
+    "area_under_roc",
+    "average_precision",
     "bootstrap_interval",
+    "equal_error_rate",
     "evaluate_vectors",
     "mean_reciprocal_rank",
     "rank_of_gold",
     "recall_at_k",
+    "spotting_metrics",
 ]
