@@ -92,7 +92,8 @@ def searches(bank: PronunciationBank, peers: bool) -> dict[str, Search | None]:
     ways: dict[str, Search | None] = {
         "sounds": ours(),
         "sounds, exact": ours(beam=None),
-        "sounds, beam 1000": ours(beam=1000),
+        "sounds, beam 5,000": ours(beam=5000),
+        "sounds, beam 1,000": ours(beam=1000),
         "sounds, free start and end": ours(free=True),
     }
     if peers:
@@ -126,7 +127,7 @@ def search(bank: PronunciationBank, terms: list[str], clips: list[HeardClip], pe
                 "recall_at_1": statistics.mean(each[:1] == [right] for each, right in zip(hits, gold, strict=True)),
                 "recall_at_10": statistics.mean(right in each for each, right in zip(hits, gold, strict=True)),
             }
-        if way in ("sounds", "sounds, beam 1000"):
+        if way == "sounds" or "beam" in way:
             row["of_exact"] = statistics.mean(
                 len(set(each) & set(best)) / len(best)
                 for each, best in zip(found[way][1:], found["sounds, exact"][1:], strict=True)

@@ -21,7 +21,7 @@ _SEED = 0
 
 
 def real_terms(number: int) -> list[str]:
-    """So many terms, drawn from all lists; beyond these, from stretches of two to eight words of example sentences.
+    """So many terms, drawn from all lists; beyond these, from stretches of two to ten words of example sentences.
 
     Raises:
         ValueError: there are not so many.
@@ -31,11 +31,11 @@ def real_terms(number: int) -> list[str]:
         sentences = [example.split() for example in wordnet_examples()]
         stretches = (
             " ".join(words[start : start + length])
-            for length in range(2, 9)
+            for length in range(2, 11)
             for words in sentences
             for start in range(len(words) - length + 1)
         )
-        terms = sayable_terms(chain(terms, stretches), max_words=8)
+        terms = sayable_terms(chain(terms, stretches), max_words=10)
     if len(terms) < number:
         raise ValueError(f"{number} terms wanted, there are {len(terms)}")
     return [terms[row] for row in np.random.default_rng(_SEED).permutation(len(terms))[:number]]

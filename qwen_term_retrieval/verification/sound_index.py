@@ -145,9 +145,8 @@ class SoundIndex:
         """The best pronunciation of each of the best terms, and whether none better was passed over."""
         banks, scores, exact = [PronunciationBank.of([], self.num_classes)], [np.zeros(0, np.float32)], True
         for bank, tree in self._parts:
-            # Of so many pronunciations, at least `num_terms` belong to different terms.
-            keep = num_terms * int(np.bincount(bank.owners_R).max())
-            answer = nearest_pronunciations(question, tree, keep, live_R=_live_rows(bank, live_N))
+            # So many that at least `num_terms` of them belong to different terms.
+            answer = nearest_pronunciations(question, tree, num_terms * bank.most_ways, live_R=_live_rows(bank, live_N))
             banks.append(bank.select(answer.rows_R))
             scores.append(answer.scores_R)
             exact = exact and answer.exact

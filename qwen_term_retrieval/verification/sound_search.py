@@ -94,7 +94,7 @@ def nearest_pronunciations(
 def _rest(question: Question, most_sounds: int) -> np.ndarray:
     """The most that the frames from each on can add, if at most so many sounds are said there, float32 (U, K).
 
-    A sound that becomes another without a blank between counts as one, which only raises the bound.
+    Sounds that follow each other without a blank may count as one, which only raises the bound.
     """
     blank_T = question.relative_TC[:, BLANK]
     sound_T = np.delete(question.relative_TC, BLANK, axis=1).max(axis=1, initial=-np.inf)
