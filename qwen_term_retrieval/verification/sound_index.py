@@ -170,14 +170,15 @@ class SoundIndex:
 
     @classmethod
     def open(cls, folder: Path, num_classes: int) -> SoundIndex:
-        """Open what `save` wrote; the arrays stay on disk until they are searched.
+        """Open what `save` wrote, nothing where the index was empty; the arrays stay on disk until they are searched.
 
         Raises:
             FileNotFoundError: a file is not there.
             ValueError: damaged, or of a head with another number of classes; names the folder.
         """
         index = cls(num_classes)
-        for part in sorted(folder.glob("sounds_[01]")):
+        num_parts = 2 if (folder / "sounds_1").exists() else 1 if (folder / "sounds_0").exists() else 0
+        for part in (folder / f"sounds_{number}" for number in range(num_parts)):
             bank, tree = PronunciationBank.open(part), PrefixTree.open(part)
             if bank.num_classes != num_classes or len(tree.nodes_R) != len(bank):
                 raise ValueError(
