@@ -24,6 +24,7 @@ from benchmarks.markdown import table
 from benchmarks.results_json import RESULTS, write_results
 from benchmarks.verification.clips import HeardClip, read_emissions, simulated
 from benchmarks.verification.peers import Search, by_ctc_loss, by_flashlight
+from benchmarks.verification.spelling import spelling
 from benchmarks.verification.terms import pronounced, real_terms
 from qwen_term_retrieval.verification import Pairs, PronunciationBank, SoundIndex, best_paths, forward_scores
 from qwen_term_retrieval.verification.prefix_tree import PrefixTree
@@ -138,7 +139,7 @@ def search(bank: PronunciationBank, terms: list[str], clips: list[HeardClip], pe
     return rows
 
 
-def report(aligned: list[dict[str, Any]], searched: list[dict[str, Any]]) -> str:
+def report(aligned: list[dict[str, Any]], searched: list[dict[str, Any]], spelled: list[dict[str, Any]]) -> str:
     def cell(row: dict[str, Any], key: str, form: str) -> str:
         return format(row[key], form) if key in row else "–"
 
@@ -155,7 +156,14 @@ def report(aligned: list[dict[str, Any]], searched: list[dict[str, Any]]) -> str
             for row in searched
         ],
     )  # fmt: skip
-    return f"{first}\n{second}"
+    third = table(
+        ["decoder", "median ms", "slowest", "R@1"],
+        [
+            [row["way"], cell(row, "median_ms", ".0f"), cell(row, "slowest_ms", ".0f"), cell(row, "recall_at_1", ".2f")]
+            for row in spelled
+        ],
+    )
+    return f"{first}\n{second}\n{third}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -165,6 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--frames", type=int, default=150, help="of the clip that candidates are aligned with")
     parser.add_argument("--emissions", type=Path, help="an .npz of a trained head's, in place of simulated ones")
+    parser.add_argument("--spoken", type=int, default=20, help="terms that are spoken to the decoder")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "verification.json")
     options = parser.parse_args(arguments)
@@ -181,9 +190,10 @@ def main(arguments: list[str] | None = None) -> None:
         heard = clips or simulated_clips(terms, bank, options.clips)
         searched += search(bank, terms, heard, peers=number <= options.peer_terms)
     about = {"threads": options.threads, "clips": len(clips) or options.clips, "simulated": not clips}
-    results = about | {"alignment": aligned, "search": searched}
+    spelled = spelling(terms, options.spoken) if options.spoken else []
+    results = about | {"alignment": aligned, "search": searched, "spelling": spelled}
     write_results(options.out, results, packages=["torch", "numpy", "espeakng-loader"])
-    print(report(aligned, searched))
+    print(report(aligned, searched, spelled))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from rapidfuzz.distance import Levenshtein
 
 from benchmarks.verification import __main__ as verification
 from benchmarks.verification.clips import read_emissions, simulated
+from benchmarks.verification.spelling import spelling
 
 
 @pytest.fixture
@@ -19,17 +20,26 @@ def few_terms(monkeypatch):
 
 def run(tmp_path, *arguments):
     out = tmp_path / "out.json"
-    verification.main(["--terms", "8", "--clips", "4", "--threads", "1", "--out", str(out), *arguments])
+    verification.main(
+        ["--terms", "8", "--clips", "4", "--threads", "1", "--spoken", "1", "--out", str(out), *arguments]
+    )
     return json.loads(out.read_text())
 
 
 def test_every_way_finds_terms_and_is_timed(few_terms, tmp_path, capsys):
-    results = run(tmp_path)
+    results = run(tmp_path, "--spoken", "0")
     rows = {row["way"]: row for row in results["search"]}
     assert rows["sounds"]["recall_at_10"] == rows["torch ctc_loss"]["recall_at_10"] == 1
     assert rows["sounds"]["recall_at_1"] == rows["torch ctc_loss"]["recall_at_1"]
     assert {row["way"] for row in results["alignment"]} > {"forward_scores", "best_paths", "torch ctc_loss"}
     assert "| 8 | sounds |" in capsys.readouterr().out.replace("  ", " ")
+
+
+@pytest.mark.slow
+def test_the_decoder_finds_a_spoken_term_among_those_spelled_like_it(few_terms):
+    transcription, scored = spelling(few_terms, 1, num_candidates=(5,))
+    assert transcription["way"] == "greedy transcription, 30 s"
+    assert scored["recall_at_1"] == 1
 
 
 def test_emissions_of_a_trained_head_are_read_from_a_file(few_terms, tmp_path):
