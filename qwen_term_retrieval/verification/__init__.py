@@ -5,10 +5,22 @@ prefix_tree.py     what pronunciations have in common at their start, held once
 sound_search.py    the best pronunciations of a prefix tree for a clip's frames
 sound_index.py     `SoundIndex`: a glossary searched by its sounds alone, terms added at any time
 alignment.py       forward scores and best paths of pronunciations inside spans of clips
+spelling.py        `SpellingVerifier`: how likely a decoder is to write each candidate
 """
 
 from qwen_term_retrieval.verification.alignment import BestPaths, Pairs, best_paths, forward_scores
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundHits, SoundIndex
+from qwen_term_retrieval.verification.spelling import SpellingScores, SpellingVerifier
 
-__all__ = ["BestPaths", "Pairs", "PronunciationBank", "SoundHits", "SoundIndex", "best_paths", "forward_scores"]
+__all__ = [
+    "BestPaths",
+    "Pairs",
+    "PronunciationBank",
+    "SoundHits",
+    "SoundIndex",
+    "SpellingScores",
+    "SpellingVerifier",
+    "best_paths",
+    "forward_scores",
+]

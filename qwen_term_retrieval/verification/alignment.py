@@ -233,7 +233,9 @@ class _Lattice:
         if free:
             class_2N[_GAP, first_P] = class_2N[_GAP, self.last_P] = for_nothing
         pads_BT2 = relative_BTC.new_tensor([-torch.inf, 0.0]).expand(*relative_BTC.shape[:2], 2)
-        self.table = torch.cat([relative_BTC, pads_BT2], dim=2).flatten()
+        # Longer than its frames: slots whose span has ended look beyond it, and nobody reads what they get.
+        beyond = relative_BTC.new_zeros(int(self.spans_P[0]) * self.stride)
+        self.table = torch.cat([torch.cat([relative_BTC, pads_BT2], dim=2).flatten(), beyond])
         base_P = (pairs.clips_P * num_frames + pairs.starts_P) * self.stride
         self.place_2N = class_2N + base_P.repeat(self.slots_P)
         self.repeat_N = np.zeros(self.num_slots, dtype=bool)
@@ -275,8 +277,7 @@ class _Lattice:
         step = max(1, _EMISSION_CELLS // place_2N.numel())
         for first in range(0, len(self._slots_T), step):
             frames_F = torch.arange(first, min(first + step, len(self._slots_T)), device=self.device)
-            # Slots whose span has ended may point beyond the table; nobody reads what they get.
-            place_F2N = (place_2N + frames_F[:, None, None] * self.stride).clamp_(max=len(self.table) - 1)
+            place_F2N = place_2N + frames_F[:, None, None] * self.stride
             for frame, emissions_2N in enumerate(self.table.take(place_F2N), start=first):
                 yield frame, int(self._slots_T[frame]), emissions_2N
 

@@ -21,8 +21,9 @@ from qwen_term_retrieval.verification.prefix_tree import PrefixTree
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_search import Question, merge_silence, nearest_pronunciations
 
-# Where a term may be anywhere, short ones fit everywhere: what a sound is worth that was heard as expected.
-SOUND_BONUS = 2.0
+# About the logarithm of the number of sounds of a language: what it says for a term that one of its sounds was heard
+# where chance might have put any.
+SOUND_BONUS = 4.0
 _MOST_PREFIXES = 20_000
 # A class that is less likely than this in a frame counts as this: the search adds up finite numbers only.
 _LEAST = -50.0
@@ -95,17 +96,20 @@ class SoundIndex:
         top_k: int = 10,
         *,
         free: bool = False,
+        sound_bonus: float = SOUND_BONUS,
         live_N: np.ndarray | None = None,
         beam: int | None = _MOST_PREFIXES,
     ) -> SoundHits:
         """The `top_k` terms that a clip's frames fit best.
 
         The best paths of all pronunciations, in frames of which silence is merged, choose twice as many terms; these
-        are scored again in all frames, by `forward_scores`; with `free`, plus `SOUND_BONUS` a sound.
+        are scored again in all frames, by `forward_scores`; with `free`, plus `sound_bonus` a sound.
 
         Args:
             log_probs_TC: natural logarithms of each frame's probabilities, on any device; the search runs on the CPU.
             free: the term may be a part of the clip.
+            sound_bonus: with `free`, what a score gains by every sound of the term. Without it, one sound that was
+                heard fits as well as ten; the sharper a head, the more a sound that it hears is worth.
             live_N: bool, by owner: the terms that may be found; None for all.
             beam: the most prefixes of a number of sounds that are followed; None for an exact search at any cost, which
                 on noise is that of all pronunciations.
@@ -117,7 +121,7 @@ class SoundIndex:
         self._check(log_probs_TC, top_k, beam)
         log_probs_TC = log_probs_TC.detach().float().cpu()
         relative_TC = relative_emissions(log_probs_TC)[0].clamp_(min=_LEAST).numpy()
-        question = Question(merge_silence(relative_TC), free, SOUND_BONUS if free else 0.0, beam)
+        question = Question(merge_silence(relative_TC), free, sound_bonus if free else 0.0, beam)
         found, exact = self._candidates(question, 2 * top_k, live_N)
         num_frames_B = np.array([len(log_probs_TC)])
         pairs = Pairs.of_whole_clips(np.arange(len(found)), np.zeros(len(found), np.int64), num_frames_B)
@@ -140,9 +144,8 @@ class SoundIndex:
         """The best pronunciation of each of the best terms, and whether none better was passed over."""
         banks, scores, exact = [PronunciationBank.of([], self.num_classes)], [np.zeros(0, np.float32)], True
         for bank, tree in self._parts:
-            # Of so many pronunciations, at least `num_terms` belong to different terms.
-            keep = num_terms * int(np.bincount(bank.owners_R).max())
-            answer = nearest_pronunciations(question, tree, keep, live_R=_live_rows(bank, live_N))
+            # So many that at least `num_terms` of them belong to different terms.
+            answer = nearest_pronunciations(question, tree, num_terms * bank.most_ways, live_R=_live_rows(bank, live_N))
             banks.append(bank.select(answer.rows_R))
             scores.append(answer.scores_R)
             exact = exact and answer.exact
@@ -166,14 +169,15 @@ class SoundIndex:
 
     @classmethod
     def open(cls, folder: Path, num_classes: int) -> SoundIndex:
-        """Open what `save` wrote; the arrays stay on disk until they are searched.
+        """Open what `save` wrote, nothing where the index was empty; the arrays stay on disk until they are searched.
 
         Raises:
             FileNotFoundError: a file is not there.
             ValueError: damaged, or of a head with another number of classes; names the folder.
         """
         index = cls(num_classes)
-        for part in sorted(folder.glob("sounds_[01]")):
+        num_parts = 2 if (folder / "sounds_1").exists() else 1 if (folder / "sounds_0").exists() else 0
+        for part in (folder / f"sounds_{number}" for number in range(num_parts)):
             bank, tree = PronunciationBank.open(part), PrefixTree.open(part)
             if bank.num_classes != num_classes or len(tree.nodes_R) != len(bank):
                 raise ValueError(

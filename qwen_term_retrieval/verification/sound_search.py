@@ -26,7 +26,7 @@ from qwen_term_retrieval.verification.pronunciations import BLANK, stretches
 
 _CERTAIN = 0.99
 # What a pass that only looks for good terms may keep a level.
-_NARROW = 500
+_NARROW = 200
 # Prefixes whose children are scored at once, so that their frames stay in a core's cache.
 _BLOCK = 2048
 # Bounds and scores add up the same numbers in other orders.
@@ -94,7 +94,7 @@ def nearest_pronunciations(
 def _rest(question: Question, most_sounds: int) -> np.ndarray:
     """The most that the frames from each on can add, if at most so many sounds are said there, float32 (U, K).
 
-    A sound that becomes another without a blank between counts as one, which only raises the bound.
+    Sounds that follow each other without a blank may count as one, which only raises the bound.
     """
     blank_T = question.relative_TC[:, BLANK]
     sound_T = np.delete(question.relative_TC, BLANK, axis=1).max(axis=1, initial=-np.inf)
@@ -112,30 +112,24 @@ def _rest(question: Question, most_sounds: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Prefixes:
-    """Prefixes of one number of sounds, and what the best path of each scores after 0 to T frames, float32 (U, M).
-
-    best_UM: of all paths. gap_UM: of those that end in a blank.
-    """
+    """Prefixes of one number of sounds, and what the best path of each scores after 0 to T frames, float32 (U, M)."""
 
     nodes_M: np.ndarray
     best_UM: np.ndarray
-    gap_UM: np.ndarray
 
-    def select(self, prefixes: np.ndarray | slice) -> _Prefixes:
-        if isinstance(prefixes, slice):
-            return _Prefixes(self.nodes_M[prefixes], self.best_UM[:, prefixes], self.gap_UM[:, prefixes])
-        best_UM, gap_UM = (scores_UM.take(prefixes, axis=1) for scores_UM in (self.best_UM, self.gap_UM))
-        return _Prefixes(self.nodes_M[prefixes], best_UM, gap_UM)
+    def select(self, prefixes: np.ndarray) -> _Prefixes:
+        # By `take`, here and below: `[:, prefixes]` would lay the frames of a prefix side by side.
+        return _Prefixes(self.nodes_M[prefixes], self.best_UM.take(prefixes, axis=1))
+
+    def between(self, first: int, end: int) -> _Prefixes:
+        return _Prefixes(self.nodes_M[first:end], self.best_UM[:, first:end])
 
     @staticmethod
     def join(parts: list[_Prefixes]) -> _Prefixes:
         if len(parts) == 1:
             return parts[0]
-        return _Prefixes(
-            np.concatenate([part.nodes_M for part in parts]),
-            np.concatenate([part.best_UM for part in parts], axis=1),
-            np.concatenate([part.gap_UM for part in parts], axis=1),
-        )
+        nodes_M = np.concatenate([part.nodes_M for part in parts])
+        return _Prefixes(nodes_M, np.concatenate([part.best_UM for part in parts], axis=1))
 
 
 class _Pass:
@@ -157,7 +151,7 @@ class _Pass:
             num_sounds += 1
             parts, bounds = [], []
             for first in range(0, len(level.nodes_M), _BLOCK):
-                block = self._children(level.select(slice(first, first + _BLOCK)), num_sounds)
+                block = self._children(level.between(first, first + _BLOCK), num_sounds)
                 self._note(block, num_sounds)
                 bounds_M = self._bounds(block, num_sounds)
                 going_on = np.flatnonzero(bounds_M >= self.least - _ROUNDING)
@@ -173,29 +167,34 @@ class _Pass:
         start_U1 = np.zeros((len(self.question.relative_TC) + 1, 1), np.float32)
         if not self.question.free:
             start_U1[1:, 0] = self.question.relative_TC[:, BLANK].cumsum()
-        return _Prefixes(np.zeros(1, np.int64), start_U1, start_U1)
+        return _Prefixes(np.zeros(1, np.int64), start_U1)
 
     def _children(self, parents: _Prefixes, num_sounds: int) -> _Prefixes:
         """All prefixes of one sound more."""
+        relative_TC, blank_T = self.question.relative_TC, self.question.relative_TC[:, BLANK]
         firsts = self.tree.first_children[parents.nodes_M]
         counts = self.tree.first_children[parents.nodes_M + 1] - firsts
         nodes_M, parent_M = stretches(firsts, counts), np.arange(len(counts)).repeat(counts)
         classes_M = self.tree.classes_N[nodes_M]
-        # First what is entered from the parent, then the sound itself; only after a blank, if it is the parent's own.
-        sound_TM = parents.best_UM[:-1].take(parent_M, axis=1)
+        # So many sounds need as many frames: from the first frame that can have this one, what it is entered from.
+        first = num_sounds - 1
+        sound_FM = parents.best_UM[first:-1].take(parent_M, axis=1)
         again = np.flatnonzero(classes_M == self.tree.classes_N[parents.nodes_M][parent_M])
-        sound_TM[:, again] = parents.gap_UM[:-1].take(parent_M[again], axis=1)
-        emitted_TM = self.question.relative_TC.take(classes_M, axis=1)
-        best_UM, gap_UM = np.empty((2, len(sound_TM) + 1, len(nodes_M)), np.float32)
-        best_UM[:num_sounds] = gap_UM[:num_sounds] = before_M = -np.inf
-        for frame in range(num_sounds - 1, len(sound_TM)):
-            sound_M = sound_TM[frame]
+        if len(again):
+            # From its own class only by way of a blank: what had been reached one frame before, and a blank.
+            sound_FM[1:, again] = parents.best_UM[first:-2, parent_M[again]] + blank_T[first:-1, None]
+            sound_FM[:1, again] = -np.inf
+        emitted_FM = relative_TC[first:].take(classes_M, axis=1)
+        best_UM = np.empty((len(relative_TC) + 1, len(nodes_M)), np.float32)
+        best_UM[:num_sounds] = before_M = -np.inf
+        for frame, sound_M in enumerate(sound_FM):
             np.maximum(sound_M, before_M, out=sound_M)
-            sound_M += emitted_TM[frame]
-            np.add(best_UM[frame], self.question.relative_TC[frame, BLANK], out=gap_UM[frame + 1])
-            np.maximum(gap_UM[frame + 1], sound_M, out=best_UM[frame + 1])
+            sound_M += emitted_FM[frame]
+            before, after = best_UM[first + frame], best_UM[first + frame + 1]
+            np.add(before, blank_T[first + frame], out=after)
+            np.maximum(after, sound_M, out=after)
             before_M = sound_M
-        return _Prefixes(nodes_M, best_UM, gap_UM)
+        return _Prefixes(nodes_M, best_UM)
 
     def _note(self, prefixes: _Prefixes, num_sounds: int) -> None:
         """Take down the pronunciations that end here."""
@@ -215,9 +214,9 @@ class _Pass:
 
     def _bounds(self, prefixes: _Prefixes, num_sounds: int) -> np.ndarray:
         left_M = np.minimum(self.tree.sounds_left[prefixes.nodes_M], self.rest_UK.shape[1] - 1)
-        bounds_UM = self.rest_UK.take(left_M, axis=1)
-        bounds_UM += prefixes.best_UM
-        bounds_M = bounds_UM.max(axis=0) + np.float32(self.question.bonus * num_sounds)
+        bounds_VM = self.rest_UK[num_sounds:].take(left_M, axis=1)
+        bounds_VM += prefixes.best_UM[num_sounds:]
+        bounds_M = bounds_VM.max(axis=0, initial=-np.inf) + np.float32(self.question.bonus * num_sounds)
         # What has no children leads nowhere.
         bounds_M[left_M == 0] = -np.inf
         return bounds_M

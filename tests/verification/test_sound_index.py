@@ -1,5 +1,7 @@
 """A `SoundIndex` finds terms by their sounds: each once, at its place, whatever was added or removed in between."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +106,21 @@ def test_an_index_is_read_back_from_its_folder(tmp_path):
     assert len(opened) == 620
     with pytest.raises(ValueError, match=r"sounds_0: 300 pronunciations of 12 classes.*for a head of 9"):
         SoundIndex.open(tmp_path, 9)
+
+
+def test_an_index_that_lacks_a_part_is_not_opened(tmp_path):
+    index_of(random_bank(300), random_bank(20, first_owner=300)).save(tmp_path)
+    (tmp_path / "sounds_0" / "owners.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sounds_0/owners\.npy"):
+        SoundIndex.open(tmp_path, CLASSES)
+    shutil.rmtree(tmp_path / "sounds_0")
+    with pytest.raises(FileNotFoundError, match="sounds_0"):
+        SoundIndex.open(tmp_path, CLASSES)
+
+
+def test_an_empty_index_is_read_back_empty(tmp_path):
+    SoundIndex(CLASSES).save(tmp_path)
+    assert len(SoundIndex.open(tmp_path, CLASSES)) == 0
 
 
 @pytest.mark.parametrize("free", [False, True])
