@@ -93,7 +93,7 @@ def searches(bank: PronunciationBank, peers: bool) -> dict[str, Search | None]:
     ways: dict[str, Search | None] = {
         "sounds": ours(),
         "sounds, exact": ours(beam=None),
-        "sounds, beam 5,000": ours(beam=5000),
+        "sounds, beam 20,000": ours(beam=20_000),
         "sounds, beam 1,000": ours(beam=1000),
         "sounds, free start and end": ours(free=True),
     }

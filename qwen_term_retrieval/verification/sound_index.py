@@ -23,7 +23,7 @@ from qwen_term_retrieval.verification.sound_search import Question, merge_silenc
 # About the logarithm of the number of sounds of a language: what it says for a term that one of its sounds was heard
 # where chance might have put any.
 SOUND_BONUS = 4.0
-_MOST_PREFIXES = 20_000
+_MOST_PREFIXES = 5000
 # A class that is less likely than this in a frame counts as this: the search adds up finite numbers only.
 _LEAST = -50.0
 _REBUILD_AT = 4
