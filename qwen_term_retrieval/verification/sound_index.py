@@ -84,12 +84,13 @@ class SoundIndex:
         """
         if bank.num_classes != self.num_classes:
             raise ValueError(f"pronunciations of {bank.num_classes} classes do not fit a head of {self.num_classes}")
+        large = self._parts[:1]
         for recent, _ in self._parts[1:]:
             bank = recent.join(bank)
-        if self._parts and len(bank) * _REBUILD_AT >= len(self._parts[0][0]):
-            bank, self._parts = self._parts[0][0].join(bank), []
+        if large and len(bank) * _REBUILD_AT >= len(large[0][0]):
+            bank, large = large[0][0].join(bank), []
         if len(bank):
-            self._parts[1:] = [(bank, PrefixTree.of(bank))]
+            self._parts = [*large, (bank, PrefixTree.of(bank))]
 
     def search(
         self,
