@@ -69,7 +69,7 @@ def test_what_is_believed_is_right_as_often_as_it_says_in_small_banks_and_in_lar
     for search in searches(seed=2, missing=0.5):
         probability, right = said_and_right(fitted, search)
         believed = probability >= 0.5
-        assert abs(probability[believed].mean() - right[believed].mean()) < 0.1
+        assert abs(probability[believed].mean() - right[believed].mean()) < 0.15
 
 
 def test_what_the_threshold_promised_is_kept_on_other_clips(fitted):
