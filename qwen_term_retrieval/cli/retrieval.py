@@ -41,7 +41,7 @@ FirstStage = Annotated[
 Verify = Annotated[
     str,
     typer.Option(
-        help="`auto` listens again where the model can, `sounds` insists, `spelling` asks a decoder too, `none`: cosines."
+        help="`auto` listens again where it can, `sounds` insists, `spelling` asks a decoder too, `none`: cosines."
     ),
 ]
 EvaluatedSplit = Annotated[str, typer.Option(help="Split to evaluate.")]
