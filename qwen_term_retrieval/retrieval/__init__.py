@@ -7,7 +7,10 @@ encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
 recordings.py     recordings in files, one after another
 stream.py         long and live audio, in overlapping chunks
+second_look.py    what the first stage proposes, heard again sound by sound
+verifier_fitting.py  a verifier fitted on the model's own searches
 calibration.py    the threshold between heard and not heard
+explaining.py     why a term was found in a clip, or was not
 matches.py        what a search answers
 fingerprint.py    which model an index belongs to
 """

@@ -5,6 +5,9 @@ prefix_tree.py     what pronunciations have in common at their start, held once
 sound_search.py    the best pronunciations of a prefix tree for a clip's frames
 sound_index.py     `SoundIndex`: a glossary searched by its sounds alone, terms added at any time
 alignment.py       forward scores and best paths of pronunciations inside spans of clips
+evidence.py        what speaks for a candidate, as plain numbers
+verifier.py        `Verifier`: from evidence to a probability
+fitting.py         a verifier fitted on candidates that were judged
 spelling.py        `SpellingVerifier`: how likely a decoder is to write each candidate
 """
 
