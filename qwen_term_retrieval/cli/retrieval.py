@@ -247,6 +247,7 @@ def report(
     """Evaluate a model and write a page: tables, pictures, and the worst misses and false alarms to listen to.
 
     With `--distractors`, recall is drawn among 1,000, 10,000, … terms; of the output folder of a run, its training too.
+    A model with a phoneme head has some terms drawn sound by sound.
 
     For example:
 
@@ -269,12 +270,14 @@ def report(
         threshold=threshold,
         bank_sizes=html_report.BANK_SIZES,
     )
-    evaluation = evaluator.run(TermRetriever.from_pretrained(model, revision=revision), show_progress=not quiet)
+    retriever = TermRetriever.from_pretrained(model, revision=revision)
+    evaluation = evaluator.run(retriever, show_progress=not quiet)
     page = html_report.write_report(
         evaluator,
         evaluation,
         out,
         title=f"{model} on {dataset}, split {split}",
+        model=retriever.model,
         trainer_state=html_report.read_trainer_state(model),
         overwrite=overwrite,
     )
