@@ -187,7 +187,7 @@ def align_pronunciations(
     Raises:
         BadAudioError: there are too few frames for any of them.
     """
-    bank = PronunciationBank.of([ways], log_probs_UC.shape[1])
+    bank = PronunciationBank.of_owned([ways], log_probs_UC.shape[1])
     rows_W = np.arange(len(bank))
     num_frames = len(log_probs_UC)
     pairs = Pairs.of_whole_clips(rows_W, np.zeros_like(rows_W), np.array([num_frames]))
