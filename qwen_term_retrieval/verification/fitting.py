@@ -23,6 +23,7 @@ from qwen_term_retrieval.verification.verifier import BELIEFS, OperatingPoint, V
 # Of weights on standardised features: a few hundred clips would else give a feature that never fails an endless one.
 _RIDGE = 1e-3
 _MOST_POINTS = 200
+_STRONGEST = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,10 +72,11 @@ def fit(searches: Sequence[JudgedCandidates]) -> Verifier:
     # Each bank counts alike, and in it what was said as much as what was missing.
     for search in searches:
         for judged in (search, search.without_right()):
-            inputs_PI, right_P = _belief_rows(ranked, judged), judged.right_P
-            inputs.append(inputs_PI)
-            right.append(right_P)
-            weights.append(np.full(len(right_P), 1 / max(search.num_clips, 1)))
+            inputs_PI = _belief_rows(ranked, judged)
+            near_P = _strongest(inputs_PI[:, 0], judged.clips_P)
+            inputs.append(inputs_PI[near_P])
+            right.append(judged.right_P[near_P])
+            weights.append(np.full(int(near_P.sum()), 1 / max(search.num_clips, 1)))
     beliefs = _fit_logistic(np.concatenate(inputs), np.concatenate(right), np.concatenate(weights))
     fitted = Verifier(ranked.strengths, dict(zip(BELIEFS, beliefs.tolist(), strict=True)))
     points = _operating_points(fitted, searches)
@@ -99,6 +101,16 @@ def _belief_rows(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.flo
     strengths_P = verifier.strengths_of(evidence.features_PF)
     margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)
     return belief_inputs(strengths_P, margins_P, judged.num_terms)
+
+
+def _strongest(strengths_P: NDArray[np.float64], clips_P: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which are among the few strongest of their clip: those far below would bend the line that these lie on."""
+    order_P = np.lexsort((-strengths_P, clips_P))
+    ordered_clips_P = clips_P[order_P]
+    place_P = np.arange(len(order_P)) - np.searchsorted(ordered_clips_P, ordered_clips_P)
+    near_P = np.zeros(len(order_P), np.bool_)
+    near_P[order_P[place_P < _STRONGEST]] = True
+    return near_P
 
 
 def _fit_strengths(searches: Sequence[JudgedCandidates]) -> NDArray[np.float64]:

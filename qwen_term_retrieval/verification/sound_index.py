@@ -24,7 +24,7 @@ from qwen_term_retrieval.verification.sound_search import Question, merge_silenc
 # About the logarithm of the number of sounds of a language: what it says for a term that one of its sounds was heard
 # where chance might have put any.
 SOUND_BONUS = 4.0
-_MOST_PREFIXES = 20_000
+_MOST_PREFIXES = 5000
 # A class that is less likely than this in a frame counts as this: the search adds up finite numbers only.
 _LEAST = -50.0
 _REBUILD_AT = 4
@@ -83,12 +83,13 @@ class SoundIndex:
         """
         if bank.num_classes != self.num_classes:
             raise ValueError(f"pronunciations of {bank.num_classes} classes do not fit a head of {self.num_classes}")
+        large = self._parts[:1]
         for recent, _ in self._parts[1:]:
             bank = recent.join(bank)
-        if self._parts and len(bank) * _REBUILD_AT >= len(self._parts[0][0]):
-            bank, self._parts = self._parts[0][0].join(bank), []
+        if large and len(bank) * _REBUILD_AT >= len(large[0][0]):
+            bank, large = large[0][0].join(bank), []
         if len(bank):
-            self._parts[1:] = [(bank, PrefixTree.of(bank))]
+            self._parts = [*large, (bank, PrefixTree.of(bank))]
 
     def search(
         self,

@@ -38,8 +38,8 @@ _SILENCE_SAMPLES = SAMPLING_RATE
 class SpellingScores:
     """What the decoder makes of N candidates.
 
-    log_probs_N: float32, of the spellings that were followed to their ends; where none was, of the prefixes that were
-    reached, which is more than the candidate's own. followed_N: bool, whether one was.
+    log_probs_N: float32, of the spellings that were followed to their ends. Where none was, that of the prefixes that
+    were reached, but no more than the worst of the candidates that were followed. followed_N: bool, whether one was.
     """
 
     log_probs_N: np.ndarray
@@ -103,8 +103,12 @@ class SpellingVerifier:
         reached = self._walk(self.encode(pcm_S), tree, width)
         ends = iter(tree.ends)
         scored = [_sum_of_spellings(tree, list(islice(ends, len(ways))), reached) for ways in spellings]
-        log_probs, followed = zip(*scored, strict=True) if scored else ((), ())
-        return SpellingScores(np.array(log_probs, np.float32), np.array(followed, dtype=bool))
+        log_probs_N = np.array([log_prob for log_prob, _ in scored], np.float32)
+        followed_N = np.array([followed for _, followed in scored], dtype=bool)
+        # A prefix is likelier than any whole text; those that were left behind others must not stand before them.
+        worst = log_probs_N.min(where=followed_N, initial=0.0)
+        log_probs_N[~followed_N] = np.minimum(log_probs_N[~followed_N], worst)
+        return SpellingScores(log_probs_N, followed_N)
 
     def _check(self, pcm_S: np.ndarray, width: int) -> None:
         if pcm_S.dtype != np.int16 or pcm_S.ndim != 1 or not len(pcm_S):

@@ -1,0 +1,120 @@
+"""Probabilities mean what they say, hold from small banks to large, and do not pass from a missing term to its twin."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qwen_term_retrieval.errors import VerifierError
+from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
+from qwen_term_retrieval.verification.fitting import JudgedCandidates, fit
+from qwen_term_retrieval.verification.verifier import BELIEFS, OperatingPoint, Verifier, margins
+
+PLAIN = Verifier(
+    {name: float(name == "fit") for name in FEATURES}, {"strength": 1.0, "margin": 0.0, "terms": 0.0, "bias": 0.0}
+)
+
+
+def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_clip=20):
+    """Clips whose right term fits about -3 +- 2, among wrong ones of which a larger bank has better-fitting ones."""
+    found = []
+    for num_terms in banks:
+        rng = np.random.default_rng((seed, num_terms))
+        features, clips, right = [], [], []
+        for clip in range(num_clips):
+            fits = rng.normal(-20 + 2.5 * np.log10(num_terms), 3, per_clip)
+            has_right = rng.random() >= missing
+            fits[0] = rng.normal(-3, 2) if has_right else fits[0]
+            rows = np.zeros((per_clip, len(FEATURES)), np.float32)
+            rows[:, FEATURES.index("fit")] = np.minimum(fits, 0)
+            rows[:, FEATURES.index("cosine")] = rng.normal(0, 1, per_clip)  # says nothing
+            features.append(rows)
+            clips += [clip] * per_clip
+            right += [has_right, *[False] * (per_clip - 1)]
+        count = len(clips)
+        evidence = Evidence(np.concatenate(features), np.zeros(count, np.int64), np.full(count, 10))
+        gold = sum(right)
+        found.append(
+            JudgedCandidates(evidence, np.array(clips), np.array(right), num_clips, num_terms, gold, num_clips * 2.0)
+        )
+    return found
+
+
+def said_and_right(verifier, search):
+    evidence = search.evidence
+    strengths = verifier.strengths_of(evidence.features_PF)
+    margin = margins(strengths, search.clips_P, evidence.starts_P, evidence.ends_P)
+    return verifier.probabilities(strengths, margin, search.num_terms), search.right_P
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit(searches(seed=0))
+
+
+def test_a_feature_that_says_nothing_weighs_little(fitted):
+    assert fitted.strengths["fit"] > 10 * abs(fitted.strengths["cosine"])
+
+
+def test_probabilities_are_right_as_often_as_they_say(fitted):
+    """On other clips, half of which do not hold their term, as in the fit."""
+    told = [said_and_right(fitted, search) for search in searches(seed=1, missing=0.5)]
+    probability, right = (np.concatenate(parts) for parts in zip(*told, strict=True))
+    for low, high in ((0.2, 0.5), (0.5, 0.8), (0.8, 1.0)):
+        inside = (probability >= low) & (probability < high)
+        assert abs(probability[inside].mean() - right[inside].mean()) < 0.1
+
+
+def test_what_is_believed_is_right_as_often_as_it_says_in_small_banks_and_in_large(fitted):
+    for search in searches(seed=2, missing=0.5):
+        probability, right = said_and_right(fitted, search)
+        believed = probability >= 0.5
+        assert abs(probability[believed].mean() - right[believed].mean()) < 0.15
+
+
+def test_what_the_threshold_promised_is_kept_on_other_clips(fitted):
+    threshold = fitted.threshold_for(precision=0.95)
+    told = [said_and_right(fitted, search) for search in searches(seed=3)]
+    right = np.concatenate([right[probability >= threshold] for probability, right in told])
+    assert right.mean() > 0.92
+
+
+def test_a_promise_that_was_never_kept_is_refused_with_what_came_nearest():
+    points = (OperatingPoint(0.1, 0.6, 0.9, 300.0), OperatingPoint(0.9, 0.8, 0.5, 40.0))
+    verifier = Verifier(PLAIN.strengths, PLAIN.beliefs, points)
+    assert verifier.threshold_for(precision=0.7) == 0.9
+    assert verifier.threshold_for(false_alarms_per_hour=500) == 0.1
+    with pytest.raises(VerifierError, match=r"precision 0.99.*0.900 came nearest: precision 0.800, 40.0 false alarms"):
+        verifier.threshold_for(precision=0.99)
+
+
+def test_rivals_are_those_that_claim_the_same_place_in_the_same_clip():
+    strengths = np.array([3.0, 1.0, 2.0, 9.0])
+    clips, starts, ends = np.array([0, 0, 0, 1]), np.array([0, 2, 50, 0]), np.array([10, 12, 60, 10])
+    assert margins(strengths, clips, starts, ends).tolist() == [2.0, -2.0, 8.0, 8.0]
+
+
+def test_a_homophone_leaves_no_margin():
+    tied = margins(np.array([3.0, 3.0]), np.zeros(2, np.int64), np.zeros(2, np.int64), np.full(2, 9))
+    assert tied.tolist() == [0.0, 0.0]
+
+
+def test_a_verifier_is_kept_as_json(fitted):
+    again = Verifier.from_dict(json.loads(json.dumps(fitted.to_dict())))
+    assert again == fitted
+
+
+def test_a_verifier_of_other_features_is_refused_with_the_remedy():
+    with pytest.raises(VerifierError, match="qtr calibrate"):
+        Verifier({"cosine": 1.0}, dict.fromkeys(BELIEFS, 0.0))
+
+
+def test_clips_that_cannot_teach_are_refused():
+    (search,) = searches(seed=0, banks=(100,), num_clips=5)
+    nothing_right = search.without_right()
+    with pytest.raises(VerifierError, match="own term among the candidates"):
+        fit([nothing_right])
+    right = search.right_P
+    only_right = JudgedCandidates(search.evidence.select(right), search.clips_P[right], right[right], 5, 100, 5, 10.0)
+    with pytest.raises(VerifierError, match="no wrong term is a candidate"):
+        fit([only_right])
