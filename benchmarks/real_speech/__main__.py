@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 from benchmarks.real_speech.alike.program import ALIKE, LIBRIPHRASE
 from benchmarks.real_speech.baselines import BASELINES, Matcher
 from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS, TestSet, is_test_text
-from benchmarks.real_speech.long.program import EARNINGS22, LONG
+from benchmarks.real_speech.long.program import EARNINGS22, LONG, accept_all
 from benchmarks.real_speech.report import write_report
 from benchmarks.real_speech.term_banks import TermBanks, make_banks
 from benchmarks.real_speech.whisper_transcripts import transcribe_all, whisper_base
@@ -236,7 +236,7 @@ def _our_search(model: Path, terms: list[str]) -> Callable[[NDArray[np.int16]], 
     retriever = TermRetriever.from_pretrained(model, device="cpu")
     # A few prompts are whole speeches, which no glossary takes.
     retriever.index([term for term in terms if len(term.split()) <= MAX_TERM_WORDS])
-    return functools.partial(retriever.search, top_k=10, threshold=-1.0, sampling_rate=SAMPLING_RATE)
+    return functools.partial(retriever.search, top_k=10, threshold=accept_all(retriever), sampling_rate=SAMPLING_RATE)
 
 
 def _top_ten(scores_N: NDArray[np.float32]) -> NDArray[np.int64]:
