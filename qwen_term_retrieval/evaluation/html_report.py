@@ -203,7 +203,8 @@ def _draw(
         drawn["precision_recall.png"] = "precision against recall"
     if matches:
         groups = _score_groups(judged, [number > 0 for number in num_gold])
-        draw_scores(groups, folder / "scores.png", threshold=threshold)
+        called = "score (cosine)" if matches[0][0].probability is None else "probability"
+        draw_scores(groups, folder / "scores.png", threshold=threshold, called=called)
         drawn["scores.png"] = "scores of right and of wrong terms"
     if trainer_state and any("eval_mrr" in line for line in trainer_state["log_history"]):
         best_step = trainer_state.get("best_global_step")
