@@ -61,7 +61,8 @@ def explain(
     index = None
     if terms is not None:
         index = retriever.index(terms, show_progress=not quiet)
-        retriever.add_terms([{"term": term, "language": language}])
+        if index.id_of(term, language) is None:
+            retriever.add_terms([{"term": term, "language": language}])
     explained = explain_term(retriever, audio, term, language, index=index)
     alignment = explained.alignment
     typer.echo(f"{term!r} in {audio}: {alignment.start:.2f} – {alignment.end:.2f} s\n\n{_table(alignment)}\n")

@@ -93,8 +93,9 @@ class Alignment:
 class Explanation:
     """An alignment and what a search makes of it.
 
-    alone: the match of the term in a glossary of nothing else; None in silence. among: its match among the terms of the
-    glossary; None where the first stage does not propose it. rivals: other terms that claim its place, surest first.
+    alone: the match of the term in a glossary of nothing else; None where the clip has no window. among: its match in
+    the glossary; None where the first stage does not propose it. rivals: other terms that claim more than half of its
+    place, surest first.
     """
 
     alignment: Alignment
@@ -144,7 +145,7 @@ def hear_sounds(encoder: ClipEncoder, clip: Any, *, sampling_rate: int | None = 
         VerifierError: the model has no phoneme head.
         BadAudioError: the clip is silent or too short, or see `clip_pcm`.
     """
-    head, rate = phoneme_head_of(encoder.model), encoder.model.frame_rate
+    head = phoneme_head_of(encoder.model)
     chunks = encoder.cut([clip], sampling_rate)
     if not chunks:
         raise BadAudioError(f"{_name_of(clip)} is silent: nothing is heard in it")
@@ -152,7 +153,7 @@ def hear_sounds(encoder: ClipEncoder, clip: Any, *, sampling_rate: int | None = 
     pieces: list[tuple[int, torch.Tensor]] = []
     for _, batch, windows in encoder.encode_chunks(chunks, _BATCH_SIZE, with_phonemes=True):
         if windows.log_probs is None or windows.num_sub_frames is None:
-            raise VerifierError(f"the head hears nothing at {rate:g} frames a second")
+            raise VerifierError("the chunks were encoded without their sounds")
         log_probs_BUC, num_B = windows.log_probs.float().cpu(), windows.num_sub_frames.tolist()
         for row, chunk in enumerate(batch):
             last = chunk.first_frame + num_B[row] // per_frame
