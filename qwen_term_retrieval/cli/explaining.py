@@ -34,7 +34,7 @@ def explain(
 
     A row is a sound of the term: when it is said, how well it fits, and what was heard in its place. A score is the
     logarithm of how likely the sound is beside what was heard: 0 where just it was heard, below about -5 where it was
-    not said. A row without a sound is something heard that the term does not have. One bad row is a near twin, bad rows
+    not said. A row with a `+` is something heard that the term does not have. One bad row is a near twin, bad rows
     everywhere are another term; the fit adds them all up. It takes a model with a phoneme head.
 
     With a verifier, that `qtr calibrate` fits, the probability is shown: alone, as if the term were the whole glossary,
@@ -78,19 +78,18 @@ def explain(
 
 def _table(alignment: Alignment) -> str:
     rows = [
-        (each.symbol, f"{each.start:.2f}", f"{each.end:.2f}", f"{each.score:.1f}", " ".join(each.heard) or "–")
-        for each in sorted((*alignment.sounds, *alignment.between), key=lambda sound: (sound.start, sound.end))
+        (each.symbol or "+", f"{each.start:.2f}", f"{each.end:.2f}", f"{each.score:.1f}", " ".join(each.heard) or "–")
+        for each in alignment.in_order
     ]
     aligned = ("left", "right", "right", "right", "left")
     return tabulate(rows, ("sound", "from, s", "to, s", "score", "heard"), colalign=aligned, disable_numparse=True)
 
 
 def _summary(explained: Explanation, index: TermIndex | None) -> list[str]:
+    from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES
+
     alignment, alone, among = explained.alignment, explained.alone, explained.among
-    worst = alignment.worst
-    lines = [
-        f"fit {alignment.fit:.2f}, {alignment.fit_per_sound:.2f} a sound; worst {worst.symbol!r} {worst.score:.1f}",
-    ]
+    lines = [f"fit {alignment.fit:.2f}, {alignment.fit_per_sound:.2f} a sound; worst: {alignment.worst}"]
     if alone is not None:
         lines.append(f"cosine {alone.score:.3f}; found at {alone.start:.2f} – {alone.end:.2f} s")
         if alone.probability is not None:
@@ -98,7 +97,7 @@ def _summary(explained: Explanation, index: TermIndex | None) -> list[str]:
     if index is None:
         return lines
     if among is None:
-        lines.append(f"not proposed among {len(index)} terms: a search does not listen to it again")
+        lines.append(f"not among the {NUM_CANDIDATES} of {len(index)} terms that a search looks at")
     elif among.probability is not None:
         lines.append(f"probability {among.probability:.3f} among {len(index)} terms")
     rivals = ", ".join(f"{match.term} {match.confidence:.3f}" for match in explained.rivals)

@@ -2,7 +2,7 @@
 
 The picture shows the term and a little around it. CTC says a sound in a frame or two: the bars under the term are those
 frames, and its boxes reach to their neighbours, moved a little where they would be too narrow to read. A box is the
-darker the worse its sound fits; what fits well enough has no number.
+darker the worse its sound fits; what fits well enough has no number. A box with a + is heard and not in the term.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def draw_alignment(alignment: Alignment, pcm: NDArray[np.int16], path: str | Pat
     _draw_said(said, alignment, narrowest=_NARROWEST_BOX * (last - first))
     spectrogram.set_xlim(first, last)
     said.set_xlabel("seconds")
-    worst = alignment.worst
     figure.text(0.065, 0.935, f"“{alignment.term}”", fontsize=12, weight="bold")
-    summary = f"fit {alignment.fit:.1f}, {alignment.fit_per_sound:.2f} a sound; worst: {worst.symbol} {worst.score:.1f}"
+    summary = f"fit {alignment.fit:.1f}, {alignment.fit_per_sound:.2f} a sound; worst: {alignment.worst}"
     figure.text(0.985, 0.935, summary, fontsize=9, color=GREY, ha="right")
     with atomic_file(Path(path), durable=False) as file:
         figure.savefig(file, format="png", dpi=110)
@@ -104,16 +103,18 @@ def _draw_said(axes: Any, alignment: Alignment, narrowest: float) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("fit", _COLOURS)
-    for sound, (left, right) in zip(alignment.sounds, _boxes(alignment.sounds, narrowest), strict=True):
+    for sound, (left, right) in zip(alignment.in_order, _boxes(alignment.in_order, narrowest), strict=True):
         badness = float(np.clip(sound.score / _WORST_SCORE, 0, 1))
         colour = colours(1 - badness)
         axes.axvspan(left, right, ymin=0.16, facecolor=colour, edgecolor="white", linewidth=1.5)
         ink = "white" if badness > 0.6 else "black"
         middle = (left + right) / 2
-        axes.text(middle, 0.68, sound.symbol, ha="center", va="center", fontsize=12, color=ink)
+        axes.text(middle, 0.68, sound.symbol or "+", ha="center", va="center", fontsize=12, color=ink)
         if sound.score <= _WORTH_A_NUMBER:
-            axes.text(middle, 0.32, f"{sound.score:.1f}", ha="center", va="center", fontsize=7, color=ink)
-        axes.hlines(0.06, sound.start, sound.end, color=BLUE, linewidth=2.5)
+            number = f"{sound.score:.1f}" if sound.score > -10 else f"{sound.score:.0f}"
+            axes.text(middle, 0.32, number, ha="center", va="center", fontsize=7, color=ink)
+        if sound.symbol:
+            axes.hlines(0.06, sound.start, sound.end, color=BLUE, linewidth=2.5)
     axes.set_ylim(0, 1)
     _bare(axes, "term")
 

@@ -47,7 +47,7 @@ class HeardSound:
 class AlignedSound:
     """A sound of a term and its frames, in seconds.
 
-    `symbol` is empty for what was heard between two sounds of the term and is not in it. `score` is the log-probability
+    `symbol` is "" for what was heard between two sounds of the term and is not in it. `score` is the log-probability
     of the sound over its frames against each frame's likeliest class: 0 at best. `heard` are the symbols heard in them.
     """
 
@@ -56,6 +56,10 @@ class AlignedSound:
     end: float
     score: float
     heard: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """What it is and its score: "n -7.1", or "+ ɪ n s -18.6" for what the term does not have."""
+        return f"{self.symbol or ' '.join(('+', *self.heard))} {self.score:.1f}"
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,14 @@ class Alignment:
         return self.fit / len(self.sounds)
 
     @property
+    def in_order(self) -> list[AlignedSound]:
+        """The sounds, and what was heard between them."""
+        return sorted((*self.sounds, *self.between), key=lambda sound: (sound.start, sound.end))
+
+    @property
     def worst(self) -> AlignedSound:
-        return min(self.sounds, key=lambda sound: sound.score)
+        """What speaks most against the term: a sound of it, or what was heard besides."""
+        return min(self.in_order, key=lambda sound: sound.score)
 
 
 @dataclass(frozen=True)

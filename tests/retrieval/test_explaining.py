@@ -62,7 +62,11 @@ def test_the_sound_that_tells_a_twin_apart_is_the_worst_and_shows_what_was_heard
 
 
 def test_what_is_heard_between_two_sounds_and_is_in_neither_is_told_with_what_it_costs():
-    (extra,) = align("-s-ti-", "si").between
+    alignment = align("-s-ti-", "si")
+    (extra,) = alignment.between
+    assert [each.symbol for each in alignment.in_order] == ["s", "", "i"]
+    assert alignment.worst == extra
+    assert str(extra) == "+ t -3.9"
     assert (extra.symbol, extra.heard) == ("", ("t",))
     assert (extra.start, extra.end) == (pytest.approx(0.2), pytest.approx(0.4))
     assert extra.score == pytest.approx(np.log(0.02 / 0.95), abs=1e-4)
