@@ -116,3 +116,40 @@ def listening_model(say):
         pooled_NH = model.text_tower(**model.tokenize(SPOKEN_TERMS))
         solve(model.text_head, pooled_NH, direction_ND[:-1], ridge=1e-3)
     return model
+
+
+@pytest.fixture(scope="session")
+def hearing_model(listening_model, say):
+    """The same with a small phoneme head that was fitted to three voices for some seconds. Do not change it."""
+    import copy
+
+    import numpy as np
+
+    from qwen_term_retrieval.audio.collate import pad_pcm
+    from qwen_term_retrieval.models.phoneme_head import PhonemeHead
+
+    torch.manual_seed(0)
+    model = copy.deepcopy(listening_model)
+    tower = model.audio_tower
+    settings = {"hidden_size": 64, "num_blocks": 2, "dropout": 0.0}
+    head = PhonemeHead(settings, frame_size=tower.hidden_size, num_layers=1, frame_rate=tower.frame_rate)
+    model.phoneme_head, model.config.phoneme_head = head, head.settings()
+    pause = np.zeros(4_000, np.int16)
+    said = [
+        (term, np.concatenate([pause, say(term, voice, speed), pause]))
+        for voice, speed in [("en-us", 0.9), ("en-us", 1.15), ("en-us+f2", 1.0)]
+        for term in SPOKEN_TERMS
+    ]
+    with torch.no_grad():
+        frames_BTH, num_frames_B = model.audio_frames(*pad_pcm([pcm for _, pcm in said]))
+    ways = [torch.from_numpy(each[0]).long() for each in head.alphabet.pronunciations([term for term, _ in said])]
+    phonemes_BP = torch.nn.utils.rnn.pad_sequence(ways, batch_first=True)
+    num_phonemes_B = torch.tensor([len(way) for way in ways])
+    optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
+    for _ in range(60):
+        log_probs_BUC, num_B = head(frames_BTH, num_frames_B)
+        loss = head.nll(log_probs_BUC, num_B, phonemes_BP, num_phonemes_B).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()

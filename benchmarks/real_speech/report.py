@@ -25,6 +25,9 @@ TARGET_TIME_RATIO = 15
 COMPARED_BANK = "+10k"
 _LABELS = {
     "ours": "ours",
+    "windows": "ours, first stage alone",
+    "first sounds": "ours, proposed by sounds",
+    "first both": "ours, proposed by windows and sounds",
     "fuzzy": "Whisper-base → spelling",
     "IPA": "Whisper-base → IPA",
     "MiniLM": "Whisper-base → MiniLM",
@@ -73,6 +76,8 @@ def write_report(
         "timing": dict(timing),
         "targets": targets,
     }
+    if "believed" in systems[OURS]:
+        results["at the model's threshold and above, clips of at most four words"] = systems[OURS]["believed"]
     write_results(folder / f"{name}.json", results, packages=_PACKAGES)
     markdown = "\n\n".join(
         [

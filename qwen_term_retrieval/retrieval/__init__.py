@@ -5,11 +5,11 @@ index.py          the vectors of a glossary, searched exactly
 index_folder.py   a saved index on disk
 encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
+second_look.py    what is proposed, and what is believed
 recordings.py     recordings in files, one after another
 stream.py         long and live audio, in overlapping chunks
-second_look.py    what the first stage proposes, heard again sound by sound
-verifier_fitting.py  a verifier fitted on the model's own searches
 calibration.py    the threshold between heard and not heard
+verifier_fitting.py  a verifier of a model's own searches
 explaining.py     why a term was found in a clip, or was not
 matches.py        what a search answers
 fingerprint.py    which model an index belongs to

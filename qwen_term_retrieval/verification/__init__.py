@@ -5,9 +5,9 @@ prefix_tree.py     what pronunciations have in common at their start, held once
 sound_search.py    the best pronunciations of a prefix tree for a clip's frames
 sound_index.py     `SoundIndex`: a glossary searched by its sounds alone, terms added at any time
 alignment.py       forward scores and best paths of pronunciations inside spans of clips
-evidence.py        what speaks for a candidate, as plain numbers
+evidence.py        what speaks for a candidate, in plain numbers
 verifier.py        `Verifier`: from evidence to a probability
-fitting.py         a verifier fitted on candidates that were judged
+fitting.py         a verifier of judged searches
 spelling.py        `SpellingVerifier`: how likely a decoder is to write each candidate
 """
 
@@ -15,6 +15,7 @@ from qwen_term_retrieval.verification.alignment import BestPaths, Pairs, best_pa
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundHits, SoundIndex
 from qwen_term_retrieval.verification.spelling import SpellingScores, SpellingVerifier
+from qwen_term_retrieval.verification.verifier import Verifier
 
 __all__ = [
     "BestPaths",
@@ -24,6 +25,7 @@ __all__ = [
     "SoundIndex",
     "SpellingScores",
     "SpellingVerifier",
+    "Verifier",
     "best_paths",
     "forward_scores",
 ]
