@@ -131,7 +131,7 @@ def hearing_model(listening_model, say):
     torch.manual_seed(0)
     model = copy.deepcopy(listening_model)
     tower = model.audio_tower
-    settings = {"hidden_size": 64, "num_blocks": 2, "dropout": 0.0}
+    settings = {"hidden_size": 64, "num_blocks": 1, "dropout": 0.0}
     head = PhonemeHead(settings, frame_size=tower.hidden_size, num_layers=1, frame_rate=tower.frame_rate)
     model.phoneme_head, model.config.phoneme_head = head, head.settings()
     pause = np.zeros(4_000, np.int16)
@@ -146,7 +146,7 @@ def hearing_model(listening_model, say):
     phonemes_BP = torch.nn.utils.rnn.pad_sequence(ways, batch_first=True)
     num_phonemes_B = torch.tensor([len(way) for way in ways])
     optimizer = torch.optim.Adam(head.parameters(), lr=5e-3)
-    for _ in range(60):
+    for _ in range(50):
         log_probs_BUC, num_B = head(frames_BTH, num_frames_B)
         loss = head.nll(log_probs_BUC, num_B, phonemes_BP, num_phonemes_B).mean()
         optimizer.zero_grad()

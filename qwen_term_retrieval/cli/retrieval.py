@@ -40,7 +40,9 @@ FirstStage = Annotated[
 ]
 Verify = Annotated[
     str,
-    typer.Option(help="`auto` listens again where the model can, `sounds` insists, `none` answers with cosines."),
+    typer.Option(
+        help="`auto` listens again where the model can, `sounds` insists, `spelling` asks a decoder too, `none`: cosines."
+    ),
 ]
 EvaluatedSplit = Annotated[str, typer.Option(help="Split to evaluate.")]
 Wanted = Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")]

@@ -6,6 +6,7 @@ index_folder.py   a saved index on disk
 encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
 second_look.py    what is proposed, and what is believed
+spelling_look.py  a decoder's word on terms that claim the same place
 recordings.py     recordings in files, one after another
 stream.py         long and live audio, in overlapping chunks
 calibration.py    the threshold between heard and not heard

@@ -34,6 +34,7 @@ from qwen_term_retrieval.retrieval.second_look import (
     nearest,
     verifier_of,
 )
+from qwen_term_retrieval.retrieval.spelling_look import NUM_SPELLED, SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import check_glossary
@@ -55,7 +56,8 @@ class TermRetriever:
     Args:
         model: a trained model.
         windows: the grid that clips are searched with, see `ClipEncoder`: "auto", "clip", or sizes and a stride.
-        verify: "auto" verifies where the model can; "sounds" refuses a model that cannot; "none" answers with cosines.
+        verify: "auto" verifies where the model can; "sounds" refuses a model that cannot; "spelling" asks the decoder
+            of a Whisper tower as well, which tells homophones apart and takes far longer; "none" answers with cosines.
         first_stage: who proposes the terms that are verified: "windows", "sounds" (the whole glossary by its
             pronunciations, without a vector) or "both".
 
@@ -82,6 +84,7 @@ class TermRetriever:
             raise VerifierError(
                 f"first_stage={first_stage!r} proposes terms to be verified, and this model verifies none"
             )
+        self.spelling_look = SpellingLook(model) if verify == "spelling" else None
         self._index: TermIndex | None = None
 
     @classmethod
@@ -404,12 +407,16 @@ class TermRetriever:
         for positions, batch, windows in encoded:
             if look is None or verifier is None:
                 yield positions, [nearest(windows, index, top_k) for index in indexes]
-            else:
-                looked = [look.look(windows, index, batch) for index in indexes]
-                yield (
-                    positions,
-                    [look.matches(each, verifier, index, top_k) for each, index in zip(looked, indexes, strict=True)],
-                )
+                continue
+            answers = []
+            for index in indexes:
+                matches = look.matches(look.look(windows, index, batch), verifier, index, max(top_k, NUM_SPELLED))
+                if self.spelling_look is not None:
+                    matches = [
+                        self.spelling_look.reorder(chunk, own) for chunk, own in zip(batch, matches, strict=True)
+                    ]
+                answers.append([own[:top_k] for own in matches])
+            yield positions, answers
 
     def _threshold_or_default(self, threshold: float | None) -> float | None:
         lowest = -1 if self.verifier is None else 0

@@ -35,9 +35,9 @@ from qwen_term_retrieval.verification.verifier import Verifier, margins
 logger = logging.getLogger(__name__)
 
 FirstStage = Literal["windows", "sounds", "both"]
-Verify = Literal["auto", "none", "sounds"]
+Verify = Literal["auto", "none", "sounds", "spelling"]
 FIRST_STAGES: tuple[str, ...] = ("windows", "sounds", "both")
-VERIFY: tuple[str, ...] = ("auto", "none", "sounds")
+VERIFY: tuple[str, ...] = ("auto", "none", "sounds", "spelling")
 # How many terms are listened to again: among 10,000, the right one is seldom further down.
 NUM_CANDIDATES = 200
 # How far beyond the window that proposed it a term is looked for.
@@ -203,7 +203,7 @@ def verifier_of(model: TermRetrievalModel, verify: Verify) -> Verifier | None:
     if verify not in VERIFY:
         raise ValueError(f"verify must be one of {', '.join(VERIFY)}, not {verify!r}")
     settings = None if model.phoneme_head is None else model.config.verifier
-    if verify == "sounds" and settings is None:
+    if verify in ("sounds", "spelling") and settings is None:
         missing = "phoneme head" if model.phoneme_head is None else "fitted verifier"
         remedy = (
             "train one with `scripts/train.py --recipe phoneme_head --model …`"
