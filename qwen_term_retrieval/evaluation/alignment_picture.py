@@ -88,9 +88,11 @@ def _draw_spectrogram(axes: Any, pcm: NDArray[np.int16], alignment: Alignment, f
 
 
 def _draw_heard(axes: Any, alignment: Alignment, first: float, last: float) -> None:
+    # Half of a symbol, which would else lie on the axis' name.
+    edge = 0.012 * (last - first)
     for sound in alignment.heard:
         middle = (sound.start + sound.end) / 2
-        if first <= middle <= last:
+        if first + edge <= middle <= last - edge:
             inside = alignment.start <= middle <= alignment.end
             axes.text(
                 middle, 0.5, sound.symbol, ha="center", va="center", fontsize=11, color="black" if inside else "#999999"

@@ -147,6 +147,10 @@ def _terms_to_align(
     """What became of a term, the clip, the term and its language: the surest that stand first, the worst others."""
     right = [(clip, found[0][0]) for clip, found in enumerate(judged) if found and found[0][1]]
     surest = sorted(right, key=lambda each: -each[1].confidence)[:MOST_ALIGNED]
+    # A term that is heard everywhere is shown once, where it is worst.
+    false: dict[int, tuple[int, TermMatch]] = {}
+    for clip, match in alarms:
+        false.setdefault(match.term_id, (clip, match))
     places = _places_of_misses(evaluation)[:MOST_ALIGNED]
     wanted = set(evaluation.pairs.term_ids[places].tolist())
     terms = {term.term_id: term for term in evaluation.index.terms if term.term_id in wanted}
@@ -154,7 +158,7 @@ def _terms_to_align(
     return [
         *(("found", clip, match.term, match.language) for clip, match in surest),
         *(("missed", clip, term.text, term.language) for clip, term in missed),
-        *(("falsely found", clip, match.term, match.language) for clip, match in alarms[:MOST_ALIGNED]),
+        *(("falsely found", clip, match.term, match.language) for clip, match in list(false.values())[:MOST_ALIGNED]),
     ]
 
 
