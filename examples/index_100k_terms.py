@@ -29,7 +29,7 @@ folder = retriever.save_index(args.out, overwrite=True)  # replaces an index, an
 later = TermRetriever.from_pretrained(args.model)
 later.index(folder)
 began = time.perf_counter()
-matches = later.search(args.recording, top_k=5, threshold=-1)
+(matches,) = later.nearest_batch([args.recording], top_k=5)
 print(f"{args.recording}, searched in {time.perf_counter() - began:.2f} s:")
 for match in matches:
-    print(f"  {match.term:<40} {match.score:.3f} {match.start:6.2f} – {match.end:.2f} s")
+    print(f"  {match.term:<40} {match.confidence:.3f} {match.start:6.2f} – {match.end:.2f} s")

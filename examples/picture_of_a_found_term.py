@@ -21,7 +21,7 @@ args = parser.parse_args()
 
 retriever = TermRetriever.from_pretrained(args.model)
 index = retriever.index(args.glossary)
-best, *others = retriever.search(args.recording, top_k=4, threshold=-1)
+((best, *others),) = retriever.nearest_batch([args.recording], top_k=4)
 pcm = torch.from_numpy(clip_pcm(args.recording))[None]
 mel, num_frames = log_mel(pcm, torch.tensor([pcm.shape[1]]), num_mel_bins=80, max_frames=3000)
 seconds = pcm.shape[1] / 16_000
@@ -31,9 +31,9 @@ axes = figure.subplots()
 picture = mel[0, :, : int(num_frames)].numpy()
 axes.imshow(picture, origin="lower", aspect="auto", cmap="magma", extent=(0, seconds, 0, 80))
 axes.vlines([best.start, best.end], 0, 80, color="white", linewidth=2)
-middle, found = (best.start + best.end) / 2, f"{best.term}  {best.score:.3f}"
+middle, found = (best.start + best.end) / 2, f"{best.term}  {best.confidence:.3f}"
 axes.text(middle, 76, found, color="white", ha="center", va="top", weight="bold", backgroundcolor="black")
-nearest = ", ".join(f"{match.term} {match.score:.3f}" for match in others)
+nearest = ", ".join(f"{match.term} {match.confidence:.3f}" for match in others)
 axes.set(xlabel="seconds", ylabel="mel bins", yticks=[0, 40, 80])
 axes.set_title(f"Best of {len(index)} terms; the next are {nearest}", fontsize=9)
 figure.savefig(args.out)

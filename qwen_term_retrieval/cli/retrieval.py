@@ -96,8 +96,8 @@ def search(
     from qwen_term_retrieval.retrieval.recordings import check_recordings, hear_each_time, search_recordings
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-    _log_to_terminal(quiet)
-    terms = _terms_of(glossary)
+    log_with_libraries(quiet)
+    terms = terms_of(glossary)
     check_recordings(clips)
     retriever = TermRetriever.from_pretrained(
         model,
@@ -175,9 +175,9 @@ def index(
     from qwen_term_retrieval.retrieval.index_folder import check_target
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-    _log_to_terminal(quiet)
+    log_with_libraries(quiet)
     check_target(out, overwrite)
-    terms = _terms_of(glossary)
+    terms = terms_of(glossary)
     retriever = TermRetriever.from_pretrained(model, revision=revision)
     retriever.index(terms, show_progress=not quiet)
     retriever.save_index(out, overwrite=overwrite)
@@ -210,9 +210,9 @@ def evaluate(
     from qwen_term_retrieval.evaluation.dataset_evaluation import evaluate_dataset
     from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 
-    _log_to_terminal(quiet)
+    log_with_libraries(quiet)
     for file in filter(None, (output, plot)):
-        _check_output(file)
+        check_output(file)
     metrics = evaluate_dataset(
         model,
         dataset,
@@ -249,6 +249,7 @@ def report(
     """Evaluate a model and write a page: tables, pictures, and the worst misses and false alarms to listen to.
 
     With `--distractors`, recall is drawn among 1,000, 10,000, … terms; of the output folder of a run, its training too.
+    A model with a phoneme head has some terms drawn sound by sound.
 
     For example:
 
@@ -260,7 +261,7 @@ def report(
     from qwen_term_retrieval.evaluation.report import recall_table
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-    _log_to_terminal(quiet)
+    log_with_libraries(quiet)
     html_report.check_report(out, overwrite)
     evaluator = dataset_evaluator(
         dataset,
@@ -271,12 +272,14 @@ def report(
         threshold=threshold,
         bank_sizes=html_report.BANK_SIZES,
     )
-    evaluation = evaluator.run(TermRetriever.from_pretrained(model, revision=revision), show_progress=not quiet)
+    retriever = TermRetriever.from_pretrained(model, revision=revision)
+    evaluation = evaluator.run(retriever, show_progress=not quiet)
     page = html_report.write_report(
         evaluator,
         evaluation,
         out,
         title=f"{model} on {dataset}, split {split}",
+        model=retriever.model,
         trainer_state=html_report.read_trainer_state(model),
         overwrite=overwrite,
     )
@@ -321,10 +324,10 @@ def calibrate(
 
     if target_precision is not None and not 0 < target_precision <= 1:
         raise ValueError(f"--target-precision must be above 0 and at most 1, not {target_precision}")
-    _log_to_terminal(quiet)
+    log_with_libraries(quiet)
     if not Path(model).is_dir():
         raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
-    terms, rows = _terms_of(glossary), load_split(dataset, split)
+    terms, rows = terms_of(glossary), load_split(dataset, split)
     retriever = TermRetriever.from_pretrained(model)
     retriever.index(terms, show_progress=not quiet)
     if retriever.model.phoneme_head is not None:
@@ -352,14 +355,14 @@ def calibrate(
     )
 
 
-def _terms_of(glossary: Path) -> Glossary | Path:
+def terms_of(glossary: Path) -> Glossary | Path:
     """The terms of a file, read before the model, which a wrong name should not cost; or the folder of an index."""
     from qwen_term_retrieval.text.glossary import Glossary
 
     return glossary if glossary.is_dir() else Glossary.from_file(glossary)
 
 
-def _check_output(file: Path) -> None:
+def check_output(file: Path) -> None:
     """Refuse before the work what could not be written after it."""
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; give the name of a file")
@@ -368,7 +371,7 @@ def _check_output(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _log_to_terminal(quiet: bool) -> None:
+def log_with_libraries(quiet: bool) -> None:
     """The libraries' own bars too, of weights and datasets that are read, are drawn in a terminal, unless `quiet`."""
     import datasets
     from transformers.utils import logging as transformers_logging

@@ -9,6 +9,7 @@ recall_metric.py        Recall@k for the `evaluate` library
 report.py               numbers for people: tables in Markdown, recall over k as a picture
 report_pictures.py      the pictures of an evaluation
 training_curves.py      the picture of a run
+alignment_picture.py    the picture of a term laid over a clip
 html_report.py          the page of `qtr report`, with its pictures and clips
 
 `report.html.jinja` is that page's text.

@@ -1,5 +1,7 @@
 """One page on how well a model finds terms: tables, pictures, and the worst misses and false alarms to listen to.
 
+Where the model hears sounds, some terms are drawn beside them: what was found, missed and falsely found.
+
 A folder with `report.html`, the pictures and clips that it shows, and `metrics.json`. It is written beside its place
 and renamed, so it is there whole or not at all.
 """
@@ -16,13 +18,18 @@ from typing import Any
 import numpy as np
 import soundfile
 from jinja2 import Environment, FileSystemLoader
+from numpy.typing import NDArray
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
+from qwen_term_retrieval.errors import BadAudioError, VerifierError
+from qwen_term_retrieval.evaluation.alignment_picture import draw_alignment
 from qwen_term_retrieval.evaluation.evaluator import Evaluation, RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import GROUPS, threshold_line
 from qwen_term_retrieval.evaluation.report_pictures import draw_precision_recall, draw_recall_by_bank, draw_scores
 from qwen_term_retrieval.evaluation.training_curves import draw_training_curves
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.calibration import gold_ids, precision_recall_curve, unlabelled_ids
+from qwen_term_retrieval.retrieval.explaining import align_term
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.storage.staging import check_free
 
@@ -32,6 +39,8 @@ METRICS = "metrics.json"
 MARK = ".qtr-report"
 BANK_SIZES = (1, 1_000, 10_000, 100_000, 1_000_000)
 MOST_SHOWN = 20
+# Of each group; a picture is about 150 kB.
+MOST_ALIGNED = 3
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -60,6 +69,7 @@ def write_report(
     folder: str | Path,
     *,
     title: str = "Evaluation",
+    model: TermRetrievalModel | None = None,
     trainer_state: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -70,6 +80,7 @@ def write_report(
         evaluation: what its `run` returned.
         folder: to make.
         title: of the page.
+        model: that was evaluated; if it hears sounds, some terms are drawn beside them.
         trainer_state: see `read_trainer_state`; without it there are no training curves.
         overwrite: replace the report that is there.
 
@@ -82,7 +93,7 @@ def write_report(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         new = Path(scratch) / "new"
         (new / "clips").mkdir(parents=True, mode=0o755)
-        page = _page(evaluator, evaluation, new, title, trainer_state)
+        page = _page(evaluator, evaluation, new, title, model, trainer_state)
         (new / PAGE).write_text(page, encoding="utf-8")
         (new / MARK).touch()
         by_bank = {f"among {size} terms": metrics for size, metrics in evaluation.metrics_by_bank.items()}
@@ -105,6 +116,7 @@ def _page(
     evaluation: Evaluation,
     folder: Path,
     title: str,
+    model: TermRetrievalModel | None,
     trainer_state: Mapping[str, Any] | None,
 ) -> str:
     judged = _judge_each(evaluator, evaluation)
@@ -123,7 +135,54 @@ def _page(
             for clip, rank in _worst_misses(evaluation)
         ],
         alarms=[(_clip(evaluator, clip, folder), match) for clip, match in alarms],
+        aligned=_align_some(evaluator, model, _terms_to_align(evaluation, judged, alarms), folder),
     )
+
+
+def _terms_to_align(
+    evaluation: Evaluation,
+    judged: Sequence[Sequence[tuple[TermMatch, bool]]],
+    alarms: Sequence[tuple[int, TermMatch]],
+) -> list[tuple[str, int, str, str | None]]:
+    """What became of a term, the clip, the term and its language: the surest that stand first, the worst others."""
+    right = [(clip, found[0][0]) for clip, found in enumerate(judged) if found and found[0][1]]
+    surest = sorted(right, key=lambda each: -each[1].confidence)[:MOST_ALIGNED]
+    # A term that is heard everywhere is shown once, where it is worst.
+    false: dict[int, tuple[int, TermMatch]] = {}
+    for clip, match in alarms:
+        false.setdefault(match.term_id, (clip, match))
+    places = _places_of_misses(evaluation)[:MOST_ALIGNED]
+    wanted = set(evaluation.pairs.term_ids[places].tolist())
+    terms = {term.term_id: term for term in evaluation.index.terms if term.term_id in wanted}
+    missed = [(int(evaluation.clips[place]), terms[int(evaluation.pairs.term_ids[place])]) for place in places]
+    return [
+        *(("found", clip, match.term, match.language) for clip, match in surest),
+        *(("missed", clip, term.text, term.language) for clip, term in missed),
+        *(("falsely found", clip, match.term, match.language) for clip, match in list(false.values())[:MOST_ALIGNED]),
+    ]
+
+
+def _align_some(
+    evaluator: RetrievalEvaluator,
+    model: TermRetrievalModel | None,
+    chosen: Sequence[tuple[str, int, str, str | None]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Draw terms beside what was heard, if the model hears sounds; what cannot be drawn says why."""
+    if model is None or model.phoneme_head is None:
+        return []
+    drawn = []
+    for number, (group, clip, term, language) in enumerate(chosen):
+        pcm, name, reason = clip_pcm(evaluator.rows[clip]), f"alignment_{number}.png", ""
+        try:
+            alignment = align_term(model, pcm, term, language, sampling_rate=SAMPLING_RATE)
+        except (BadAudioError, VerifierError) as error:
+            name, reason = "", str(error)
+        else:
+            draw_alignment(alignment, pcm, folder / name)
+        shown = _clip(evaluator, clip, folder)
+        drawn.append({"group": group, "clip": shown, "term": term, "picture": name, "reason": reason})
+    return drawn
 
 
 def _draw(
@@ -148,7 +207,8 @@ def _draw(
         drawn["precision_recall.png"] = "precision against recall"
     if matches:
         groups = _score_groups(judged, [number > 0 for number in num_gold])
-        draw_scores(groups, folder / "scores.png", threshold=threshold)
+        called = "score (cosine)" if matches[0][0].probability is None else "probability"
+        draw_scores(groups, folder / "scores.png", threshold=threshold, called=called)
         drawn["scores.png"] = "scores of right and of wrong terms"
     if trainer_state and any("eval_mrr" in line for line in trainer_state["log_history"]):
         best_step = trainer_state.get("best_global_step")
@@ -195,9 +255,15 @@ def _clip(evaluator: RetrievalEvaluator, clip: int, folder: Path) -> dict[str, A
 
 def _worst_misses(evaluation: Evaluation) -> list[tuple[int, int]]:
     """Clip and rank of the pairs that stand last, worst first."""
+    places = _places_of_misses(evaluation)[:MOST_SHOWN]
+    return [(int(evaluation.clips[place]), int(evaluation.pairs.ranks[place])) for place in places]
+
+
+def _places_of_misses(evaluation: Evaluation) -> NDArray[np.int64]:
+    """Where in `pairs` those stand that are not first, the worst rank first."""
     ranks = evaluation.pairs.ranks
-    worst = np.argsort(-ranks, kind="stable")[:MOST_SHOWN]
-    return [(int(evaluation.clips[place]), int(ranks[place])) for place in worst if ranks[place] > 1]
+    worst = np.argsort(-ranks, kind="stable")
+    return worst[ranks[worst] > 1]
 
 
 def _worst_alarms(judged: Sequence[Sequence[tuple[TermMatch, bool]]], lowest: float) -> list[tuple[int, TermMatch]]:

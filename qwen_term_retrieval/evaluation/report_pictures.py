@@ -45,8 +45,13 @@ def draw_precision_recall(curve: PrecisionRecallCurve, path: Path, *, threshold:
             axes.legend(frameon=False, loc="lower left")
 
 
-def draw_scores(groups: Mapping[str, ArrayLike], path: Path, *, threshold: float | None) -> None:
-    """Histograms of scores, each group's as shares of itself: where they lie apart a threshold divides them."""
+def draw_scores(
+    groups: Mapping[str, ArrayLike], path: Path, *, threshold: float | None, called: str = "score (cosine)"
+) -> None:
+    """Histograms of scores, each group's as shares of itself: where they lie apart a threshold divides them.
+
+    `called`: what they are.
+    """
     with _picture(path, "Scores of right and of wrong terms") as axes:
         known = {name: np.asarray(scores, float) for name, scores in groups.items() if len(np.asarray(scores))}
         joined = np.concatenate(list(known.values()))
@@ -57,7 +62,7 @@ def draw_scores(groups: Mapping[str, ArrayLike], path: Path, *, threshold: float
             axes.hist(scores, bins, weights=shares, color=colour, histtype="step", label=f"{name} ({len(scores)})")
         if threshold is not None:
             axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1, label=f"threshold {threshold:.3f}")
-        axes.set(xlabel="score (cosine)", ylabel="share of the group")
+        axes.set(xlabel=called, ylabel="share of the group")
         axes.figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
 
 

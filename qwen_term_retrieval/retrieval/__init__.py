@@ -10,7 +10,8 @@ spelling_look.py  a decoder's word on terms that claim the same place
 recordings.py     recordings in files, one after another
 stream.py         long and live audio, in overlapping chunks
 calibration.py    the threshold between heard and not heard
-verifier_fitting.py a verifier of a model's own searches
+verifier_fitting.py  a verifier of a model's own searches
+explaining.py     why a term was found in a clip, or was not
 matches.py        what a search answers
 fingerprint.py    which model an index belongs to
 """

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
+from qwen_term_retrieval.models.phoneme_head import PhonemeHead
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -79,12 +80,7 @@ class SecondLook:
             raise ValueError(f"first_stage must be one of {', '.join(FIRST_STAGES)}, not {first_stage!r}")
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, not {num_candidates}")
-        if model.phoneme_head is None:
-            raise VerifierError(
-                "the model has no phoneme head, so it cannot hear sounds: train one with "
-                "`scripts/train.py --recipe phoneme_head --model …`"
-            )
-        self.head = model.phoneme_head
+        self.head = phoneme_head_of(model)
         self.first_stage = first_stage
         self.num_candidates = num_candidates
 
@@ -181,6 +177,20 @@ class SecondLook:
         spans = np.stack([hits.starts_K, hits.ends_K], axis=1) / self.head.frame_rate
         columns = zip(hits.terms_K.tolist(), cosines, spans.tolist(), strict=True)
         return [(chunk, term, cosine, start, end) for term, cosine, (start, end) in columns]
+
+
+def phoneme_head_of(model: TermRetrievalModel) -> PhonemeHead:
+    """The head that hears sounds.
+
+    Raises:
+        VerifierError: the model has none.
+    """
+    if model.phoneme_head is None:
+        raise VerifierError(
+            "the model has no phoneme head, so it cannot hear sounds: train one with "
+            "`scripts/train.py --recipe phoneme_head --model …`"
+        )
+    return model.phoneme_head
 
 
 def verifier_of(model: TermRetrievalModel, verify: Verify) -> Verifier | None:

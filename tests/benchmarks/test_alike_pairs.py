@@ -5,19 +5,23 @@ import csv
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from benchmarks.real_speech.__main__ import main
 from benchmarks.real_speech.alike.libriphrase import read_libriphrase
 from benchmarks.real_speech.alike.pairs import ScoredClip, pairs_of_set, split_numbers, wrong_terms
-from benchmarks.real_speech.alike.program import PairedSet, score_sets
+from benchmarks.real_speech.alike.program import PairedSet, score_sets, scorers_of
 from benchmarks.real_speech.alike.report import write_report
-from benchmarks.real_speech.alike.scorers import CosineScorer, TranscriptScorer
+from benchmarks.real_speech.alike.scorers import CosineScorer, SoundScorer, TranscriptScorer, VerifierScorer
 from benchmarks.real_speech.baselines import FuzzyMatcher
 from benchmarks.real_speech.judged_sets import TEST_SETS
-from qwen_term_retrieval.errors import CorpusError
+from qwen_term_retrieval.errors import CorpusError, VerifierError
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.storage.packages import PackageError
 from qwen_term_retrieval.text.phonetics import get_phonemizer
+from qwen_term_retrieval.verification.evidence import FEATURES
+from qwen_term_retrieval.verification.verifier import BELIEFS, Verifier
+from tests.doubles.tiny_trainer import tiny_model
 
 POOL = ["seventeen", "sixteen", "sixty", "six teens", "whiskey", "atrium", "pneumonia", "helicopter", "sexton", "flour"]
 SILENCE = np.zeros(8_000, np.int16)
@@ -69,6 +73,52 @@ def test_a_model_scores_a_clip_by_the_window_that_is_nearest(listening_model, sa
     assert scorer(SILENCE, terms).tolist() == [-1, -1, -1]
     spoken = PairedSet("espeak", [ScoredClip("a", pcm, "espeak", tuple(terms), ("own", "hard", "easy"))])
     assert score_sets({"spoken": spoken}, scorer, "ours")["spoken"]["hard"]["auc"] == 1
+
+
+@pytest.fixture(scope="module")
+def hearing_model():
+    """It hears sounds, though untrained."""
+    model = tiny_model(windows={"sizes": [10, 20], "stride": 5})
+    model.add_phoneme_head()
+    return model.eval()
+
+
+NOISE = np.random.default_rng(0).integers(-9_000, 9_000, 16_000).astype(np.int16)
+
+
+def test_a_clip_is_scored_by_the_sounds_of_a_term_as_ctc_has_it(hearing_model):
+    scorer, terms = SoundScorer(TermRetriever(hearing_model)), ["atrium", "sixteen"]
+    log_probs_UC = scorer.hear(NOISE)
+    for term, score in zip(terms, scorer(NOISE, terms), strict=True):
+        ((said,),) = hearing_model.phoneme_head.alphabet.pronunciations([term])
+        loss = torch.nn.functional.ctc_loss(
+            log_probs_UC[:, None], torch.from_numpy(said).long()[None], (len(log_probs_UC),), (len(said),),
+            reduction="sum",
+        )  # fmt: skip
+        assert score == pytest.approx(-float(loss) / len(term), abs=1e-4)
+
+
+def test_terms_without_a_sound_and_silent_clips_are_never_the_ones_said(hearing_model):
+    scorer = SoundScorer(TermRetriever(hearing_model))
+    assert scorer(SILENCE, ["atrium", "sixteen"]).tolist() == [-100, -100]
+    assert scorer(NOISE, ["?!"]).tolist() == [-100]
+    mute, said = scorer(NOISE, ["?!", "atrium"])
+    assert mute == -100 < said
+
+
+def test_a_verifier_scores_a_pair_by_its_strength(hearing_model):
+    with pytest.raises(VerifierError, match="qtr calibrate"):
+        VerifierScorer(TermRetriever(hearing_model))
+    assert list(scorers_of(TermRetriever(hearing_model))) == ["ours", "ours by sounds"]
+    retriever, terms = TermRetriever(hearing_model, verify="none"), ["atrium", "sixteen"]
+    weights = dict.fromkeys(FEATURES, 0.0)
+    cosines = CosineScorer(retriever)(NOISE, terms)
+    retriever.verifier = Verifier(weights | {"cosine": 2.0}, dict.fromkeys(BELIEFS, 0.0))
+    assert VerifierScorer(retriever)(NOISE, terms).tolist() == pytest.approx((2 * cosines).tolist(), abs=1e-5)
+    retriever.verifier = Verifier(weights | {"sounds": 1.0}, dict.fromkeys(BELIEFS, 0.0))
+    assert VerifierScorer(retriever)(NOISE, terms).tolist() == [6, 7]
+    assert VerifierScorer(retriever)(SILENCE, terms).tolist() == [-100, -100]
+    assert list(scorers_of(retriever)) == ["ours", "ours by sounds", "ours verified"]
 
 
 def test_the_volunteers_words_have_pairs_of_every_kind():
@@ -170,12 +220,14 @@ def test_a_set_is_refused_what_it_lacks_before_anything_runs(tmp_path, capsys, a
     assert reason in capsys.readouterr().err
 
 
-def test_libriphrase_runs_from_the_command_line(tmp_path, capsys, listening_model):
+def test_libriphrase_runs_from_the_command_line(tmp_path, capsys, hearing_model):
     folder = libriphrase(tmp_path / "corpus", ROWS)
-    listening_model.save_pretrained(tmp_path / "model")
+    hearing_model.save_pretrained(tmp_path / "model")
     places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     which = ["--test-set", "libriphrase", "--corpus", str(folder), "--model", str(tmp_path / "model")]
     assert main([*which, *places, "--stage", "model", "--stage", "report"]) == 0
     # Silence scores the same for every term.
-    assert "| ours, cosine | easy | 2 | 1 | 0.5000 | 50.0% |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for system in ("ours, cosine", "ours, sounds alone"):
+        assert f"| {system} | easy | 2 | 1 | 0.5000 | 50.0% |" in shown
     assert (tmp_path / "results" / "real_speech_libriphrase.json").is_file()

@@ -1,17 +1,20 @@
 """Terms inside longer speech: what is a term, what is said where, and which answers are right."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from datasets import Dataset
 
 from benchmarks.real_speech.baselines import FuzzyMatcher
 from benchmarks.real_speech.long.content_terms import STOP_WORDS, content_terms, terms_in
 from benchmarks.real_speech.long.earnings22 import earnings22_set
-from benchmarks.real_speech.long.judging import NEVER_ANSWERED, confidence, judge, numbers
-from benchmarks.real_speech.long.program import Assembled, hear, hear_streams, search_transcripts
+from benchmarks.real_speech.long.forced_times import ForcedTimes, with_times
+from benchmarks.real_speech.long.judging import NEVER_ANSWERED, judge, numbers
+from benchmarks.real_speech.long.program import Assembled, accept_all, hear, hear_streams, search_transcripts
 from benchmarks.real_speech.long.prompts import PAUSE_SECONDS, join, long_banks, long_sets
 from benchmarks.real_speech.long.recordings import Place, Recording, SearchedSet
 from benchmarks.real_speech.long.report import write_report
@@ -22,6 +25,9 @@ from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.storage.packages import PackageError
 from qwen_term_retrieval.text.glossary import spoken_spellings, term_id
+from qwen_term_retrieval.verification.evidence import FEATURES
+from qwen_term_retrieval.verification.verifier import BELIEFS, Verifier
+from tests.doubles.tiny_trainer import tiny_model
 
 RATE = 16_000
 
@@ -63,9 +69,7 @@ def test_a_term_is_said_in_a_clip_whatever_stands_around_it():
 
 def test_clips_are_joined_whole_in_an_order_that_a_seed_makes():
     clips = [
-        Recording(
-            str(row), np.full(RATE * 2, row + 1, np.int16), (Place(0, 2, f"text {row}", spans={"text": (0.5, 1)}),), "x"
-        )
+        Recording(str(row), np.full(RATE * 2, row + 1, np.int16), (Place(0, 2, f"text {row}"),), "x")
         for row in range(12)
     ]
     joined = join(clips, seconds=10, seed=3)
@@ -75,7 +79,6 @@ def test_clips_are_joined_whole_in_an_order_that_a_seed_makes():
         # The very samples, so that a transcript made of the clip is one of the place.
         assert set(each.pcm_of(place).tolist()) == {int(place.text.split()[1]) + 1}
         assert len(each.pcm_of(place)) == 2 * RATE
-        assert place.spans["text"] == pytest.approx((place.start + 0.5, place.start + 1))
     for each in joined:
         edges = [0.0, *(edge for place in each.places for edge in (place.start, place.end)), each.seconds]
         pauses = np.diff(edges)[::2]
@@ -90,15 +93,12 @@ def test_clips_are_joined_whole_in_an_order_that_a_seed_makes():
 
 def test_the_prompts_are_a_set_whose_distractors_nobody_says():
     try:
-        (alone, joined), glossary = long_sets(
-            times=lambda pcm, text, term: (0.0, 0.5) if term == "conference" else None
-        )
+        (alone, joined), glossary = long_sets()
     except PackageError as error:
         pytest.skip(f"the packages cannot be had: {error}")
     facts = alone.facts()
     assert (facts["clips"], facts["clips with a term"], facts["speakers"]) == (207, 207, 1)
     assert joined.facts()["terms said"] == facts["terms said"]
-    assert joined.facts()["terms with times"] == facts["terms with times"] > 10
     assert {term for place in joined.places for term in place.terms} == set(glossary)
     assert all(600 <= each.seconds < 632 for each in joined.recordings[:-1])
     banks = long_banks(glossary[:20], [place.text for place in joined.places])
@@ -139,14 +139,8 @@ def test_a_wrong_term_as_sure_as_the_right_one_stands_before_it():
 
 
 def test_the_probability_of_a_match_goes_before_its_score():
-    class Verified(TermMatch):
-        probability = None
-
-    sure = Verified("folder", 0.3, 0, 1, 1)
-    assert confidence(sure) == 0.3
-    object.__setattr__(sure, "probability", 0.9)
-    assert confidence(sure) == 0.9
-    assert confidence(match("folder", 0.3)) == 0.3
+    unsure, sure = (replace(match("folder", score), probability=p) for score, p in ((0.9, 0.2), (0.3, 0.8)))
+    assert judge([recording(Place(0, 2, "folder", ("folder",)))], [[unsure, sure]]).answers.scores.tolist() == [0.8]
 
 
 def test_numbers_have_span_errors_only_where_times_are_known():
@@ -215,12 +209,69 @@ def test_a_model_hears_terms_in_clips_and_in_streams_of_them(listening_model, sa
         pcm = say(text)
         clips.append(Recording(text, pcm, (Place(0, len(pcm) / RATE, text, terms_in(text, known)),), "espeak"))
     retriever = TermRetriever(listening_model)
-    retriever.index(["photosynthesis", "helicopter", "saxophone", "penicillin"], show_progress=False)
+    index = retriever.index(["photosynthesis", "helicopter", "saxophone", "penicillin"], show_progress=False)
     alone = SearchedSet("alone", "clips", clips)
-    assert numbers(alone, hear(retriever, alone), None)["average_precision"] == 1
+    for answers in hear(retriever, [index, index.select([0, 1])], alone):
+        assert numbers(alone, answers, None)["average_precision"] == 1
     joined = SearchedSet("joined", "stream", join(clips), joined=True)
     found = numbers(joined, hear_streams(retriever, joined.recordings), None)
     assert found["recall@1_false_alarm_per_minute"] == 1
+
+
+@pytest.fixture(scope="module")
+def hearing_model():
+    """It hears sounds, though untrained."""
+    model = tiny_model(windows={"sizes": [10, 20], "stride": 5})
+    model.add_phoneme_head()
+    return model.eval()
+
+
+def hearing(head, sounds, frames_a_sound=4):
+    """Log-probabilities of a head that hears these letters one after another, each at the start of its frames."""
+    probs_UC = torch.full((len(sounds) * frames_a_sound, head.alphabet.num_classes), 1e-6)
+    probs_UC[:, 0] = 1 - 1e-3
+    for place, sound in enumerate(sounds):
+        ((said,),) = head.alphabet.pronunciations([sound])
+        probs_UC[place * frames_a_sound, said[0]], probs_UC[place * frames_a_sound, 0] = 1 - 1e-3, 1e-6
+    return probs_UC.log()
+
+
+def test_words_are_timed_by_laying_the_whole_text_over_what_was_heard(hearing_model):
+    times = ForcedTimes(hearing_model)
+    words = times.times_of_words(hearing(times.head, "theoldfolder"), ["the", "old", "?", "folder"])
+    assert [None if span is None else pytest.approx(span) for span in words] == [
+        (0.0, 0.18),
+        (0.24, 0.42),
+        None,
+        (0.48, 0.90),
+    ]
+    # What was misheard is found by what stands around it.
+    misheard = times.times_of_words(hearing(times.head, "theoldsolder"), ["the", "old", "folder"])
+    assert misheard[2] == pytest.approx((0.48, 0.90), abs=0.05)
+    assert times.times_of_words(hearing(times.head, "the"), ["the", "old", "folder", "of", "mail"]) == [None] * 5
+
+
+def test_a_term_is_timed_in_its_place_unless_it_is_said_twice(hearing_model):
+    times = ForcedTimes(hearing_model)
+    pcm = np.random.default_rng(0).integers(-9_000, 9_000, 4 * RATE).astype(np.int16)
+    places = (Place(1, 4, "the old folder is the folder", ("folder", "old folder", "elder")),)
+    (place,) = with_times(SearchedSet("a", "b", [Recording("r", pcm, places, "x")]), times).places
+    assert set(place.spans) == {"old folder"}
+    start, end = place.spans["old folder"]
+    assert 1 <= start < end <= 4
+    assert times(np.zeros(RATE, np.int16), "the folder", "folder") is None
+
+
+def test_a_stream_of_a_model_that_verifies_is_asked_for_every_probability(hearing_model):
+    assert accept_all(TermRetriever(hearing_model)) == -1
+    retriever = TermRetriever(hearing_model)
+    retriever.use_verifier(Verifier(dict.fromkeys(FEATURES, 0.0), dict.fromkeys(BELIEFS, 0.0) | {"bias": -9.0}))
+    retriever.index(["folder", "old"], show_progress=False)
+    pcm = np.random.default_rng(0).integers(-9_000, 9_000, 4 * RATE).astype(np.int16)
+    (heard,) = hear_streams(retriever, [Recording("r", pcm, (Place(0, 4, "old"),), "x")])
+    assert heard
+    assert all(match.probability < 0.01 for match in heard)
+    hearing_model.config.verifier = None
 
 
 @pytest.fixture

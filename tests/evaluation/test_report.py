@@ -5,12 +5,14 @@ import re
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.image import imread
 
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.html_report import check_report, read_trainer_state, write_report
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from tests.doubles.tiny_trainer import tiny_model
 
 SECOND = np.zeros(16_000, np.int16)
 
@@ -55,6 +57,30 @@ def test_a_report_shows_numbers_pictures_and_the_clips_that_went_wrong(evaluator
     assert "pneumonia &amp; more" in text
     assert "photosynthesis" in text  # heard in place of it
     assert json.loads((page.parent / "metrics.json").read_text())["among 4 terms"]["recall@1"] == 0.5
+
+
+def test_a_report_on_a_model_that_hears_sounds_draws_terms_beside_them(evaluator, evaluation, tmp_path):
+    model = tiny_model()
+    plain = write_report(evaluator, evaluation, tmp_path / "plain", model=model)
+    model.add_phoneme_head()
+    page = write_report(evaluator, evaluation, tmp_path / "report", model=model)
+    assert "Sound by sound" not in plain.read_text()
+    text = page.read_text().partition("Sound by sound")[2]
+    shown = re.findall(r'src="(alignment_\d.png)" alt="(\w+), sound by sound"', text)
+    assert [term for _, term in shown] == ["kubernetes", "pneumonia", "saxophone", "photosynthesis"]
+    assert re.findall(r"<tr><td>([\w ]+)<br>", text) == ["found", "missed", "falsely found", "falsely found"]
+    for name, _ in shown:
+        assert imread(page.parent / name).shape[2] == 4
+    assert "clips/000000.wav" in text
+
+
+def test_a_term_that_cannot_be_drawn_says_why(listening_model, rows, tmp_path):
+    silent = {**rows[3], "terms": ["pneumonia"]}
+    evaluator = RetrievalEvaluator([rows[0], silent])
+    model = tiny_model()
+    model.add_phoneme_head()
+    page = write_report(evaluator, evaluator.run(listening_model), tmp_path / "report", model=model)
+    assert "pneumonia: the clip is silent: nothing is heard in it" in page.read_text()
 
 
 def test_each_bank_holds_all_terms_to_find_and_a_few_of_the_others(evaluation):

@@ -1,7 +1,7 @@
 """The stages of `--test-set alike` and `--test-set libriphrase`.
 
 baselines   transcripts by Whisper-base and their likeness to each term: `alike fuzzy.json`, `alike IPA.json`
-model       the cosine of the model: `alike ours.json`
+model       the cosine of the model; if it hears sounds, these, and as its verifier weighs them: `alike ours.json`
 report      `results/real_speech_<set>.{json,md}` of whichever of the two have run
 """
 
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from benchmarks.real_speech.alike.libriphrase import read_libriphrase
 from benchmarks.real_speech.alike.pairs import ScoredClip, pairs_of_set, split_numbers
 from benchmarks.real_speech.alike.report import write_report
-from benchmarks.real_speech.alike.scorers import CosineScorer, Scorer, TranscriptScorer
+from benchmarks.real_speech.alike.scorers import CosineScorer, Scorer, SoundScorer, TranscriptScorer, VerifierScorer
 from benchmarks.real_speech.baselines import BASELINES
 from benchmarks.real_speech.judged_sets import TEST_SETS
 from benchmarks.real_speech.whisper_transcripts import transcribe_all, whisper_base
@@ -81,8 +81,19 @@ def _hard_area(numbers: Mapping[str, Mapping[str, Mapping[str, float]]]) -> floa
 def run_model(assemble: Callable[[SetRun], dict[str, PairedSet]], run: SetRun) -> None:
     if run.model_folder is None:
         raise ValueError("give --model: the folder of a trained TermRetrievalModel")
-    scorer = CosineScorer(TermRetriever.from_pretrained(run.model_folder))
-    run.save("alike ours", {"numbers": score_sets(assemble(run), scorer, "ours")})
+    sets, scorers = assemble(run), scorers_of(TermRetriever.from_pretrained(run.model_folder))
+    found = {name: {"numbers": score_sets(sets, scorer, name)} for name, scorer in scorers.items()}
+    run.save("alike ours", {"systems": found})
+
+
+def scorers_of(retriever: TermRetriever) -> dict[str, Scorer]:
+    """Each way in which the model can score a pair."""
+    scorers: dict[str, Scorer] = {"ours": CosineScorer(retriever)}
+    if retriever.model.phoneme_head is not None:
+        scorers["ours by sounds"] = SoundScorer(retriever)
+    if retriever.verifier is not None:
+        scorers["ours verified"] = VerifierScorer(retriever)
+    return scorers
 
 
 def score_sets(sets: Mapping[str, PairedSet], scorer: Scorer, label: str) -> dict[str, dict[str, dict[str, float]]]:
@@ -96,6 +107,8 @@ def score_clips(clips: Sequence[ScoredClip], scorer: Scorer, label: str) -> list
 
 def report(name: str, assemble: Callable[[SetRun], dict[str, PairedSet]], run: SetRun) -> None:
     systems = run.load_all([f"alike {system}" for system in (*SEARCHES, "ours")])
+    ours = systems.pop("alike ours", {"systems": {}})["systems"]
+    systems |= {f"alike {system}": numbers for system, numbers in ours.items()}
     facts = {each: paired.facts() for each, paired in assemble(run).items()}
     print(write_report(run.results, name, systems=systems, facts=facts))
 

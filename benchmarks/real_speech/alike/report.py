@@ -12,6 +12,8 @@ from benchmarks.results_json import write_results
 _PACKAGES = ("torch", "transformers", "rapidfuzz", "espeakng-loader", "numpy")
 _LABELS = {
     "alike ours": "ours, cosine",
+    "alike ours by sounds": "ours, sounds alone",
+    "alike ours verified": "ours, verifier",
     "alike fuzzy": "Whisper-base → spelling",
     "alike IPA": "Whisper-base → IPA",
 }

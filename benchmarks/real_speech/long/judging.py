@@ -28,12 +28,6 @@ CUTOFF = 10
 _LONGEST_UNLABELLED = 8
 
 
-def confidence(match: TermMatch) -> float:
-    """How sure a search is of a match: its probability, or its score where there is none."""
-    probability: float | None = getattr(match, "probability", None)
-    return match.score if probability is None else probability
-
-
 @dataclass(frozen=True)
 class Judgement:
     """`answers` of all recordings; the rank of every term said among the wrong ones of its place; seconds by which
@@ -55,11 +49,11 @@ def judge(recordings: Sequence[Recording], answers: Sequence[Sequence[TermMatch]
     for recording, matches in zip(recordings, answers, strict=True):
         by_place = _by_place(recording.places, matches)
         outside = by_place.pop(len(recording.places), [])
-        scores += map(confidence, outside)
+        scores += [match.confidence for match in outside]
         right += [False] * len(outside)
         for number, place in enumerate(recording.places):
             found, wrong = _sorted_out(place, by_place.get(number, []))
-            scores += [*map(confidence, found.values()), *map(confidence, wrong)]
+            scores += [match.confidence for match in (*found.values(), *wrong)]
             right += [True] * len(found) + [False] * len(wrong)
             num_gold += len(place.terms)
             ranks += _ranks(place, found, wrong)
@@ -86,7 +80,7 @@ def _sorted_out(place: Place, matches: Sequence[TermMatch]) -> tuple[dict[int, T
     gold = {term_id(term) for term in place.terms}
     said = {letters_of(run) for run in spoken_spellings(place.text, max_words=_LONGEST_UNLABELLED)}
     found: dict[int, TermMatch] = {}
-    for match in sorted(matches, key=confidence, reverse=True):
+    for match in sorted(matches, key=lambda match: match.confidence, reverse=True):
         if match.term_id in gold:
             found.setdefault(match.term_id, match)
     return found, [match for match in matches if match.term_id not in gold and letters_of(match.term) not in said]
@@ -96,11 +90,11 @@ def _ranks(place: Place, found: dict[int, TermMatch], wrong: Sequence[TermMatch]
     """One plus the number of wrong terms at least as sure; the other terms said do not count."""
     surest: dict[int, float] = {}
     for match in wrong:
-        surest[match.term_id] = max(confidence(match), surest.get(match.term_id, -np.inf))
+        surest[match.term_id] = max(match.confidence, surest.get(match.term_id, -np.inf))
     rivals = np.array(list(surest.values()))
     matches = [found.get(term_id(term)) for term in place.terms]
     return [
-        NEVER_ANSWERED if match is None else 1 + int((rivals >= confidence(match) - TIE_TOLERANCE).sum())
+        NEVER_ANSWERED if match is None else 1 + int((rivals >= match.confidence - TIE_TOLERANCE).sum())
         for match in matches
     ]
 

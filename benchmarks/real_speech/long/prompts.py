@@ -11,13 +11,14 @@ of any prompt, so that none is said: what counts as wrong is wrong.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from benchmarks.real_speech.asterisk import SAMPLING_RATE, Prompt, read_prompts
 from benchmarks.real_speech.judged_sets import SHORT_WORDS
 from benchmarks.real_speech.long.content_terms import content_terms, terms_in
-from benchmarks.real_speech.long.recordings import Place, Recording, SearchedSet, Span, TermTimes
+from benchmarks.real_speech.long.recordings import Place, Recording, SearchedSet
 from benchmarks.real_speech.spelling import letters_of
 from benchmarks.real_speech.term_banks import NUM_DISTRACTORS, TermBanks, make_banks
 from qwen_term_retrieval.text.glossary import spoken_spellings
@@ -31,11 +32,8 @@ LONGEST_SAID = 8  # words of the runs that no distractor may be
 SPEAKER = "allison-smith"
 
 
-def long_sets(times: TermTimes | None = None) -> tuple[list[SearchedSet], list[str]]:
+def long_sets() -> tuple[list[SearchedSet], list[str]]:
     """The clips alone, the joined recordings, and their glossary.
-
-    Args:
-        times: where in a clip a term is said, as forced alignment has it; without it no span error is measured.
 
     Raises:
         PackageError: the packages of the prompts cannot be fetched.
@@ -44,7 +42,7 @@ def long_sets(times: TermTimes | None = None) -> tuple[list[SearchedSet], list[s
     long = [prompt for prompt in prompts if prompt.num_words > SHORT_WORDS]
     glossary = content_terms(prompt.text for prompt in long)
     known = frozenset(glossary)
-    clips = [as_recording(prompt, known, times) for prompt in long]
+    clips = [as_recording(prompt, known) for prompt in long]
     short = [prompt for prompt in prompts if prompt.num_words <= SHORT_WORDS]
     others = [as_recording(prompt, known) for prompt in short if not terms_in(prompt.text, known)]
     return [
@@ -59,11 +57,10 @@ def long_sets(times: TermTimes | None = None) -> tuple[list[SearchedSet], list[s
     ], glossary
 
 
-def as_recording(prompt: Prompt, glossary: frozenset[str], times: TermTimes | None = None) -> Recording:
-    pcm, terms = prompt.pcm(), terms_in(prompt.text, glossary)
-    known = {term: times(pcm, prompt.text, term) for term in terms} if times else {}
-    spans = {term: span for term, span in known.items() if span is not None}
-    return Recording(prompt.key, pcm, (Place(0.0, len(pcm) / SAMPLING_RATE, prompt.text, terms, spans),), SPEAKER)
+def as_recording(prompt: Prompt, glossary: frozenset[str]) -> Recording:
+    pcm = prompt.pcm()
+    place = Place(0.0, len(pcm) / SAMPLING_RATE, prompt.text, terms_in(prompt.text, glossary))
+    return Recording(prompt.key, pcm, (place,), SPEAKER)
 
 
 def join(clips: Sequence[Recording], *, seconds: float = JOINED_SECONDS, seed: int = SEED) -> list[Recording]:
@@ -76,7 +73,7 @@ def join(clips: Sequence[Recording], *, seconds: float = JOINED_SECONDS, seed: i
         pieces += [pause, clips[row].pcm]
         (place,) = clips[row].places
         start = (now + len(pause)) / SAMPLING_RATE
-        places.append(_moved(place, start))
+        places.append(replace(place, start=place.start + start, end=place.end + start))
         now += len(pause) + len(clips[row].pcm)
         if now >= seconds * SAMPLING_RATE or position == len(clips) - 1:
             pieces.append(_pause(generator))
@@ -89,11 +86,6 @@ def join(clips: Sequence[Recording], *, seconds: float = JOINED_SECONDS, seed: i
 def _pause(generator: np.random.Generator) -> np.ndarray:
     length = int(generator.uniform(*PAUSE_SECONDS) * SAMPLING_RATE)
     return np.round(generator.normal(0, NOISE_LEVEL, length)).astype(np.int16)
-
-
-def _moved(place: Place, by: float) -> Place:
-    spans: dict[str, Span] = {term: (start + by, end + by) for term, (start, end) in place.spans.items()}
-    return Place(place.start + by, place.end + by, place.text, place.terms, spans)
 
 
 def long_banks(glossary: Sequence[str], texts: Iterable[str]) -> TermBanks:

@@ -76,7 +76,6 @@ class SearchedSet:
             "clips": len(places),
             "clips with a term": sum(bool(place.terms) for place in places),
             "terms said": sum(len(place.terms) for place in places),
-            "terms with times": sum(len(place.spans) for place in places),
             "minutes": round(self.minutes, 2),
             "speakers": len({recording.speaker for recording in self.recordings}),
         }
