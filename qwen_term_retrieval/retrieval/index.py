@@ -14,6 +14,7 @@ Shapes: B queries, W windows, N spellings (vectors), K results, D embedding.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,6 +41,8 @@ from qwen_term_retrieval.retrieval.scoring import BestTerms, blocks_of_scores
 from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundIndex
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class TermIndex:
         self._position_of_spelling: SpellingTable | None = SpellingTable()
         self.sounds: SoundIndex | None = None
         self._num_pronounced = 0
+        self._alphabet = ""
 
     @property
     def terms(self) -> Sequence[Term]:
@@ -248,17 +252,25 @@ class TermIndex:
             sounds = SoundIndex(self.sounds.num_classes)
             sounds.add(self.pronunciations.renumbered(np.where(chosen_T.numpy(), place_of_T.numpy(), -1)))
             part._use_sounds(sounds)
+            part._alphabet = self._alphabet
         return part
 
     # ---- how its terms sound ----------------------------------------------------------------------------------
 
-    def pronounce(self, pronounce: Callable[[list[Term]], list[list[NDArray[np.int16]]]], num_classes: int) -> None:
+    def pronounce(
+        self, pronounce: Callable[[list[Term]], list[list[NDArray[np.int16]]]], num_classes: int, alphabet: str = ""
+    ) -> None:
         """Have the pronunciations of all terms that have none yet; a search by sounds goes through them.
 
         Args:
             pronounce: terms -> every way to say each, as classes of a phoneme head; a term may have none.
             num_classes: of the head.
+            alphabet: the fingerprint of the head's alphabet; those of another are forgotten.
         """
+        if self.sounds is not None and (self.sounds.num_classes, self._alphabet) != (num_classes, alphabet):
+            logger.warning("the index knows the sounds of another phoneme head: its terms are pronounced anew")
+            self.sounds, self._num_pronounced = None, 0
+        self._alphabet = alphabet
         sounds = self.sounds or SoundIndex(num_classes)
         if self._num_pronounced < len(self):
             ways = pronounce(self._terms[self._num_pronounced :])
@@ -369,6 +381,7 @@ class TermIndex:
             "num_terms": len(self._terms),
             "num_vectors": len(owners),
             "num_sounds": None if self.sounds is None else self.sounds.num_classes,
+            "alphabet": self._alphabet,
             "bytes": {name: (folder / name).stat().st_size for name in files},
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -408,4 +421,5 @@ class TermIndex:
         index._position_of_spelling = None
         if meta.get("num_sounds") is not None:
             index._use_sounds(SoundIndex.open(folder / SOUNDS, meta["num_sounds"]))
+            index._alphabet = meta["alphabet"]
         return index

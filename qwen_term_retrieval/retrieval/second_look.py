@@ -87,7 +87,7 @@ class SecondLook:
     def pronounce(self, index: TermIndex) -> None:
         """Let an index know how those of its terms sound of which it does not yet."""
         alphabet = self.head.alphabet
-        index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes)
+        index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes, alphabet.fingerprint)
 
     def look(self, windows: AudioEmbeddings, index: TermIndex, chunks: Sequence[Chunk]) -> Looked:
         """Propose terms for each chunk, and gather what speaks for them."""

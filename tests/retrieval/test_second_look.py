@@ -1,5 +1,6 @@
 """Two stages: what windows or sounds propose is listened to again, and comes with a probability and exact times."""
 
+import copy
 import json
 import logging
 
@@ -9,6 +10,7 @@ import torch
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
+from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import SecondLook, pronunciations_of_terms
@@ -123,6 +125,23 @@ def test_an_index_of_earlier_days_learns_how_its_terms_sound(verifying_model, tm
     retriever = TermRetriever(verifying_model)
     assert retriever.load_index(tmp_path / "index").sounds is not None
     assert retriever.search((say("pneumonia", "en-us", 1.1), RATE), threshold=0.0)[0].probability is not None
+
+
+def test_sounds_of_another_phonemizer_are_learnt_anew(retriever, tmp_path, caplog):
+    retriever.save_index(tmp_path / "index")
+    meta = json.loads((tmp_path / "index/meta.json").read_text())
+    (tmp_path / "index/meta.json").write_text(json.dumps(meta | {"alphabet": "0123456789abcdef"}))
+    before = retriever.term_index.pronunciations
+    after = retriever.load_index(tmp_path / "index").pronunciations
+    assert "another phoneme head" in caplog.text
+    np.testing.assert_array_equal(after.classes_S, before.classes_S)
+
+
+def test_an_index_outlives_the_training_of_the_head(hearing_model):
+    other = copy.deepcopy(hearing_model)
+    with torch.no_grad():
+        other.phoneme_head.classes.bias += 1
+    assert model_fingerprint(other) == model_fingerprint(hearing_model)
 
 
 def test_terms_come_and_go_with_their_sounds(retriever, say):
