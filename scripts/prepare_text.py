@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--test", type=float, default=0.0, help="share for a test set")
     parser.add_argument("--seed", type=int, default=42, help="of the split and the tokenizer's sample")
     parser.add_argument("--tokenizer", help="Hub id or folder; one is trained unless given")
-    parser.add_argument("--vocab_size", type=int, default=16_000, help="tokens of the tokenizer that is trained")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="tokens of the tokenizer that is trained")
     parser.add_argument("--max_seq_len", type=int, default=192, help="limit of which the report says what it cuts")
     parser.add_argument("--num_workers", type=int, help="processes that tokenize; one a core unless given")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT")

@@ -137,7 +137,7 @@ def inspect(
 def train_tokenizer(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    vocab_size: Annotated[int, typer.Option(help="Tokens, the 256 bytes among them.")] = 16_000,
+    vocab_size: Annotated[int, typer.Option(help="Tokens, the 256 bytes among them.")] = 8192,
     sample_chars: Annotated[int, typer.Option(help="Characters that it is trained on, about.")] = 4_000_000,
     seed: Seed = 42,
     overwrite: Overwrite = False,

@@ -44,7 +44,7 @@ def prepare_text(
     test: float = 0.0,
     seed: int = 42,
     tokenizer: str | Path | None = None,
-    vocab_size: int = 16_000,
+    vocab_size: int = 8192,
     max_seq_len: int = 192,
     num_workers: int | None = None,
     overwrite: bool = False,

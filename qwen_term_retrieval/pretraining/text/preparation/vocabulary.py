@@ -29,7 +29,7 @@ def train_tokenizer(
     source: Sources,
     out: str | Path,
     *,
-    vocab_size: int = 16_000,
+    vocab_size: int = 8192,
     sample_chars: int = 4_000_000,
     seed: int = 42,
     overwrite: bool = False,
