@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from qwen_term_retrieval.packs.pack import Pack as Pack
     from qwen_term_retrieval.packs.packing import pack_corpus as pack_corpus
     from qwen_term_retrieval.packs.writing.parts import make_part as make_part
+    from qwen_term_retrieval.pretraining.text.exporting import export_encoder as export_encoder
     from qwen_term_retrieval.retrieval.index import TermIndex as TermIndex
     from qwen_term_retrieval.retrieval.matches import TermMatch as TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever as TermRetriever
@@ -85,6 +86,7 @@ _HOME = {
     "TokenPack": "tokens.token_pack",
     "Utterance": "corpora.utterance",
     "append_corpus": "packs.appending",
+    "export_encoder": "pretraining.text.exporting",
     "export_pack": "packs.exporting",
     "legacy_utterances": "corpora.readers.legacy_shards",
     "make_part": "packs.writing.parts",
