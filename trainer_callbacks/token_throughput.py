@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedConfig, TrainerControl, TrainerState, TrainingArguments
 
 from qwen_term_retrieval.distributed import gathered
 from qwen_term_retrieval.models.flops import peak_flops
@@ -26,6 +26,9 @@ class TokenThroughputCallback(ThroughputCallback):
     - `peak_rss_gb`: the most memory that a process of the run has had so far; `peak_gpu_gb` on a GPU.
     """
 
+    _tokens: torch.Tensor | int
+    _flos_before: float
+
     def __init__(self) -> None:
         super().__init__()
         self._places = 0
@@ -33,7 +36,7 @@ class TokenThroughputCallback(ThroughputCallback):
     def _count(self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         if not module.training or not torch.is_grad_enabled():
             return
-        pad_id = module.config.pad_token_id
+        pad_id = cast(PreTrainedConfig, module.config).pad_token_id
         for name in ("input_ids", "decoder_input_ids"):
             if name in inputs:
                 self._tokens = self._tokens + (inputs[name] != pad_id).sum()

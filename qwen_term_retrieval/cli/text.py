@@ -73,7 +73,7 @@ def convert(
         columns=names,
         on_error=on_error.value,
         overwrite=overwrite,
-        quiet=quiet,  # type: ignore[arg-type]
+        quiet=quiet,
     )
     typer.echo(summary)
 

@@ -43,7 +43,7 @@ def heading(name: str, what: str) -> None:
 
 def prepare_output_dir(args: RunArguments) -> str | None:
     """The checkpoint to go on from, if any. An earlier run is never written over unasked."""
-    folder = Path(args.output_dir)
+    folder = Path(str(args.output_dir))
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     if args.resume:

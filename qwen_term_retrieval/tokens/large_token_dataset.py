@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from qwen_term_retrieval.tokens.mmap_tokens import MmapTokens
 from qwen_term_retrieval.tokens.token_pack import TokenShardHeader
@@ -31,5 +32,5 @@ class LargeTokenDataset(MmapTokens):
         bare = path.is_file() and not TokenShardHeader.begins(path)
         super().__init__(path, sequence_length, stride=1, dtype="uint16" if bare else None)
 
-    def __reduce__(self):  # type: ignore[override]
+    def __reduce__(self) -> Any:
         return type(self), (self.path, self.sequence_length)

@@ -11,11 +11,11 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.text_pretraining.sparse_pack import make_sparse_pack
 from qwen_term_retrieval import LargeTokenDataset, MmapPairs, pack_tokens
 from qwen_term_retrieval.errors import PackError
-from qwen_term_retrieval.storage.checksums import file_xxh64
 from qwen_term_retrieval.tokens.mmap_pairs import pack_pairs
-from qwen_term_retrieval.tokens.token_pack import HEADER_BYTES, TokenShardHeader, write_tokens_json
+from qwen_term_retrieval.tokens.token_pack import HEADER_BYTES
 from tests.doubles.token_corpus import QUIET, texts, train_bpe, write_jsonl
 
 PROMPTS, RESPONSES = texts(60), texts(60, seed=1)
@@ -84,35 +84,8 @@ def test_what_holds_no_pairs_is_refused_with_the_remedy(folder, tmp_path, tokeni
         pairs.batch([60])
 
 
-def sparse_pack(folder, num_pairs, tokens_a_side=32):
-    """A pack of so many pairs that takes no room on disk: its ids are holes, its bounds are written once."""
-    folder.mkdir()
-    num_tokens = 2 * num_pairs * tokens_a_side
-    shard = folder / "tokens_00000.bin"
-    with shard.open("wb") as file:
-        file.truncate(HEADER_BYTES + 2 * num_tokens)
-        file.write(header := TokenShardHeader("uint16", num_tokens, 0).to_bytes())
-    assert len(header) == HEADER_BYTES
-    bounds = np.lib.format.open_memmap(folder / "documents.npy", "w+", np.int64, (2 * num_pairs + 1,))
-    for start in range(0, len(bounds), 1 << 20):
-        stop = min(start + (1 << 20), len(bounds))
-        bounds[start:stop] = np.arange(start, stop) * tokens_a_side
-    bounds.flush()
-    (folder / "tokenizer.json").write_text("{}")
-    small = {"bytes": 2, "xxh64": file_xxh64(folder / "tokenizer.json")}
-    made_by = {"name": "", "sha256": "", "vocabulary_size": 9, "eos": "</s>", "separator": "</s>", "pad_id": 0}
-    content = {
-        "dtype": "uint16", "num_tokens": num_tokens, "num_documents": num_pairs, "num_empty": 0,
-        "columns": ["prompt", "response"], "tokenizer": made_by, "shard_tokens": num_tokens,
-        "shards": [{"file": shard.name, "tokens": num_tokens, "bytes": shard.stat().st_size, "xxh64": f"{0:016x}"}],
-        "files": {"tokenizer.json": small}, "made": {},
-    }  # fmt: skip
-    write_tokens_json(folder, content)
-    return folder
-
-
 def test_ten_million_pairs_open_at_once_and_take_no_memory(tmp_path):
-    folder = sparse_pack(tmp_path / "many", 10_000_000)
+    folder = make_sparse_pack(tmp_path / "many", 10_000_000)
     before = psutil.Process().memory_info().rss
     pairs = MmapPairs(folder, 16)
     batch = pairs.batch(np.random.default_rng(0).integers(0, len(pairs), 32))

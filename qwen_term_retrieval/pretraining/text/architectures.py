@@ -53,7 +53,8 @@ def _t5(args: TextModelArguments, common: dict[str, Any]) -> PreTrainedModel:
             num_layers=args.num_layers,
             num_heads=args.num_heads,
             dropout_rate=args.dropout,
-            decoder_start_token_id=common["pad_token_id"],
+            # Every config takes it, and none declares it (transformers 5.23).
+            decoder_start_token_id=common["pad_token_id"],  # type: ignore[call-arg]
             **common,
         )
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def _num_bytes(batch: PairBatch, tokenizer: PreTrainedTokenizerBase) -> int:
 
 @torch.no_grad()
 def generate_answers(
-    model: PreTrainedModel,
+    model: Any,
     pairs: MmapPairs,
     indices: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,6 +90,6 @@ def generate_answers(
         )  # fmt: skip
         generated = ids_1T[0] if model.config.is_encoder_decoder else ids_1T[0, prompt_1S.shape[1] :]
         texts = (batch.prompt_BS[0].tolist(), batch.response_BT[0].tolist(), generated.tolist())
-        decoded = (tokenizer.decode(ids, skip_special_tokens=True) for ids in texts)
+        decoded = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts)
         answers.append(dict(zip(("prompt", "response", "generated"), decoded, strict=True)))
     return answers

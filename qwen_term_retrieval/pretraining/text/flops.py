@@ -6,17 +6,18 @@ attention count, nothing else does; a causal query sees half of the keys. See `m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from qwen_term_retrieval.pretraining.text.batches import Inputs
 
 _PASSES_TIMES_TWO = 6
 
 
-def step_flops(model: PreTrainedModel, inputs: Inputs) -> int:
-    """Operations of one micro-batch, forward and backward."""
+def step_flops(model: Any, inputs: Inputs) -> int:
+    """Operations of one micro-batch, forward and backward; the model is one that `build_model` made."""
     if model.config.is_encoder_decoder:
         return _encoder_decoder(model, inputs)
     document_ids = inputs["document_ids"]
@@ -28,7 +29,7 @@ def step_flops(model: PreTrainedModel, inputs: Inputs) -> int:
     return round(float(_PASSES_TIMES_TWO * (products * length_D.sum() + attention)))
 
 
-def _encoder_decoder(model: PreTrainedModel, inputs: Inputs) -> int:
+def _encoder_decoder(model: Any, inputs: Inputs) -> int:
     prompt_B = inputs["attention_mask"].sum(1).double()
     response_B = (inputs["labels"] >= 0).sum(1).double()
     config = model.config

@@ -1,7 +1,7 @@
 """One text pre-training from settings to a saved model: what `scripts/pretrain_text.py` and the Modal app call.
 
-Open the prepared folder, build the model, train, keep the best checkpoint, evaluate it, write
-`<output_dir>/{train,eval,all}_results.json`, save model, tokenizer and card, and push them.
+Open the prepared folder, build the model, train, keep the best checkpoint, evaluate it, on the test split too where
+there is one, write `<output_dir>/{train,eval,test,all}_results.json`, save model, tokenizer and card, and push them.
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ def run_text_pretraining(
         "validation",
         f"perplexity {eval_metrics['eval_perplexity']:.2f}, {eval_metrics['eval_bits_per_byte']:.3f} bits a byte",
     )
+    if (test := Path(data_args.dataset, "tokens", "test")).is_dir():
+        heading("test", f"{test}, never looked at until now")
+        test_metrics = trainer.evaluate(MmapPairs(test, args.max_seq_len), metric_key_prefix="test")
+        trainer.save_metrics("test", test_metrics)
+        eval_metrics |= test_metrics
     trainer.save_model(_internal_call=True)  # without it, `save_model` pushes
     if args.push_to_hub:
         heading("push", f"to {trainer.hub_model_id}")

@@ -129,7 +129,7 @@ class TextPretrainingTrainer(Trainer):
             args=args,
             data_collator=itemgetter(0),  # a micro-batch comes whole
             train_dataset=train_batches,
-            eval_dataset=eval_pairs,  # type: ignore[arg-type]  # evaluation reads pairs by itself
+            eval_dataset=eval_pairs,  # evaluation reads pairs by itself
             processing_class=tokenizer,
             callbacks=list(self.callbacks.in_order),
         )
@@ -161,8 +161,12 @@ class TextPretrainingTrainer(Trainer):
         batches: Any = self.train_dataset
         return EpochLoader.of_run(batches, PairSampler(self.order), self.data_collator, self.args)
 
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Loss, perplexity and bits a byte of the responses of `eval_pairs`, or of other `MmapPairs`."""
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        pairs: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if pairs is None:
             raise ValueError("evaluation needs eval_pairs")
         return DataLoader(pairs, batch_size=None, sampler=range(len(pairs)))
@@ -211,7 +215,7 @@ class TextPretrainingTrainer(Trainer):
                 self.text_model, pairs, indices, self._batching("response"), self.tokenizer,
                 batch_size=self.args.eval_batch_size,
             )  # fmt: skip
-            if self.is_world_process_zero() and self.args.num_generations:
+            if metric_key_prefix == "eval" and self.is_world_process_zero() and self.args.num_generations:
                 self._show_answers(pairs, indices[: self.args.num_generations])
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=named, num_samples=len(indices))

@@ -14,6 +14,7 @@ from qwen_term_retrieval.pretraining.text.arguments import TEXT_PRETRAINING
 from qwen_term_retrieval.pretraining.text.run import run_text_pretraining
 from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 from tests.doubles.local_hub import LocalHub
+from tests.doubles.text_pairs import prepared
 from tests.processes.launching import ENVIRONMENT, ROOT
 
 TINY = {
@@ -49,6 +50,13 @@ def test_a_run_leaves_a_model_that_loads_and_answers_with_its_tokenizer_card_and
     assert f"{results['eval_loss']:.4f}" in card
     assert "text tower" in card
     assert (finished / "log.jsonl").read_text().count('"loss"') == 4
+
+
+def test_a_test_split_is_judged_once_at_the_end(tmp_path):
+    data = prepared(tmp_path / "data", 300, vocab_size=300, test=0.2)
+    run(data, tmp_path / "run", max_steps=2)
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert {"test_loss", "test_perplexity", "test_bits_per_byte"} <= results.keys()
 
 
 def test_a_decoder_is_trained_saved_and_loaded_too(dataset, tmp_path):

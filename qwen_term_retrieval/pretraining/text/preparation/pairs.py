@@ -14,7 +14,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import ijson
 
@@ -110,7 +110,10 @@ def _csv_rows(path: Path, names: list[str]) -> Iterator[tuple[str, Any]]:
     delimiter = "\t" if ".tsv" in path.name.lower() else ","
     limit = csv.field_size_limit(MAX_CELL_CHARS)
     try:
-        with _opened(path) as raw, io.TextIOWrapper(_Marked(raw), encoding="utf-8", newline="") as lines:
+        with (
+            _opened(path) as raw,
+            io.TextIOWrapper(io.BufferedReader(_Marked(raw)), encoding="utf-8", newline="") as lines,
+        ):
             reader = csv.reader(lines, delimiter=delimiter)
             header = next(reader, [])
             _require(names, header, path)
@@ -176,8 +179,10 @@ def _first_byte(path: Path) -> bytes:
         return raw.read(_BLOCK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb", buffering=_BLOCK_BYTES)
+def _opened(path: Path) -> BinaryIO:
+    if path.name.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path))
+    return path.open("rb", buffering=_BLOCK_BYTES)
 
 
 def _mark_bytes(error: UnicodeError) -> tuple[str, int]:
@@ -192,7 +197,7 @@ codecs.register_error("qtr_mark", _mark_bytes)
 class _Marked(io.RawIOBase):
     """The bytes of a file as UTF-8, without a byte order mark, and with `_MARK` for what is none."""
 
-    def __init__(self, raw: IO[bytes]):
+    def __init__(self, raw: BinaryIO):
         self._raw = raw
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="qtr_mark")
         self._rest = b""
