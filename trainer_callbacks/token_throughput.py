@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -80,6 +81,15 @@ class TokenThroughputCallback(ThroughputCallback):
 
 def peak_memory_gb(device: torch.device) -> tuple[float, float]:
     """The most that this process has had so far, in 1e9 bytes: of the machine's memory and of the GPU's."""
+    gpu = torch.cuda.max_memory_allocated(device) / _GB if device.type == "cuda" else 0.0
+    return peak_rss_bytes() / _GB, gpu
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had in RAM so far, mapped files included."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # `getrusage` of a Linux process begins with the peak of the one that started it
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GB
-    return resident, torch.cuda.max_memory_allocated(device) / _GB if device.type == "cuda" else 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

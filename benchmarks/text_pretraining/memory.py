@@ -2,19 +2,23 @@
 
     python -m benchmarks.text_pretraining.memory STEP FOLDER NUM_PAIRS
 
-does one step and prints the process's peak in MB.
+does one step and prints the process's peak in MB, and how much of what it has at the end are pages of mapped files,
+which the kernel takes back when it needs them.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from qwen_term_retrieval.trainer_callbacks.token_throughput import peak_rss_bytes
 
 STEPS = ("convert", "convert json list", "split", "inspect", "train-tokenizer", "tokenize", "train")
 _GLOSS = " ".join(f"word{number % 37}" for number in range(90))
@@ -80,15 +84,18 @@ def measure_memory(work: Path, sizes: list[int]) -> dict[str, Any]:
             started = time.perf_counter()
             command = [sys.executable, "-m", "benchmarks.text_pretraining.memory", step, str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peak = float(done.stdout.splitlines()[-1])
-            found[step][f"{num_pairs}"] = {"peak_mb": peak, "seconds": time.perf_counter() - started}
+            peak, files = map(float, done.stdout.splitlines()[-1].split())
+            seconds = time.perf_counter() - started
+            found[step][f"{num_pairs}"] = {"peak_mb": peak, "of_it_files_mb": files, "seconds": seconds}
         found["convert json list"][f"{num_pairs}"]["file_mb"] = (folder / "pairs.json").stat().st_size / 1e6
     for step in STEPS:
         peaks = [found[step][f"{num_pairs}"]["peak_mb"] for num_pairs in sizes]
-        found[step]["growth_mb"] = peaks[-1] - peaks[0]
+        files = [found[step][f"{num_pairs}"]["of_it_files_mb"] for num_pairs in sizes]
+        growth = peaks[-1] - peaks[0]
+        found[step] |= {"growth_mb": growth, "growth_but_files_mb": growth - files[-1] + files[0]}
     return found
 
 
 if __name__ == "__main__":
     do_step(sys.argv[1], Path(sys.argv[2]))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+    print(peak_rss_bytes() / 1e6, psutil.Process().memory_info().shared / 1e6)

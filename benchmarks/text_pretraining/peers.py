@@ -4,7 +4,7 @@
 
 prints the real tokens a second of some batches. Runs in an environment that has the peers (`pip install litdata
 mosaicml-streaming`). IDS is an .npz of `ids` and of `bounds`, where each prompt and each response begins. A sample is
-the ids of both sides as bytes, shuffled by the library itself.
+one string of bytes, the prompt's length and the ids of both sides; the library itself shuffles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 BATCH = 32
 CHUNK_BYTES = 1 << 26
-Sample = tuple[bytes, bytes]
+Sample = bytes
 
 
 def litdata_samples(samples: Iterable[Sample], folder: Path) -> Iterator[Sample]:
@@ -41,13 +41,12 @@ def mds_samples(samples: Iterable[Sample], folder: Path) -> Iterator[Sample]:
 
     streaming = mosaic_streaming()
     if not folder.is_dir():
-        columns = {"prompt": "bytes", "response": "bytes"}
-        with streaming.MDSWriter(out=str(folder), columns=columns, size_limit=CHUNK_BYTES) as writer:
-            for prompt, response in samples:
-                writer.write({"prompt": prompt, "response": response})
+        with streaming.MDSWriter(out=str(folder), columns={"pair": "bytes"}, size_limit=CHUNK_BYTES) as writer:
+            for sample in samples:
+                writer.write({"pair": sample})
     streaming.base.util.clean_stale_shared_memory()
     dataset = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
-    return ((row["prompt"], row["response"]) for row in dataset)
+    return (row["pair"] for row in dataset)
 
 
 PEERS: dict[str, Callable[[Iterable[Sample], Path], Iterator[Sample]]] = {
@@ -66,15 +65,19 @@ def padded(texts: list[np.ndarray], pad: int) -> torch.Tensor:
 def main(name: str, ids_file: str, folder: str, num_batches: str) -> None:
     with np.load(ids_file) as arrays:
         ids, bounds = arrays["ids"], arrays["bounds"]
-    texts = [ids[start:stop].tobytes() for start, stop in pairwise(bounds)]
-    samples = PEERS[name](zip(texts[::2], texts[1::2], strict=True), Path(folder))
+    texts = [ids[start:stop] for start, stop in pairwise(bounds)]
+    pairs = (
+        np.concatenate([[len(prompt)], prompt, response]) for prompt, response in zip(*[iter(texts)] * 2, strict=True)
+    )
+    samples = PEERS[name]((pair.astype(np.uint16).tobytes() for pair in pairs), Path(folder))
     started, tokens = 0.0, 0
     for number in range(int(num_batches) + 1):
         rows = list(islice(samples, BATCH))
         if not rows:
             break
-        sides = [[np.frombuffer(row[side], np.uint16) for row in rows] for side in range(2)]
-        prompts, responses = padded(sides[0], 0), padded(sides[1], -100)
+        arrays = [np.frombuffer(row, np.uint16) for row in rows]
+        prompts = padded([ids[1 : 1 + ids[0]] for ids in arrays], 0)
+        responses = padded([ids[1 + ids[0] :] for ids in arrays], -100)
         mask = prompts != 0
         if number:
             tokens += int(mask.sum() + (responses != -100).sum())

@@ -14,18 +14,20 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from qwen_term_retrieval.pretraining.text.preparation.converting import Sources, convert_pairs
 from qwen_term_retrieval.pretraining.text.preparation.corpora import write_corpus
 from qwen_term_retrieval.pretraining.text.preparation.inspecting import inspect_pairs
-from qwen_term_retrieval.pretraining.text.preparation.splitting import SPLITS, split_pairs
+from qwen_term_retrieval.pretraining.text.preparation.splitting import split_pairs
 from qwen_term_retrieval.pretraining.text.preparation.vocabulary import train_tokenizer
 from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 from qwen_term_retrieval.tokens.mmap_pairs import pack_pairs
+from qwen_term_retrieval.tokens.tokenizer import PackingTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -71,47 +73,53 @@ def prepare_text(
     if (source is None) == (corpus is None):
         raise ValueError("give the files of a corpus, or the name of one (corpus='wordnet'), and not both")
     check_free(out, "a folder of prepared text", SIGN, overwrite=overwrite)
+    convert = partial(convert_pairs, columns=columns, on_error=on_error, overwrite=True, quiet=quiet)
     with staging_of(out) as staging:
-        work = staging / "prepared"
+        work, pairs = staging / "prepared", staging / "pairs.parquet"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        pairs = staging / "pairs.parquet"
-        if corpus is not None:
-            logger.info("%s", write_corpus(corpus, pairs, overwrite=True, quiet=quiet))
-        elif source is not None:
-            logger.info(
-                "%s", convert_pairs(source, pairs, columns=columns, on_error=on_error, overwrite=True, quiet=quiet)
-            )
-        if valid_source is None:
-            logger.info("%s", split_pairs(pairs, work / "splits", valid=valid, test=test, seed=seed, quiet=quiet))
+        if source is None:
+            logger.info("%s", write_corpus(str(corpus), pairs, overwrite=True, quiet=quiet))
         else:
-            (work / "splits").mkdir()
-            pairs.rename(work / "splits" / "train.parquet")
-            convert_pairs(valid_source, work / "splits/valid.parquet", columns=columns, on_error=on_error, quiet=quiet)
-        splits = [name for name in SPLITS if (work / "splits" / f"{name}.parquet").is_file()]
-        for name in splits:
-            (work / "splits" / f"{name}.parquet").rename(work / f"{name}.parquet")
-        (work / "splits").rmdir()
-        name_or_folder = tokenizer or work / "tokenizer"
+            logger.info("%s", convert(source, pairs))
+        if valid_source is None:
+            _split(pairs, work, valid=valid, test=test, seed=seed, quiet=quiet)
+        else:
+            pairs.rename(work / "train.parquet")
+            convert(valid_source, work / "valid.parquet")
         if tokenizer is None:
             train_tokenizer(work / "train.parquet", work / "tokenizer", vocab_size=vocab_size, seed=seed, quiet=quiet)
         else:
             _copy_tokenizer(tokenizer, work / "tokenizer")
-        own = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
-        report = inspect_pairs(work / "train.parquet", tokenizer=own, max_seq_len=max_seq_len, quiet=quiet)
-        report.files = [f"{out.name}/train.parquet"]
-        report.save(work)
-        for name in splits:
-            packed = pack_pairs(
-                work / f"{name}.parquet", work / "tokens" / name, name_or_folder, num_workers=num_workers, quiet=quiet
-            )
-            logger.info("%s: %d pairs, %d tokens", name, packed.num_documents, packed.num_tokens)
-        logger.info("%s", report)
+        _report(work, out.name, max_seq_len, quiet)
+        for split in work.glob("*.parquet"):
+            target = work / "tokens" / split.stem
+            packed = pack_pairs(split, target, work / "tokenizer", num_workers=num_workers, quiet=quiet)
+            logger.info("%s: %d pairs, %d tokens", split.stem, packed.num_documents, packed.num_tokens)
         publish(work, out)
     return out
+
+
+def _split(pairs: Path, work: Path, **settings: Any) -> None:
+    """The splits as files of `work` itself."""
+    logger.info("%s", split_pairs(pairs, work / "splits", **settings))
+    for path in (work / "splits").iterdir():
+        path.rename(work / path.name)
+    (work / "splits").rmdir()
 
 
 def _copy_tokenizer(name: str | Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer {name} names no pad token: set `pad_token` in its tokenizer_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def _report(work: Path, name: str, max_seq_len: int, quiet: bool) -> None:
+    tokenizer = Tokenizer.from_str(PackingTokenizer.of(work / "tokenizer").definition)  # which does not cut
+    report = inspect_pairs(work / "train.parquet", tokenizer=tokenizer, max_seq_len=max_seq_len, quiet=quiet)
+    report.files = [f"{name}/train.parquet"]
+    report.save(work)
+    logger.info("%s", report)

@@ -40,6 +40,21 @@ def test_validation_pairs_of_ones_own_are_taken_as_they_are(tmp_path):
     assert len(read_parquet(folder / "train.parquet")) == 600
 
 
+def test_a_tokenizer_of_ones_own_is_taken_and_one_that_cannot_pad_is_refused(tmp_path):
+    source = write_pairs(tmp_path / "pairs.parquet", made_up_pairs(200))
+    train_tokenizer(source, tmp_path / "tokenizer", vocab_size=280, quiet=True)
+    own = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", model_max_length=4)
+    own.save_pretrained(tmp_path / "own")
+    folder = prepared(tmp_path / "data", tokenizer=tmp_path / "own")
+    assert len(AutoTokenizer.from_pretrained(folder / "tokenizer")) == 280
+    assert max(MmapPairs(folder / "tokens" / "train", 500).lengths(range(100))[1]) > 4  # nothing is cut on the way
+    own.pad_token = None
+    own.save_pretrained(tmp_path / "unpadded")
+    with pytest.raises(ValueError, match="names no pad token"):
+        prepared(tmp_path / "other", tokenizer=tmp_path / "unpadded")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_text_is_encoded_as_the_sides_of_pairs_are_with_its_end_token(tmp_path):
     source = write_pairs(tmp_path / "pairs.parquet", made_up_pairs(200))
     assert train_tokenizer(source, tmp_path / "tokenizer", vocab_size=300, quiet=True) == 300
@@ -85,7 +100,7 @@ def test_the_commands_of_qtr_text_do_the_same_step_by_step(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """Peak memory of each step over twelve times the rows, a JSON list among them, in one process of its own."""
+    """Peak memory of each step over four times the rows, a JSON list among them, in one process of its own."""
     command = [sys.executable, str(ROOT / "tests/processes/text_memory.py"), str(tmp_path)]
     done = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
