@@ -17,6 +17,7 @@ from qwen_term_retrieval.pretraining.text.arguments import (
     TextPretrainingArguments,
     own_names,
 )
+from qwen_term_retrieval.pretraining.text.run import run_text_pretraining
 from qwen_term_retrieval.runs.recipes import parse_recipe
 from tests.processes.launching import ENVIRONMENT, ROOT
 
@@ -88,7 +89,7 @@ def test_the_launch_line_of_the_system_before_runs_on_the_cpu_and_goes_on_where_
         return done.stderr
 
     assert "bits a byte" in launch(2)
-    launch(4)
+    run_text_pretraining(*parsed(*own_names([*line.split()[1:], "4", "--disable_tqdm", "True"])))
     steps = [json.loads(row)["step"] for row in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == [1, 2, 3, 4]
     assert {"model.safetensors", "tokenizer.json", "README.md", "all_results.json"} <= {
