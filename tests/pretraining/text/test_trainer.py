@@ -122,6 +122,17 @@ def test_it_learns_and_says_how_fast_and_how_well(dataset, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(each["eval_loss"] for each in evaluations))
 
 
+def test_a_worker_that_builds_batches_over_the_end_of_epochs_changes_nothing(dataset, tmp_path):
+    made = []
+    for workers in (0, 1):
+        settings = {"dataloader_num_workers": workers, "max_steps": 8, "eval_strategy": "no"}
+        trainer = make_trainer(dataset, tmp_path / str(workers), 90, **settings)
+        trainer.train()
+        assert trainer.state.epoch > 2
+        made.append(weights(trainer))
+    assert all(torch.equal(values, made[1][name]) for name, values in made[0].items())
+
+
 def test_pairs_cut_at_another_length_are_refused(dataset, tmp_path):
     trainer = make_trainer(dataset, tmp_path, 8)
     train, _, tokenizer = open_prepared(dataset, 16)
