@@ -40,12 +40,16 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from qwen_term_retrieval.packs.pack import Pack as Pack
     from qwen_term_retrieval.packs.packing import pack_corpus as pack_corpus
     from qwen_term_retrieval.packs.writing.parts import make_part as make_part
+    from qwen_term_retrieval.pretraining.text.exporting import export_encoder as export_encoder
     from qwen_term_retrieval.retrieval.index import TermIndex as TermIndex
     from qwen_term_retrieval.retrieval.matches import TermMatch as TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever as TermRetriever
     from qwen_term_retrieval.text.glossary import Glossary as Glossary
     from qwen_term_retrieval.text.glossary import Term as Term
     from qwen_term_retrieval.text.glossary import normalize_term as normalize_term
+    from qwen_term_retrieval.tokens.large_token_dataset import LargeTokenDataset as LargeTokenDataset
+    from qwen_term_retrieval.tokens.mmap_pairs import MmapPairs as MmapPairs
+    from qwen_term_retrieval.tokens.mmap_pairs import pack_pairs as pack_pairs
     from qwen_term_retrieval.tokens.mmap_tokens import MmapTokens as MmapTokens
     from qwen_term_retrieval.tokens.packing import pack_tokens as pack_tokens
     from qwen_term_retrieval.tokens.token_pack import TokenPack as TokenPack
@@ -61,10 +65,12 @@ _HOME = {
     "FileAudio": "audio.file_audio",
     "FileClip": "audio.file_audio",
     "Glossary": "text.glossary",
+    "LargeTokenDataset": "tokens.large_token_dataset",
     "MMapAudioCollection": "packs.legacy",
     "MapExecutor": "workers",
     "MissingShardError": "packs.format.open_shards",
     "MmapAudio": "packs.feature",
+    "MmapPairs": "tokens.mmap_pairs",
     "MmapTokens": "tokens.mmap_tokens",
     "Pack": "packs.pack",
     "PackError": "errors",
@@ -80,12 +86,14 @@ _HOME = {
     "TokenPack": "tokens.token_pack",
     "Utterance": "corpora.utterance",
     "append_corpus": "packs.appending",
+    "export_encoder": "pretraining.text.exporting",
     "export_pack": "packs.exporting",
     "legacy_utterances": "corpora.readers.legacy_shards",
     "make_part": "packs.writing.parts",
     "merge_packs": "packs.merging",
     "normalize_term": "text.glossary",
     "pack_corpus": "packs.packing",
+    "pack_pairs": "tokens.mmap_pairs",
     "pack_tokens": "tokens.packing",
     "pad_pcm": "audio.collate",
     "read_corpus": "corpora.corpus",

@@ -13,7 +13,7 @@ import inspect
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer
 
-# Methods of `Trainer` that `TermRetrievalTrainer` overrides, and their parameters; None where it hands them on.
+# Methods of `Trainer` that our trainers override, and their parameters; None where they hand them on.
 TRAINER_OVERRIDES: dict[str, tuple[str, ...] | None] = {
     "_prepare_inputs": ("inputs",),  # distorts clips on the device
     "_get_train_sampler": ("train_dataset",),  # batches that are a function of (seed, epoch, position)

@@ -8,6 +8,7 @@ save_every_epochs.py       saves a checkpoint every few epochs
 recall_reporter.py         shows and keeps the recall of every evaluation
 progress_line.py           draws the training bar with the loss
 throughput.py              says how fast a run hears
+token_throughput.py        says how fast a run reads, and what memory it takes
 best_evaluation.py         says which evaluation is the best, for several of these
 log_line.py                adds numbers to a line of the training log
 """
@@ -20,6 +21,7 @@ from qwen_term_retrieval.trainer_callbacks.progress_line import ProgressLineCall
 from qwen_term_retrieval.trainer_callbacks.recall_reporter import RecallReporterCallback
 from qwen_term_retrieval.trainer_callbacks.save_every_epochs import SaveEveryEpochsCallback
 from qwen_term_retrieval.trainer_callbacks.throughput import ThroughputCallback
+from qwen_term_retrieval.trainer_callbacks.token_throughput import TokenThroughputCallback
 
 __all__ = [
     "HardNegativeRefreshCallback",
@@ -31,4 +33,5 @@ __all__ = [
     "RecallReporterCallback",
     "SaveEveryEpochsCallback",
     "ThroughputCallback",
+    "TokenThroughputCallback",
 ]

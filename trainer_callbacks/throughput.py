@@ -94,7 +94,7 @@ class ThroughputCallback(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        peak = peak_flops(args.device, _number_type(args, model)) if state.total_flos > self._flos_before else 0.0
+        peak = peak_flops(args.device, number_type(args, model)) if state.total_flos > self._flos_before else 0.0
         counts = [self._clips, self._audio_seconds, self._tokens, self._step_seconds, self._waited, peak]
         sums = torch.tensor([float(count) for count in counts], dtype=torch.float64)
         sums = sum_over_ranks(sums.to(args.device)) if world_size() > 1 else sums
@@ -148,7 +148,7 @@ def _rates(
     return {name: float(f"{rate:.5g}") for name, rate in rates.items()}
 
 
-def _number_type(args: TrainingArguments, model: nn.Module | None) -> torch.dtype:
+def number_type(args: TrainingArguments, model: nn.Module | None) -> torch.dtype:
     """What the matrix products of the run are computed in, whether its settings or `accelerate launch` say so."""
     autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return autocast.get(args.mixed_precision, getattr(model, "dtype", torch.float32))

@@ -52,7 +52,7 @@ def wav_pcm(path: Path) -> np.ndarray:
 
 
 def prepare_mds(clips: Path, folder: Path) -> None:
-    with _streaming().MDSWriter(out=str(folder), columns={"pcm": "bytes"}, size_limit=CHUNK_BYTES) as writer:
+    with mosaic_streaming().MDSWriter(out=str(folder), columns={"pcm": "bytes"}, size_limit=CHUNK_BYTES) as writer:
         for path in wav_files(clips):
             writer.write({"pcm": wav_pcm(path).tobytes()})
 
@@ -68,12 +68,12 @@ def open_mds_shuffled(folder: Path) -> Pass:
 
 
 def _mds(folder: Path, *, shuffle: bool) -> Any:
-    streaming = _streaming()
+    streaming = mosaic_streaming()
     streaming.base.util.clean_stale_shared_memory()
     return streaming.StreamingDataset(local=str(folder), shuffle=shuffle, batch_size=CLIPS_PER_BATCH)
 
 
-def _streaming() -> Any:
+def mosaic_streaming() -> Any:
     # Its vision datasets alone need torchvision, whose wheel (0.28) does not load beside a CPU build of torch.
     stand_ins = {"torchvision.datasets": ["VisionDataset"], "torchvision.transforms.functional": ["to_tensor"]}
     for name in ("torchvision", "torchvision.transforms", *stand_ins):

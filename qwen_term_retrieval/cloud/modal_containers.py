@@ -18,7 +18,10 @@ from qwen_term_retrieval.cloud.launching import TrainingFailedError, launch_trai
 REMOTE_REPOSITORY = "/opt/qwen_term_retrieval"
 PACKS, OUTPUTS, CACHE = "/packs", "/outputs", "/cache"
 GPU, NUM_GPUS = "A100-40GB", 8
-LEFT_OUT = [".git", ".venv", ".*_cache", "**/__pycache__", "*.egg-info", "build", "dist", "outputs", "packs", "indexes"]
+LEFT_OUT = [
+    *(".git", ".venv", ".*_cache", "**/__pycache__", "*.egg-info", "build", "dist"),
+    *("data", "outputs", "packs", "indexes"),
+]
 
 
 def _volume(name: str) -> modal.Volume:

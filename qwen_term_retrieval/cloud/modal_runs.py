@@ -91,27 +91,41 @@ def upload_pack(volume: modal.Volume, pack: Path) -> str:
         FileNotFoundError: `pack` is no pack.
         ValueError: another pack has that name there.
     """
-    manifest = pack / "pack.json"
+    return upload_folder(volume, pack, "pack.json", f"make a pack with `qtr pack SOURCE {pack}`")
+
+
+def upload_folder(volume: modal.Volume, folder: Path, sign: str, remedy: str) -> str:
+    """Put a folder on the Volume under its name, unless it is there; return the name.
+
+    Args:
+        sign: the file that tells a whole folder of its kind from others, by its bytes.
+        remedy: what to do where there is none.
+
+    Raises:
+        FileNotFoundError: `folder` has no such file.
+        ValueError: another folder has that name there.
+    """
+    manifest = folder / sign
     if not manifest.is_file():
-        raise FileNotFoundError(f"{pack} holds no pack.json; make a pack with `qtr pack SOURCE {pack}`")
-    name = pack.resolve().name
+        raise FileNotFoundError(f"{folder} holds no {sign}; {remedy}")
+    name = folder.resolve().name
     try:
-        there = b"".join(volume.read_file(f"{name}/pack.json"))
+        there = b"".join(volume.read_file(f"{name}/{sign}"))
     except FileNotFoundError:
         there = b""
     if there == manifest.read_bytes():
-        logger.info("pack %s is on the Volume already", name)
+        logger.info("%s is on the Volume already", name)
         return name
     if there:
-        raise ValueError(f"the Volume holds another pack named {name!r}; rename the folder {pack}")
-    logger.info("uploading %s", pack)
+        raise ValueError(f"the Volume holds another folder named {name!r}; rename the folder {folder}")
+    logger.info("uploading %s", folder)
     with volume.batch_upload() as batch:
-        for path in sorted(pack.rglob("*")):
+        for path in sorted(folder.rglob("*")):
             if path.is_file() and path != manifest:
-                batch.put_file(path, f"/{name}/{path.relative_to(pack).as_posix()}")
-    # Last, so that a broken upload is not taken for a pack.
+                batch.put_file(path, f"/{name}/{path.relative_to(folder).as_posix()}")
+    # Last, so that a broken upload is not taken for a whole folder.
     with volume.batch_upload() as batch:
-        batch.put_file(manifest, f"/{name}/pack.json")
+        batch.put_file(manifest, f"/{name}/{sign}")
     return name
 
 

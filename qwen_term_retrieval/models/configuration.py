@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 POOLINGS = ("pyramid", "mean", "attention")
-TEXT_POOLINGS = ("auto", "cls", "mean", "last")
+TEXT_POOLINGS = ("auto", "cls", "mean", "last", "pyramid")
 
 
 class TermRetrievalConfig(PreTrainedConfig):
@@ -24,7 +24,7 @@ class TermRetrievalConfig(PreTrainedConfig):
             `PhonemeEncoderConfig`, `{"pooling": …}` of a text encoder, or of a sum
             `{"sound": {…}, "meaning": {…}, "hidden_size": …}`.
         text_pooling: how a text encoder's tokens become one vector, where `text_tower_config` does not say: "cls",
-            "mean", "last", or "auto" for what the checkpoint was trained with.
+            "mean", "last", "pyramid", or "auto" for what the checkpoint was trained with.
         embedding_dim: size of the shared space.
         pooling: "pyramid" for means over a span's segments, "mean" for the one over all of it (a pyramid of the
             segments (1,)), "attention" for means weighted by learned scores.

@@ -13,10 +13,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-# BERT's names and those of decoders such as Qwen2; the audio towers name their own.
+# BERT's names, T5's, and those of decoders such as Qwen2; the audio towers name their own.
 TEXT_TARGETS = (
-    r"(.*\.)?layers?\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj"
-    r"|attention\.(self\.(query|key|value)|output\.dense)|intermediate\.dense|output\.dense)"
+    r"(.*\.)?(?:block\.\d+\.)?layers?\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj"
+    r"|attention\.(self\.(query|key|value)|output\.dense)|intermediate\.dense|output\.dense"
+    r"|SelfAttention\.(q|k|v|o)|DenseReluDense\.(wi|wi_0|wi_1|wo))"
 )
 
 

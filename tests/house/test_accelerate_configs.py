@@ -17,7 +17,8 @@ def launch_args(name, *flags):
 
 
 @pytest.mark.parametrize(
-    ("name", "machines", "processes"), [("one_gpu", 1, 1), ("eight_gpus", 1, 8), ("two_nodes", 2, 16), ("cpu", 1, 1)]
+    ("name", "machines", "processes"),
+    [("one_gpu", 1, 1), ("three_gpus", 1, 3), ("eight_gpus", 1, 8), ("two_nodes", 2, 16), ("cpu", 1, 1)],
 )
 def test_accelerate_reads_the_config(name, machines, processes):
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
@@ -27,7 +28,13 @@ def test_accelerate_reads_the_config(name, machines, processes):
 
 
 def test_there_is_no_config_without_a_test():
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == ["cpu", "eight_gpus", "one_gpu", "two_nodes"]
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == [
+        "cpu",
+        "eight_gpus",
+        "one_gpu",
+        "three_gpus",
+        "two_nodes",
+    ]
 
 
 def test_each_config_says_how_it_is_launched():

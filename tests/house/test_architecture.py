@@ -13,7 +13,8 @@ from qwen_term_retrieval.models.audio_towers import AUDIO_TOWERS
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 TOP = ("qwen_term_retrieval", "builders", "trainer_callbacks", "scripts", "examples")
-STEPS = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", PAGE)))
+JOURNEYS = PAGE + (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
+STEPS = sorted(set(re.findall(r"`([\w/]+\.py):([\w.]+)`", JOURNEYS)))
 SKETCHES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "tests" / "README.md"})
 

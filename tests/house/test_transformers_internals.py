@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, Trainer
 
 from qwen_term_retrieval import transformers_internals
 from qwen_term_retrieval.models import TermRetrievalModel
+from qwen_term_retrieval.pretraining.text.trainer import TextPretrainingTrainer
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from qwen_term_retrieval.transformers_internals import (
     ENCODER_METHODS,
@@ -48,6 +49,7 @@ def private_names_shared(ours, theirs):
 
 def test_every_private_method_that_is_overridden_is_named():
     assert private_names_shared(TermRetrievalTrainer, Trainer) == set(TRAINER_OVERRIDES)
+    assert private_names_shared(TextPretrainingTrainer, Trainer) <= set(TRAINER_OVERRIDES)
     assert private_names_shared(TermRetrievalModel, PreTrainedModel) - {"_abc_impl"} <= set(MODEL_ATTRIBUTES)
 
 

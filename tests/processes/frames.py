@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from qwen_term_retrieval.distributed import rank, world_size
 from qwen_term_retrieval.models.frame_cache import FrameCache, clip_digests
+from qwen_term_retrieval.runs.starting import check_one_output_dir
 from qwen_term_retrieval.training.data.frame_sharing import frames_by_all_ranks
-from qwen_term_retrieval.training.run import check_one_output_dir
 from tests.doubles.tiny_trainer import make_tiny_trainer, tiny_model
 
 BATCH_SIZE = 2

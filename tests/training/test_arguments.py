@@ -10,10 +10,11 @@ from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, TermRetrievalArguments
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+# Those named `text_…` are of the text pre-training.
+@pytest.mark.parametrize("recipe", sorted({*RECIPES.glob("*.yaml")} - {*RECIPES.glob("text_*.yaml")}))
 def test_every_recipe_parses(recipe):
     # bf16 needs a GPU; everything else must parse on any machine.
-    _, _, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", recipe, "--bf16", "False"])
+    _, _, args = parse_recipe(TERM_RETRIEVAL, RECIPES, ["--recipe", str(recipe), "--bf16", "False"])
     assert args.output_dir.startswith("outputs/")
 
 

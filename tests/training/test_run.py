@@ -17,6 +17,7 @@ from qwen_term_retrieval.models import TermRetrievalModel
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.runs.recipes import parse_recipe
 from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.runs.starting import prepare_output_dir, show_loss_behind_the_bar
 from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
 from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL, DataArguments, ModelArguments, TermRetrievalArguments
@@ -25,9 +26,7 @@ from qwen_term_retrieval.training.run import (
     check_durations,
     check_same_model,
     checked_rows,
-    prepare_output_dir,
     run_training,
-    show_loss_behind_the_bar,
 )
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 from tests.doubles.local_hub import LocalHub

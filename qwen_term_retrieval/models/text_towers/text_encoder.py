@@ -1,7 +1,8 @@
 """Pretrained text encoders: what a term means, by any encoder or language model that `AutoModel` builds.
 
 A decoder-only model, such as Qwen3-Embedding or the language model inside Qwen2-Audio, is read at its last token; of
-a multimodal checkpoint only the language model's tensors are fetched and loaded.
+a multimodal checkpoint only the language model's tensors are fetched and loaded. Of an encoder-decoder of the T5
+family, whole or not, only the encoder is built: `AutoModel` would build both from either (transformers 5.23).
 
 Shapes: N terms, L tokens, H hidden.
 """
@@ -15,17 +16,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+)
 
 from qwen_term_retrieval.models.attention_backend import attention_refused_by_name
 from qwen_term_retrieval.models.configuration import TEXT_POOLINGS
 from qwen_term_retrieval.models.lora import base_state
+from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.text_towers.text_cache import TextCache
 from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
 
 # Where multimodal checkpoints keep their language model, as released and as transformers 5 names it in memory.
 _LANGUAGE_MODEL_PREFIXES = {"qwen2_audio": ("language_model.model.", "model.language_model.")}
+_SEGMENTS = (1, 2, 4)
 _SENTENCE_TRANSFORMERS_POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -40,7 +48,8 @@ class HFTextEncoder(nn.Module):
 
     Args:
         checkpoint: Hub id or local folder.
-        settings: `pooling`: "cls" (the first token), "mean" (over valid tokens), "last" (the last valid token), or
+        settings: `pooling`: "cls" (the first token), "mean" (over valid tokens), "last" (the last valid token),
+            "pyramid" (means over all of them, their halves and their quarters, in order: for encoders of sounds), or
             "auto": what `1_Pooling/config.json` of the checkpoint says, else "last" for decoder-only models and
             "mean" for others. `encoder`: its config, where it is known already.
         attn_implementation: None for the encoder's own choice.
@@ -66,7 +75,8 @@ class HFTextEncoder(nn.Module):
             self.pooling = _pooling_of(self._checkpoint_folder(), config)
         config.use_cache = False
         with attention_refused_by_name(attn_implementation, checkpoint):
-            self.encoder: Any = AutoModel.from_config(config, attn_implementation=attn_implementation)
+            model = _auto_class(config).from_config(config, attn_implementation=attn_implementation)
+            self.encoder: Any = _stack_of(model)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
         self.cache: TextCache | None = None
@@ -78,7 +88,9 @@ class HFTextEncoder(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        return self.encoder.config.hidden_size
+        """Size of the pooled vector."""
+        parts = sum(_SEGMENTS) if self.pooling == "pyramid" else 1
+        return parts * self.encoder.config.hidden_size
 
     def settings(self) -> dict[str, Any]:
         return {"pooling": self.pooling, "encoder": self._encoder_config}
@@ -88,7 +100,8 @@ class HFTextEncoder(nn.Module):
         prefixes = _LANGUAGE_MODEL_PREFIXES.get(_model_type(self._checkpoint_folder()))
         if prefixes is not None:
             return load_tensors(resolve_checkpoint(self.checkpoint, prefixes), prefixes)
-        weights = AutoModel.from_pretrained(resolve_checkpoint(self.checkpoint), dtype=torch.float32).state_dict()
+        auto_class, folder = _auto_class(self.encoder.config), resolve_checkpoint(self.checkpoint)
+        weights = _stack_of(auto_class.from_pretrained(folder, dtype=torch.float32)).state_dict()
         return {name: weights[name] for name in base_state(self.encoder) if name in weights}
 
     @property
@@ -130,6 +143,10 @@ class HFTextEncoder(nn.Module):
         hidden_NLH = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.pooling == "cls":
             return hidden_NLH[:, 0]
+        if self.pooling == "pyramid":
+            length_N = attention_mask.sum(1)
+            text_N = torch.arange(len(length_N), device=length_N.device)
+            return pool_pyramid(hidden_NLH, length_N, text_N, torch.zeros_like(length_N), length_N, _SEGMENTS)
         if self.pooling == "last":
             last_N = attention_mask.sum(1) - 1
             return hidden_NLH[torch.arange(len(last_N), device=last_N.device), last_N]
@@ -154,9 +171,29 @@ def _encoder_config(folder: Path) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(folder)
     if config.model_type in _LANGUAGE_MODEL_PREFIXES:
         config = config.get_text_config()
-    if config.is_encoder_decoder:
-        raise ValueError(f"text tower {folder} is an encoder-decoder ({config.model_type}); give an encoder")
+    if config.is_encoder_decoder and _auto_class(config) is AutoModel:
+        raise ValueError(
+            f"text tower {folder} is an encoder-decoder ({config.model_type}) whose encoder does not stand alone; give "
+            "an encoder, or one of the T5 family"
+        )
     return config.to_dict()
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """What builds the encoder alone: `AutoModel`, but for families of which it builds a decoder as well."""
+    kind = type(config)
+    encoder_alone = kind in MODEL_FOR_TEXT_ENCODING_MAPPING and kind in MODEL_MAPPING
+    if encoder_alone and MODEL_FOR_TEXT_ENCODING_MAPPING[kind] is not MODEL_MAPPING[kind]:
+        return AutoModelForTextEncoding
+    return AutoModel
+
+
+def _stack_of(model: Any) -> Any:
+    """The layers of a T5 encoder without the model around them, which holds the embeddings a second time.
+
+    Of two names of one tensor, saving keeps one; the other would come back new, and the trained tower as another.
+    """
+    return model.encoder if _auto_class(model.config) is AutoModelForTextEncoding else model
 
 
 def _pooling_of(folder: Path, config: PreTrainedConfig) -> str:

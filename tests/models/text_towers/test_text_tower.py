@@ -6,8 +6,19 @@ import shutil
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model, T5Config
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BartConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
 
+from qwen_term_retrieval.models import TermRetrievalModel
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.lora import TEXT_TARGETS, inject_lora
 from qwen_term_retrieval.models.text_towers.phoneme_encoder import PhonemeEncoder
@@ -17,6 +28,7 @@ from qwen_term_retrieval.models.weights.checkpoints import resolve_checkpoint
 from qwen_term_retrieval.text.phonetics import PhonemizerError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+LETTERS = "abcdefgh"
 TERMS = ["sepsis", "atrial fibrillation", "a", "chronic obstructive pulmonary disease", "folder 7"]
 
 
@@ -82,7 +94,7 @@ def test_settings_rebuild_the_tower_and_another_phonemizer_is_refused(phoneme_en
     ("name", "settings", "complaint"),
     [
         ("phonemes:characters", {"width": 3}, "unexpected keyword argument 'width'; see PhonemeEncoderConfig"),
-        (MINILM, {"pooling": "max"}, "pooling must be one of auto, cls, mean, last, not 'max'"),
+        (MINILM, {"pooling": "max"}, "pooling must be one of auto, cls, mean, last, pyramid, not 'max'"),
         (MINILM, {"layers": 2}, r"unknown keys \['layers'\]"),
         ("phonemes:morse", {}, "no phonemizer 'morse'"),
     ],
@@ -192,14 +204,79 @@ def test_pooling_is_chosen_by_what_the_checkpoint_says_and_else_by_its_class(dec
         build_text_tower(str(folder), None)
 
 
-def test_an_encoder_decoder_is_no_text_tower(tmp_path):
-    T5Config(d_model=8, num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is an encoder-decoder \(t5\); give an encoder"):
+def test_an_encoder_decoder_whose_encoder_does_not_stand_alone_is_no_text_tower(tmp_path):
+    BartConfig(d_model=8, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is an encoder-decoder \(bart\) whose encoder does not stand alone"):
         HFTextEncoder(str(tmp_path), {})
 
 
-def test_adapters_find_the_layers_of_encoders_and_decoders(decoder, minilm):
-    for tower in (loaded(decoder), HFTextEncoder(MINILM, {})):
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """A whole T5, and its encoder saved alone."""
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=40, d_model=16, d_ff=32, num_layers=2, num_heads=2, d_kv=8, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = T5ForConditionalGeneration(config)
+    backend = Tokenizer(models.WordLevel({token: index for index, token in enumerate(["<pad>", "</s>", *LETTERS])}))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
+    encoder = T5EncoderModel(config)
+    encoder.load_state_dict(
+        {name: values for name, values in model.state_dict().items() if name in encoder.state_dict()}
+    )
+    for name, part in (("whole", model), ("encoder", encoder)):
+        part.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["whole", "encoder"])
+def test_of_a_t5_whole_or_not_the_encoder_alone_is_built_and_it_equals_the_stock_one(t5, name):
+    tower = loaded(t5 / name)
+    assert not hasattr(tower.encoder, "decoder")
+    assert {*tower.encoder.state_dict()} == {*T5EncoderModel(tower.encoder.config).encoder.state_dict()}
+    inputs = tower.tokenize(["abc", "fghabcd"])
+    stock = T5ForConditionalGeneration.from_pretrained(t5 / "whole").double().eval()
+    hidden_NLH = stock.encoder(**inputs).last_hidden_state
+    mask_NL1 = inputs["attention_mask"].unsqueeze(-1)
+    torch.testing.assert_close(tower(**inputs), (hidden_NLH * mask_NL1).sum(1) / mask_NL1.sum(1), atol=1e-6, rtol=0)
+
+
+def test_the_plain_class_builds_a_whole_model_of_an_encoder_and_cannot_run_it(t5):
+    model = AutoModel.from_pretrained(t5 / "encoder")
+    assert hasattr(model, "decoder")
+    with pytest.raises(ValueError, match="exactly one of input_ids or inputs_embeds"):
+        model(input_ids=torch.tensor([[3, 4]]))
+
+
+def test_a_pyramid_over_tokens_knows_their_order_and_needs_no_batch_mates(t5):
+    tower = loaded(t5 / "whole", pooling="pyramid").double()
+    assert tower.hidden_size == 7 * 16
+    together = embed(tower, ["abcd", "dcba", "a"])
+    assert together.shape == (3, 7 * 16)
+    torch.testing.assert_close(embed(tower, ["a"])[0], together[2], atol=1e-9, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_a_retriever_with_a_trained_t5_loads_to_the_same_vectors(t5, tmp_path):
+    torch.manual_seed(0)
+    sum_of_both = f"phonemes:characters + {t5 / 'whole'}"
+    for name, trained in ((str(t5 / "whole"), True), (sum_of_both, False)):
+        model = TermRetrievalModel(TermRetrievalConfig(audio_tower="openai/whisper-tiny.en", text_tower=name)).eval()
+        if trained:
+            model.train_text_tower()
+            with torch.no_grad():
+                model.text_tower.encoder.embed_tokens.weight.mul_(1.5)
+        model.save_pretrained(tmp_path / str(trained))
+        again = TermRetrievalModel.from_pretrained(tmp_path / str(trained)).eval()
+        assert torch.equal(again.encode_terms(["abc", "hgf"]), model.encode_terms(["abc", "hgf"]))
+
+
+def test_adapters_find_the_layers_of_encoders_and_decoders(decoder, minilm, t5):
+    for tower in (loaded(decoder), HFTextEncoder(MINILM, {}), loaded(t5 / "whole")):
         inject_lora(tower.encoder, {"r": 1}, TEXT_TARGETS)
         adapted = {name.split(".lora_")[0] for name, _ in tower.encoder.named_parameters() if "lora_" in name}
         linear = {
@@ -214,5 +291,5 @@ def test_two_poolings_that_disagree_are_refused(decoder):
     assert build_text_tower(str(decoder), {"pooling": "mean"}).pooling == "mean"
     with pytest.raises(ValueError, match="text_pooling is 'cls', but text_tower_config says 'mean'"):
         build_text_tower(str(decoder), {"pooling": "mean"}, pooling="cls")
-    with pytest.raises(ValueError, match="text_pooling must be one of auto, cls, mean, last, not 'max'"):
+    with pytest.raises(ValueError, match="text_pooling must be one of auto, cls, mean, last, pyramid, not 'max'"):
         TermRetrievalConfig(text_pooling="max")
