@@ -10,6 +10,7 @@ python scripts/pretrain_text.py --help                        # every setting
 import argparse
 import sys
 
+from qwen_term_retrieval.distributed import end_ranks
 from qwen_term_retrieval.pretraining.text.arguments import TEXT_PRETRAINING, own_names
 from qwen_term_retrieval.pretraining.text.run import run_text_pretraining
 from qwen_term_retrieval.refusals import one_line_errors
@@ -21,3 +22,4 @@ if __name__ == "__main__":
         run_text_pretraining(
             *parse_recipe(TEXT_PRETRAINING, RECIPES, own_names(sys.argv[1:]), script, default="text_demo")
         )
+    end_ranks()

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from qwen_term_retrieval.distributed import world_size
+from qwen_term_retrieval.distributed import end_ranks, world_size
 from qwen_term_retrieval.models.flops import peak_flops
 from qwen_term_retrieval.pretraining.text.architectures import build_model
 from qwen_term_retrieval.pretraining.text.arguments import TextModelArguments, TextPretrainingArguments
@@ -171,3 +171,4 @@ def main(dataset, output_dir, lives):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_ranks()
