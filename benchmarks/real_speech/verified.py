@@ -39,7 +39,9 @@ def answers_in_banks(
     clips: Sequence[NDArray[np.int16]],
 ) -> dict[str, list[list[TermMatch]]]:
     """What is found in each clip among the terms of each bank, whatever its confidence."""
-    parts = [index.select(rows.tolist()) for rows in banks.values()]
+    # Not by place: of two rows that a glossary takes for one term, the index has the first.
+    place_of = {term.term_id: place for place, term in enumerate(index.terms)}
+    parts = [index.select([place_of[row] for row in rows.tolist() if row in place_of]) for rows in banks.values()]
     found = retriever.nearest_in(parts, list(clips), top_k=NUM_CANDIDATES, sampling_rate=SAMPLING_RATE)
     return dict(zip(banks, found, strict=True))
 
