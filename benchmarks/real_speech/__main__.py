@@ -183,7 +183,8 @@ def run_model(bench: Benchmark) -> None:
     audio = model.encode_audio(bench.clips, show_progress=True)
     terms_ND = model.encode_terms(bench.banks.terms, show_progress=True)
     ranks = {
-        name: _ranks(audio, terms_ND[torch.from_numpy(rows)], bench.gold) for name, rows in bench.banks.rows.items()
+        name: ranks_by_windows(audio, terms_ND[torch.from_numpy(rows)], bench.gold)
+        for name, rows in bench.banks.rows.items()
     }
     if retriever.verifier is None:
         bench.save("ranks ours", {"ranks": ranks})
@@ -198,7 +199,7 @@ def run_model(bench: Benchmark) -> None:
         bench.save("ranks ours" if stage == "windows" else f"ranks first {stage}", kept)
 
 
-def _ranks(audio: AudioEmbeddings, bank_ND: torch.Tensor, gold: list[list[int]]) -> list[int]:
+def ranks_by_windows(audio: AudioEmbeddings, bank_ND: torch.Tensor, gold: list[list[int]]) -> list[int]:
     """Clips of like length together: a long one has hundreds of windows, and short ones would be padded to them."""
     num_windows = audio.mask.sum(dim=1)
     ranks = np.zeros(len(gold), np.int64)

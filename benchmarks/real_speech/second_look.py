@@ -1,0 +1,99 @@
+"""What the second look is worth on real speech, by who proposes: recall, and what a probability promises.
+
+    python -m benchmarks.real_speech.second_look --model outputs/laptop_head [--test-set ktuberling] [--spelling]
+
+Clips of at most four words; banks: their own texts, with 10,000 and with 100,000 others. Nothing is fitted here:
+verifier and threshold are the model's, of clips that are no test clips. It writes `second_look_SET.{json,md}` into
+`benchmarks/results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.markdown import table
+from benchmarks.real_speech.__main__ import Benchmark, ranks_by_windows
+from benchmarks.real_speech.judged_sets import TEST_SETS
+from benchmarks.real_speech.term_banks import HARD
+from benchmarks.real_speech.verified import answers_in_banks, believed, index_of, ranks_of
+from benchmarks.results_json import RESULTS, write_results
+from qwen_term_retrieval.evaluation.ranking import recall_at_k
+from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, SecondLook
+from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
+
+NUM_THREADS = 2
+
+
+def judge(bench: Benchmark, *, spelling: bool) -> dict[str, Any]:
+    """Recall in each bank by each system, and precision at probabilities."""
+    short = np.flatnonzero(bench.is_short).tolist()
+    clips, gold = [bench.clips[row] for row in short], [bench.gold[row] for row in short]
+    banks = {name: rows for name, rows in bench.banks.rows.items() if name != HARD}
+    retriever = TermRetriever.from_pretrained(bench.model_folder, verify="sounds", device="cpu")
+    terms_ND = retriever.model.encode_terms(bench.banks.terms, show_progress=True)
+    audio = retriever.model.encode_audio(clips, show_progress=True)
+    found: dict[str, Any] = {"n": len(clips), "banks": {name: len(rows) for name, rows in banks.items()}}
+    ranks = {name: ranks_by_windows(audio, terms_ND[torch.from_numpy(rows)], gold) for name, rows in banks.items()}
+    found["systems"] = {"windows alone": {"recall": _recall(ranks)}}
+    index = index_of(retriever, bench.banks.terms, terms_ND)
+    systems: list[tuple[str, str, bool]] = [(f"verified, proposed by {stage}", stage, False) for stage in FIRST_STAGES]
+    if spelling:
+        systems.append(("verified, proposed by windows, and the decoder", "windows", True))
+    for label, stage, with_decoder in systems:
+        retriever.second_look = SecondLook(retriever.model, stage)  # type: ignore[arg-type]
+        retriever.spelling_look = SpellingLook(retriever.model) if with_decoder else None
+        started = time.perf_counter()
+        answers = answers_in_banks(retriever, index, banks, clips)
+        seconds = time.perf_counter() - started
+        found["systems"][label] = {
+            "recall": _recall(ranks_of(answers, gold, banks)),
+            "believed": {
+                name: believed(of_bank, gold, np.ones(len(gold), np.bool_)) for name, of_bank in answers.items()
+            },
+            "seconds for all clips in all banks": round(seconds, 1),
+        }
+        print(label, found["systems"][label]["recall"], f"{seconds:.0f} s", flush=True)
+    return found
+
+
+def _recall(ranks: dict[str, list[int]]) -> dict[str, dict[str, float]]:
+    return {name: {f"R@{k}": round(recall_at_k(np.array(of), k), 4) for k in (1, 10)} for name, of in ranks.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of a model with a verifier")
+    parser.add_argument("--test-set", choices=TEST_SETS, action="append", help="default: all")
+    parser.add_argument("--spelling", action="store_true", help="ask the decoder too: far slower")
+    options = parser.parse_args()
+    torch.set_num_threads(NUM_THREADS)
+    for name in options.test_set or TEST_SETS:
+        test_set = TEST_SETS[name]
+        bench = Benchmark(
+            work=Path("outputs/real_speech") / name,
+            model_folder=options.model,
+            training_corpus=Path("packs/laptop"),
+            test_set=test_set,
+        )
+        found = judge(bench, spelling=options.spelling)
+        found |= {"test_set": name, "speakers": test_set.speakers, "threads": NUM_THREADS}
+        write_results(RESULTS / f"second_look_{name}.json", found, packages=("torch", "transformers", "numpy"))
+        rows = [
+            [label, *(" / ".join(f"{each:.3f}" for each in row.values()) for row in system["recall"].values())]
+            for label, system in found["systems"].items()
+        ]
+        head = f"**{name}: {test_set.speakers}, n = {found['n']}**, R@1 / R@10\n\n"
+        text = head + table(["system", *found["banks"]], rows) + "\n"
+        (RESULTS / f"second_look_{name}.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
