@@ -267,8 +267,8 @@ def _time_each(function: Callable[[Any], Any], inputs: Sequence[Any], label: str
 
 
 def report(bench: Benchmark) -> None:
-    names = ["ours", "windows", "first sounds", "first both", "fuzzy", "IPA", "MiniLM"]
-    systems = {name: bench.load(f"ranks {name}") for name in names if bench.has(f"ranks {name}")}
+    verified = [name for name in ("windows", "first sounds", "first both") if bench.has(f"ranks {name}")]
+    systems = {name: bench.load(f"ranks {name}") for name in ("ours", *verified, "fuzzy", "IPA", "MiniLM")}
     print(
         write_report(
             bench.results,

@@ -10,6 +10,7 @@ verifier and threshold are the model's, of clips that are no test clips. It writ
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,42 @@ def _recall(ranks: dict[str, list[int]]) -> dict[str, dict[str, float]]:
     return {name: {f"R@{k}": round(recall_at_k(np.array(of), k), 4) for k in (1, 10)} for name, of in ranks.items()}
 
 
+def draw_before_and_after(path: Path, found: dict[str, Any], name: str) -> None:
+    """Recall against bank size: windows alone, verified, and the best transcript search of `real_speech_SET.json`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    kept = json.loads((RESULTS / f"real_speech_{name}.json").read_text(encoding="utf-8"))
+    before = kept["recall, clips of at most four words"]
+    lines = {
+        "windows alone": (found["systems"]["windows alone"]["recall"], {"color": "tab:gray", "linewidth": 1.6}),
+        "and the second look": (
+            found["systems"]["verified, proposed by windows"]["recall"],
+            {"color": "tab:blue", "linewidth": 2.6},
+        ),
+        f"Whisper-base transcript, best search ({kept['date']})": (
+            {bank: {k: before["IPA"][bank][k]["value"] for k in ("R@1", "R@10")} for bank in found["banks"]},
+            {"color": "tab:orange", "linewidth": 1.4, "linestyle": "--"},
+        ),
+    }
+    sizes = list(found["banks"].values())
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    for k, panel in zip(("R@1", "R@10"), panels, strict=True):
+        for label, (recall, style) in lines.items():
+            panel.plot(sizes, [recall[bank][k] for bank in found["banks"]], marker="o", label=label, **style)
+        panel.set(xscale="log", xlabel="terms in the bank", title=k.replace("R@", "Recall@"), ylim=(None, 1.01))
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("share of clips")
+    panels[0].legend(loc="lower left", fontsize=8)
+    figure.suptitle(f"Real speech, {found['speakers']}, n = {found['n']}, at most four words", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a model with a verifier")
@@ -91,6 +128,7 @@ def main() -> None:
         ]
         head = f"**{name}: {test_set.speakers}, n = {found['n']}**, R@1 / R@10\n\n"
         text = head + table(["system", *found["banks"]], rows) + "\n"
+        draw_before_and_after(RESULTS / f"second_look_{name}.png", found, name)
         (RESULTS / f"second_look_{name}.md").write_text(text, encoding="utf-8")
         print(text)
 

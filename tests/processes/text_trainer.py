@@ -110,10 +110,12 @@ class KillAt(TrainerCallback):
     """SIGKILL to its own process, some seconds after a step began."""
 
     def __init__(self, step, seconds):
-        self.step, self.seconds = step, seconds
+        self.step, self.seconds, self.is_set = step, seconds, False
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
+        # The life before may have come further than this step.
+        if state.global_step >= self.step and not self.is_set:
+            self.is_set = True
             threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def on_train_end(self, args, state, control, **kwargs):
