@@ -53,7 +53,7 @@ def search_recordings(
     show_progress: bool = True,
 ) -> Iterator[Heard]:
     """What `TermRetriever.search_batch` finds in each recording; given out after every 32 of them."""
-    threshold = retriever.threshold if threshold is None else threshold
+    threshold = retriever.checked_threshold(threshold)
     for first in range(0, len(recordings), _FILES_AT_ONCE):
         group = recordings[first : first + _FILES_AT_ONCE]
         nearest = retriever.nearest_batch(group, top_k=top_k, show_progress=show_progress)

@@ -292,7 +292,7 @@ class TermRetriever:
         With `show_progress`, a bar counts chunks where there is a terminal and it takes a while; how many there are is
         an estimate until the last clips are read.
         """
-        threshold = self._threshold_or_default(threshold)
+        threshold = self.checked_threshold(threshold)
         likeliest = self.nearest_batch(
             clips, top_k=top_k, sampling_rate=sampling_rate, batch_size=batch_size, show_progress=show_progress
         )
@@ -373,7 +373,7 @@ class TermRetriever:
             ValueError: no threshold, given or calibrated: a stream has no best match to answer with.
             BadAudioError: NaN, or an array of another type or shape.
         """
-        threshold = self._threshold_or_default(threshold)
+        threshold = self.checked_threshold(threshold)
         if threshold is None:
             raise ValueError("a stream needs a threshold: pass threshold=…, or `calibrate` the model on dev clips")
         return self._stream(live_pcm(chunks, sampling_rate, SAMPLING_RATE), threshold, top_k, hop_seconds)
@@ -418,7 +418,8 @@ class TermRetriever:
                 answers.append([own[:top_k] for own in matches])
             yield positions, answers
 
-    def _threshold_or_default(self, threshold: float | None) -> float | None:
+    def checked_threshold(self, threshold: float | None) -> float | None:
+        """The threshold, or the model's own where it is None; raises ValueError where it is none of this kind."""
         lowest = -1 if self.verifier is None else 0
         if threshold is not None and not lowest <= threshold <= 1:
             kind = "scores are cosines, from -1 to 1" if lowest else "it is a probability, from 0 to 1"

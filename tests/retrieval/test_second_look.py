@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.recordings import search_recordings
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import SecondLook, pronunciations_of_terms
 from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
@@ -194,6 +196,8 @@ def test_a_model_that_cannot_verify_is_refused_with_the_remedy(listening_model, 
 def test_thresholds_of_another_kind_are_refused(retriever, say):
     with pytest.raises(ValueError, match="probability, from 0 to 1"):
         retriever.search((say("pneumonia"), RATE), threshold=-0.5)
+    with pytest.raises(ValueError, match="probability, from 0 to 1"):
+        next(search_recordings(retriever, [Path("clip.wav")], threshold=-0.5))
 
 
 @pytest.mark.parametrize("wrong", [{"verify": "twice"}, {"first_stage": "letters"}])
