@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from qwen_term_retrieval.distributed import rank, world_size
+from qwen_term_retrieval.distributed import end_ranks, rank, world_size
 from qwen_term_retrieval.models.frame_cache import FrameCache, clip_digests
 from qwen_term_retrieval.runs.starting import check_one_output_dir
 from qwen_term_retrieval.training.data.frame_sharing import frames_by_all_ranks
@@ -100,8 +100,8 @@ def main(output_dir):
     cache = trainer.train_clips.frame_cache
     found["run"] = {"computed": cache.num_computed, "clips": len(cache)}
     (output_dir / f"{dist.get_rank()}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_ranks()

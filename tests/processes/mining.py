@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 import qwen_term_retrieval  # noqa: F401  registers the feature and the builder
+from qwen_term_retrieval.distributed import end_ranks
 from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training.data.audio_source import PcmFrames
@@ -103,8 +104,8 @@ def main(output_dir):
     found = {case: mine(case, batch_size=4) for case in CASES} | {"vectors": encode().numpy()}
     found["mrr"], found["embedded"] = evaluate()
     np.savez(Path(output_dir, f"{dist.get_rank()}.npz"), **found)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_ranks()
