@@ -2,7 +2,7 @@
 
 A window says that a term is near; the head says what was heard, sound by sound, so that a term can be aligned with the
 frames and searched by its pronunciation. It is a learned mix of the tower's layers, a projection, and a few residual
-convolutions: 1.3M parameters on Whisper-base, and about one hundredth of its time.
+convolutions: 1.2M parameters on Whisper-base.
 
 CTC needs a frame of its own for every sound, and one more between two that are the same. A tower slower than about 40
 frames a second has too few (people say 10 to 20 sounds a second, with blanks between them), so each of its frames gives
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qwen_term_retrieval.models.text_towers.phoneme_encoder import ConvBlock
 from qwen_term_retrieval.text.alphabet import BLANK, Alphabet
 
 _FRAMES_WANTED = 50.0  # a second
@@ -53,19 +54,6 @@ def sub_frames_at(frame_rate: float) -> int:
     [1, 2, 4, 4]
     """
     return 1 if frame_rate >= _FRAMES_ENOUGH else round(_FRAMES_WANTED / frame_rate)
-
-
-class _ConvBlock(nn.Module):
-    def __init__(self, config: PhonemeHeadConfig):
-        super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, config.kernel_size, padding="same")
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden_BUH: torch.Tensor, mask_BU1: torch.Tensor) -> torch.Tensor:
-        # Padding is zeroed before each convolution, so that a clip's sounds do not depend on its batch mates.
-        update_BUH = self.conv((self.norm(hidden_BUH) * mask_BU1).transpose(1, 2)).transpose(1, 2)
-        return hidden_BUH + self.dropout(F.gelu(update_BUH))
 
 
 class PhonemeHead(nn.Module):
@@ -107,7 +95,8 @@ class PhonemeHead(nn.Module):
         self.projection = nn.Linear(frame_size, config.hidden_size)
         if config.sub_frames > 1:
             self.split = nn.Linear(config.hidden_size, config.sub_frames * config.hidden_size)
-        self.blocks = nn.ModuleList(_ConvBlock(config) for _ in range(config.num_blocks))
+        sizes = (config.hidden_size, config.kernel_size, config.dropout)
+        self.blocks = nn.ModuleList(ConvBlock(*sizes) for _ in range(config.num_blocks))
         self.last_norm = nn.LayerNorm(config.hidden_size)
         self.classes = nn.Linear(config.hidden_size, self.alphabet.num_classes)
 

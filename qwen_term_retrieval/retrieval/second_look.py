@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
@@ -40,6 +41,7 @@ FIRST_STAGES: tuple[str, ...] = ("windows", "sounds", "both")
 VERIFY: tuple[str, ...] = ("auto", "none", "sounds", "spelling")
 # How many terms are listened to again: among 10,000, the right one is seldom further down.
 NUM_CANDIDATES = 200
+_SPELLINGS_AT_ONCE = 4096
 # How far beyond the window that proposed it a term is looked for.
 _WIDENED_SECONDS = 0.5
 
@@ -218,10 +220,13 @@ def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> lis
     """Every way to say each term, by all of its spellings; warns of terms that cannot be said."""
     spelled = [(spelling, term.language, row) for row, term in enumerate(terms) for spelling in term.spellings]
     ways: list[list[NDArray[np.int16]]] = [[] for _ in terms]
-    if spelled:
-        texts, languages, rows = zip(*spelled, strict=True)
-        for row, said in zip(rows, alphabet.pronunciations(texts, languages), strict=True):
-            ways[row] += said
+    # A hundred thousand take some ten seconds; the bar is for those who wait, at a terminal.
+    with tqdm(total=len(spelled), desc="pronouncing", unit="term", disable=None, delay=2.0, leave=False) as bar:
+        for first in range(0, len(spelled), _SPELLINGS_AT_ONCE):
+            texts, languages, rows = zip(*spelled[first : first + _SPELLINGS_AT_ONCE], strict=True)
+            for row, said in zip(rows, alphabet.pronunciations(texts, languages), strict=True):
+                ways[row] += said
+            bar.update(len(texts))
     mute = [term.text for term, said in zip(terms, ways, strict=True) if not said]
     if mute:
         logger.warning(

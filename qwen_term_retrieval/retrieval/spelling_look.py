@@ -2,7 +2,7 @@
 
 Sounds cannot tell homophones apart, a decoder can. Terms of one place exclude one another, so they share what the
 likeliest of them was believed with, in proportion to their odds and to what the decoder makes of their spellings. It
-costs about half of a transcription for each place, so it is asked for by name: `verify="spelling"`.
+costs about a third of a transcription for each place, so it is asked for by name: `verify="spelling"`.
 """
 
 from __future__ import annotations

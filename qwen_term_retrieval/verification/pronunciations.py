@@ -177,10 +177,6 @@ class PronunciationBank:
         sounds = stretches(starts_P, lengths_P)
         return PronunciationBank(self.classes_S[sounds], offsets_P1, self.owners_R[rows_P], self.num_classes)
 
-    def rows_of(self, owners: np.ndarray) -> np.ndarray:
-        """int64: the pronunciations of these terms, ascending. It costs a look at each owner."""
-        return np.flatnonzero(np.isin(self.owners_R, owners))
-
     def join(self, other: PronunciationBank) -> PronunciationBank:
         """This bank and then the other; owners keep their numbers.
 

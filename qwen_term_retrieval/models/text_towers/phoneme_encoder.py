@@ -77,12 +77,14 @@ class PhonemeEncoderConfig:
         return pronouncer
 
 
-class _ConvBlock(nn.Module):
-    def __init__(self, config: PhonemeEncoderConfig):
+class ConvBlock(nn.Module):
+    """A residual convolution over a padded batch, of which no row depends on the others."""
+
+    def __init__(self, hidden_size: int, kernel_size: int, dropout: float):
         super().__init__()
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.conv = nn.Conv1d(config.hidden_size, config.hidden_size, config.kernel_size, padding="same")
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.conv = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding="same")
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_RLH: torch.Tensor, mask_RL1: torch.Tensor) -> torch.Tensor:
         # Padding is zeroed before each convolution, so that a term's vector does not depend on its batch mates.
@@ -109,7 +111,8 @@ class PhonemeEncoder(nn.Module):
         self._id_of = {symbol: index for index, symbol in enumerate(self.config.symbols, start=_UNKNOWN + 1)}
         self.num_unknown = 0
         self.embedding = nn.Embedding(len(self.config.symbols) + 2, self.config.hidden_size, padding_idx=_PAD)
-        self.blocks = nn.ModuleList(_ConvBlock(self.config) for _ in range(self.config.num_blocks))
+        sizes = (self.config.hidden_size, self.config.kernel_size, self.config.dropout)
+        self.blocks = nn.ModuleList(ConvBlock(*sizes) for _ in range(self.config.num_blocks))
         self.norm = nn.LayerNorm(self.config.hidden_size)
 
     @property

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rapidfuzz.distance import Levenshtein
 
 from qwen_term_retrieval.distributed import rank
 from qwen_term_retrieval.text.glossary import Glossary, Term
@@ -62,8 +63,6 @@ def phonetic_neighbours(sounds: Sequence[tuple[str, ...]], k: int, *, show_progr
     Returns:
         int32 (N, k), rows of `sounds`, -1 where there are fewer.
     """
-    from rapidfuzz.distance import Levenshtein
-
     vectors_ND = _hashed_runs(sounds)
     neighbours_NC = nearest_wrong_terms(
         vectors_ND,
