@@ -15,6 +15,7 @@
     laptop                makes the corpus and the model that are judged
     ablation              what each part of a training buys
     ablation_report       its table
+    first_stage           what a prototype did otherwise, one difference at a time
 
 `python -m benchmarks.real_speech.laptop` and `.ablation` are programs too.
 """

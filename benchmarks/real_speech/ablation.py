@@ -30,7 +30,7 @@ import datasets
 import numpy as np
 import torch
 
-from benchmarks.real_speech.ablation_report import write_report
+from benchmarks.real_speech.ablation_report import table_of_runs
 from benchmarks.real_speech.asterisk import read_prompts, utterances
 from benchmarks.real_speech.judged_sets import SHORT_WORDS, is_test_text
 from benchmarks.real_speech.laptop import BANK, PACK
@@ -287,9 +287,9 @@ def test_ranks(model: TermRetrievalModel, others_ND: torch.Tensor, work: Path) -
     return ranks
 
 
-def _recalls(ranks: Mapping[str, Mapping[str, list[int]]]) -> dict[str, float]:
+def recalls(ranks: Mapping[str, Mapping[str, list[int]]], k: int = 10) -> dict[str, float]:
     return {
-        f"{test} {bank}": round(float(np.mean(np.array(row) <= 10)), 3)
+        f"{test} {bank}": round(float(np.mean(np.array(row) <= k)), 3)
         for test, of_bank in ranks.items()
         for bank, row in of_bank.items()
     }
@@ -318,8 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = run(variant, seed, options.work) | {"settings": dataclasses.asdict(variant)}
             path.write_text(json.dumps(found) + "\n", encoding="utf-8")
             shutil.rmtree(options.work / "runs" / path.stem / "hard_negatives", ignore_errors=True)
-            logger.info("%s, seed %d: %.0f s, R@10 %s", variant.name, seed, found["train_s"], _recalls(found["ranks"]))
-    print(write_report(results, VARIANTS, WHOLE_CLIP, {"budget": BUDGET}))
+            logger.info("%s, seed %d: %.0f s, R@10 %s", variant.name, seed, found["train_s"], recalls(found["ranks"]))
+    print(table_of_runs("ablation", results, VARIANTS, WHOLE_CLIP, {"budget": BUDGET}))
 
 
 if __name__ == "__main__":

@@ -30,10 +30,15 @@ class Described(Protocol):
     what: str
 
 
-def write_report(
-    runs: Path, variants: Sequence[Described], whole_clip: Described, about: Mapping[str, Any], results: Path = RESULTS
+def table_of_runs(
+    name: str,
+    runs: Path,
+    variants: Sequence[Described],
+    whole_clip: Described,
+    about: Mapping[str, Any],
+    results: Path = RESULTS,
 ) -> str:
-    """Write `ablation.json` and `ablation.md` from the JSON files in `runs`; return the Markdown."""
+    """Write `{name}.json` and `{name}.md` from the JSON files in `runs`; return the Markdown."""
     found = read_runs(runs)
     base = found[variants[0].name]
     found[whole_clip.name] = {seed: {**run, "ranks": run["ranks_whole_clip"]} for seed, run in base.items()}
@@ -42,9 +47,9 @@ def write_report(
         for variant in (variants[0], whole_clip, *variants[1:])
         if variant.name in found
     ]
-    write_results(results / "ablation.json", {**about, "variants": rows}, packages=_PACKAGES)
+    write_results(results / f"{name}.json", {**about, "variants": rows}, packages=_PACKAGES)
     markdown = _markdown(rows, about)
-    (results / "ablation.md").write_text(markdown, encoding="utf-8")
+    (results / f"{name}.md").write_text(markdown, encoding="utf-8")
     return markdown
 
 

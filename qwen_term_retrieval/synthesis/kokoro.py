@@ -1,5 +1,8 @@
 """Kokoro-82M (int8) through onnxruntime: 28 English voices, near-human, about twice real time on one core.
 
+A voice is a table of style vectors, so two of them mix into a third: `af_heart+am_adam@40` is four tenths am_adam, with
+the accent of the first.
+
 The weights, the phoneme vocabulary and the voices come from pinned registry packages. The model reads phonemes:
 espeak-ng's are rewritten in the alphabet that Kokoro was trained on. The graph predicts how many frames each phoneme
 lasts; that tensor is declared as a second output, so that the times of words in a sentence are the model's own.
@@ -51,6 +54,7 @@ _AMERICAN = {"ɚ": "əɹ", "ɜːɹ": "ɜɹ", "ɜː": "ɜɹ", "ɾ": "T", "o": "ɔ
 _BRITISH = {"e^ə": "ɛː", "i^ə": "ɪə"}
 _EVERYWHERE = {"^": "", "ɐ": "ə", "r": "ɹ", "ʔ": "t", "e": "A", "ʲ": "", "x": "k", "ɬ": "l"}
 _SYLLABIC = re.compile("(.)\u0329")
+_MIXTURE = re.compile(r"(\w+)\+(\w+)@(\d{1,2})")
 
 
 class KokoroEngine:
@@ -102,8 +106,7 @@ class KokoroEngine:
         return Speech(pcm, _SAMPLING_RATE, start=float(start), end=float(end))
 
     def _tokens(self, texts: list[str], voice: str) -> list[list[int]]:
-        if voice not in self.voices:
-            raise ValueError(f"Kokoro has no English voice {voice!r}; it has {', '.join(self.voices)}")
+        self._style(voice)
         british = voice.startswith("b")
         spelled = self._espeak.phonemes(texts, "en" if british else "en-us")
         return [
@@ -125,10 +128,26 @@ class KokoroEngine:
         return pcm.ravel(), boundaries
 
     def _style(self, voice: str) -> np.ndarray:
+        """The style vectors of a voice or of a mixture, one for each number of phonemes."""
         if voice not in self._styles:
-            path = fetch_package(VOICES) / f"package/voices/{voice}.bin"
-            self._styles[voice] = np.fromfile(path, np.float32).reshape(-1, _STYLE_SIZE)
+            shares = self._shares(voice)
+            folder = fetch_package(VOICES) / "package/voices"
+            tables = [np.fromfile(folder / f"{part}.bin", np.float32).reshape(-1, _STYLE_SIZE) for part in shares]
+            self._styles[voice] = np.average(tables, axis=0, weights=list(shares.values())).astype(np.float32)
         return self._styles[voice]
+
+    def _shares(self, voice: str) -> dict[str, float]:
+        """Each recorded voice of a mixture and its share."""
+        mixture = _MIXTURE.fullmatch(voice)
+        first, second, percent = mixture.groups() if mixture else (voice, voice, "0")
+        for part in (first, second):
+            if part not in self.voices:
+                raise ValueError(
+                    f"Kokoro has no English voice {part!r}; it has {', '.join(self.voices)}, and mixtures of two of "
+                    "them such as 'af_heart+am_adam@40'"
+                )
+        share = int(percent) / 100
+        return {first: 1 - share} | ({second: share} if share else {})
 
 
 def _respell(ipa: str, british: bool) -> str:

@@ -2,13 +2,15 @@
 
 What is said: terms of WordNet, medicine, computing and geography, everyday phrases, numbers and letters; one clip in
 ten says its term inside a sentence, with known start and end. Who says it: flite's four voices, espeak-ng in many
-accents, variants and pitches, and Kokoro's 28 English voices for as many clips as `num_kokoro` asks (about 0.8 s each).
+accents, variants and pitches, and 300 voices of Kokoro, its 26 English ones and mixtures of two of them, for as many
+clips as `num_kokoro` asks (about 1.1 s of one core each).
 Texts follow from `seed`, and a text's voice, speed and sentence from the text, so the speech cache serves a second run,
 and most of it a run with other sizes or other excluded texts.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import random
@@ -25,7 +27,8 @@ from qwen_term_retrieval.text.glossary import normalize_term
 logger = logging.getLogger(__name__)
 
 NUM_CLIPS = 16_000
-NUM_KOKORO = 1_200
+NUM_KOKORO = 3_000
+_KOKORO_VOICES = 300
 _SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 _PITCHES = ("", "@35", "@42", "@58", "@66")
 _FLITE_SHARE = 0.3
@@ -169,8 +172,19 @@ def _draw_voice(engine: str, split: str, rng: random.Random) -> str:
     voices = get_engine(engine).voices
     held_out = split == "validation"
     if engine == "kokoro":
-        return rng.choice([voice for voice in voices if (voice in _HELD_OUT_KOKORO) == held_out])
+        return rng.choice(_HELD_OUT_KOKORO if held_out else _kokoro_cast(voices))
     if engine == "espeak":
         of_split = [voice for voice in voices if voice.endswith(_HELD_OUT_VARIANTS) == held_out]
         return rng.choice(of_split) + rng.choice(_PITCHES)
     return rng.choice(voices)
+
+
+@functools.cache
+def _kokoro_cast(voices: tuple[str, ...]) -> list[str]:
+    """The voices that are not held out, and mixtures of two of one accent."""
+    cast = [voice for voice in voices if voice not in _HELD_OUT_KOKORO]
+    pairs = [(one, other) for one in cast for other in cast if one < other and one[0] == other[0]]
+    rng = random.Random("mixtures")
+    drawn = rng.choices(pairs, k=2 * _KOKORO_VOICES)
+    mixtures = dict.fromkeys(f"{one}+{other}@{rng.choice((25, 40, 50, 60, 75))}" for one, other in drawn)
+    return cast + list(mixtures)[: _KOKORO_VOICES - len(cast)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from benchmarks.real_speech.ablation_report import hits, read_runs, write_report
+from benchmarks.real_speech.ablation_report import hits, read_runs, table_of_runs
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def runs(tmp_path):
 
 
 def test_a_recall_is_the_mean_over_seeds_and_a_difference_that_of_the_same_clips(runs, tmp_path):
-    markdown = write_report(runs, [BASE, MINED, UNRUN], WHOLE, {"budget": "Small."}, tmp_path)
+    markdown = table_of_runs("ablation", runs, [BASE, MINED, UNRUN], WHOLE, {"budget": "Small."}, tmp_path)
     written = json.loads((tmp_path / "ablation.json").read_text())
     base, whole, mined = written["variants"]
     assert [row["variant"] for row in written["variants"]] == ["base", "whole clip", "mined"]
@@ -53,7 +53,7 @@ def test_a_recall_is_the_mean_over_seeds_and_a_difference_that_of_the_same_clips
 
 def test_a_variant_with_fewer_seeds_is_compared_with_the_same_seeds_of_the_first(runs, tmp_path):
     (runs / "mined-1.json").unlink()
-    write_report(runs, [BASE, MINED], WHOLE, {"budget": "Small."}, tmp_path)
+    table_of_runs("ablation", runs, [BASE, MINED], WHOLE, {"budget": "Small."}, tmp_path)
     mined = json.loads((tmp_path / "ablation.json").read_text())["variants"][-1]
     assert mined["seeds"] == [0]
     assert mined["recall"]["studio"]["+10k"]["R@10"]["difference"] == pytest.approx(4 / 20)

@@ -1,0 +1,285 @@
+"""What a faster-learning prototype did otherwise, one difference at a time: which of it makes a better first stage.
+
+    python -m benchmarks.real_speech.first_stage                  # every run that has no result yet, then the table
+    python -m benchmarks.real_speech.first_stage --report         # the table of what is there
+
+A prototype of November 2026 ranked the right term first more often than the model of the recipes after as much
+training. It differed in seven things, and each is built here on top of the library's model, trained alone with three
+seeds, and searched as the library searches (by windows) and as the prototype did (one vector of the whole clip).
+What holds becomes a part of the library; what does not stays here. Sets, banks and seeds are those of `ablation.py`;
+the training clips are formant voices alone, so that they are made in minutes.
+
+Shapes: B clips, T frames, L layers, H hidden, P spans, K segments, R pronunciations, S symbols.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.real_speech.ablation import SEEDS, TOWER, WINDOWS, distractors, recalls, test_ranks
+from benchmarks.real_speech.ablation_report import table_of_runs
+from benchmarks.real_speech.asterisk import asterisk_texts
+from benchmarks.real_speech.judged_sets import is_test_text
+from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.synthesis.corpus_folder import write_corpus
+from qwen_term_retrieval.synthesis.laptop import laptop_rows
+from qwen_term_retrieval.training.arguments import TermRetrievalArguments
+from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
+
+logger = logging.getLogger("first_stage")
+
+NUM_TEXTS = 6_000
+STEPS, BATCH = 160, 256
+WORK = Path("outputs/first_stage")
+ABOUT = {
+    "budget": f"{STEPS} steps of {BATCH} of {NUM_TEXTS:,} clips by formant voices, Whisper-base frozen, {len(SEEDS)} "
+    "seeds. Studio: Asterisk prompts of at most four words, one speaker, n = 341. Volunteers: KTuberling's English "
+    "words, about two speakers, n = 72."
+}
+Change = Callable[[TermRetrievalModel], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change from the first row of the table: of the settings, or of a part of the built model."""
+
+    name: str
+    what: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    change: Change | None = None
+
+
+# ---- the differences ----------------------------------------------------------------------------------------------
+
+
+def norm_frames(model: TermRetrievalModel) -> None:
+    """Every layer's frames to mean 0 and variance 1 before they are mixed and pooled."""
+    pool = model.pool_spans
+    model.pool_spans = (
+        lambda frames, *spans: pool(  # type: ignore[method-assign]
+            F.layer_norm(frames.float(), frames.shape[-1:]), *spans
+        )
+    )
+
+
+class NormedHead(nn.Linear):
+    """A linear layer behind a layer norm and dropout."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.norm = nn.LayerNorm(in_features)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, pooled_PH: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(self.norm(pooled_PH)))
+
+
+def norm_head(model: TermRetrievalModel) -> None:
+    """LayerNorm and dropout before both heads."""
+    for name in ("audio_head", "text_head"):
+        head = getattr(model, name)
+        setattr(model, name, NormedHead(head.in_features, head.out_features))
+
+
+class GatedBlock(nn.Module):
+    """A residual convolution whose other half gates it."""
+
+    def __init__(self, hidden_size: int, kernel_size: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.conv = nn.Conv1d(hidden_size, 2 * hidden_size, kernel_size, padding="same")
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_RSH: torch.Tensor, mask_RS1: torch.Tensor) -> torch.Tensor:
+        update_RSH = self.conv((self.norm(hidden_RSH) * mask_RS1).transpose(1, 2)).transpose(1, 2)
+        return hidden_RSH + self.dropout(F.glu(update_RSH, dim=-1))
+
+
+def gate_text(model: TermRetrievalModel) -> None:
+    """Gated convolutions in the text tower."""
+    config: Any = model.text_tower.config
+    sizes = (config.hidden_size, config.kernel_size, config.dropout)
+    model.text_tower.blocks = nn.ModuleList(GatedBlock(*sizes) for _ in range(config.num_blocks))
+
+
+def overlap_segments(model: TermRetrievalModel) -> None:
+    """Means weighted by triangles that reach into both neighbours, in place of the pyramid's boxes."""
+    model.pool_spans = functools.partial(_pool_triangles, model)  # type: ignore[method-assign]
+
+
+def _pool_triangles(
+    model: TermRetrievalModel,
+    frames_BTH: torch.Tensor,
+    num_frames_B: torch.Tensor,
+    clip_index_P: torch.Tensor,
+    start_P: torch.Tensor,
+    end_P: torch.Tensor,
+) -> torch.Tensor:
+    if frames_BTH.dim() == 4:
+        frames_BTH = torch.einsum("blth,l->bth", frames_BTH.float(), model.layer_mix.float().softmax(0))
+    centre_T = torch.arange(frames_BTH.shape[1]) + 0.5
+    pooled_PH = frames_BTH.new_empty(len(clip_index_P), sum(model.config.segments) * frames_BTH.shape[-1])
+    parts = []
+    for clip in range(len(frames_BTH)):
+        rows_p = (clip_index_P == clip).nonzero()[:, 0]
+        start_p1, length_p1 = start_P[rows_p, None], (end_P - start_P)[rows_p, None].clamp(min=1.0)
+        inside_pT = (centre_T >= start_p1 - 0.5) & (centre_T < start_p1 + length_p1 + 0.5)
+        inside_pT &= centre_T < num_frames_B[clip]
+        weights = []
+        for level in model.config.segments:
+            for k in range(level):
+                middle_p1 = start_p1 + length_p1 * (k + 0.5) / level
+                # One segment is the plain mean; the others fall to nothing at their neighbours' middles.
+                shape_pT = 1 - (centre_T - middle_p1).abs() * level / length_p1 if level > 1 else torch.ones(1)
+                weight_pT = shape_pT.clamp(min=1e-4) * inside_pT
+                weights.append(weight_pT / weight_pT.sum(1, keepdim=True).clamp(min=1e-6))
+        parts.append((rows_p, torch.einsum("kpt,th->pkh", torch.stack(weights), frames_BTH[clip].float()).flatten(1)))
+    order = torch.cat([rows for rows, _ in parts])
+    pooled_PH = torch.cat([pooled for _, pooled in parts])[order.argsort()]
+    return F.normalize(model.audio_head(pooled_PH), dim=-1)
+
+
+def _all_of_it(model: TermRetrievalModel) -> None:
+    overlap_segments(model)
+    norm_frames(model)
+    norm_head(model)
+    gate_text(model)
+
+
+VARIANTS = (
+    Variant("base", "the recipe: the last 3 layers mixed, pyramid, one linear head, jittered spans, batches of 256"),
+    Variant("exact spans", "spans as they are, trimmed to the term, not jittered", training={"span_jitter": 0.0}),
+    Variant("normed frames", "frames layer-normed before they are mixed and pooled", change=norm_frames),
+    Variant("four layers", "a learned mix of the last four", model={"audio_layers": 4}),
+    Variant("triangles", "overlapping triangular segments", change=overlap_segments),
+    Variant("normed heads", "LayerNorm and dropout before both heads", change=norm_head),
+    Variant("gated text", "gated convolutions in the text tower", change=gate_text),
+    Variant(
+        "batch 512",
+        "half as many steps of 512",
+        training={"per_device_train_batch_size": 2 * BATCH, "max_steps": STEPS // 2, "warmup_steps": 15},
+    ),
+    Variant(
+        "all of it",
+        "all seven",
+        model={"audio_layers": 4},
+        training={
+            "span_jitter": 0.0,
+            "per_device_train_batch_size": 2 * BATCH,
+            "max_steps": STEPS // 2,
+            "warmup_steps": 15,
+        },
+        change=_all_of_it,
+    ),
+)
+WHOLE_CLIP = Variant("base, whole clip", "the same models, searched by one vector of the whole clip")
+
+
+# ---- one run ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def training_rows(work: Path) -> datasets.Dataset:
+    """`NUM_TEXTS` clips that say one term alone, by flite and espeak-ng, none of it a text of a test set."""
+    pack = work / "packs" / "formants"
+    if not (pack / "pack.json").is_file():
+        rows = laptop_rows(num_clips=NUM_TEXTS + 2_000, num_kokoro=0, exclude=asterisk_texts())
+        alone = [row for row in rows if row.split == "train" and row.request.sentence == row.request.text]
+        allowed = [row for row in alone if not is_test_text(row.request.text)][:NUM_TEXTS]
+        write_corpus(allowed, work / "corpus", on_error="skip", overwrite=True)
+        pack_corpus(work / "corpus", pack)
+    return datasets.load_dataset(str(pack), split="train")
+
+
+def run(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
+    """Train, test, and give the numbers."""
+    started = time.monotonic()
+    torch.manual_seed(seed)
+    settings = {"audio_layers": 3, "windows": WINDOWS, "embedding_dim": 384} | variant.model
+    model = TermRetrievalModel(TermRetrievalConfig(audio_tower=TOWER, **settings))
+    if variant.change is not None:
+        variant.change(model)
+    trainer = TermRetrievalTrainer(model, _arguments(variant, seed, work / "runs"), training_rows(work))
+    trainer.train()
+    trained_s = time.monotonic() - started
+    others_ND = model.encode_terms(distractors(work))
+    ranks = test_ranks(model, others_ND, work)
+    model.config.windows = None
+    return {
+        "variant": variant.name,
+        "seed": seed,
+        "clips": len(training_rows(work)),
+        "train_s": round(trained_s, 1),
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "ranks": ranks,
+        "ranks_whole_clip": test_ranks(model, others_ND, work),
+    }
+
+
+def _arguments(variant: Variant, seed: int, folder: Path) -> TermRetrievalArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "overwrite": True,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 1.5e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 30,
+        "weight_decay": 0.05,
+        "seed": 0,  # so that seeds share their cached frames
+        "data_seed": seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "patience": 0,
+        "logging_steps": 20,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return TermRetrievalArguments(**(settings | variant.training))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    names = [variant.name for variant in VARIANTS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of packs and results of runs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="only write the table of what is there")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    datasets.disable_progress_bars()
+    torch.set_num_threads(options.threads)
+    results = options.work / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    chosen = [variant for variant in VARIANTS if variant.name in options.variants and not options.report]
+    for seed in options.seeds:
+        for variant in chosen:
+            path = results / f"{variant.name.replace(' ', '-')}-{seed}.json"
+            if path.is_file():
+                continue
+            settings = {"model": variant.model, "training": variant.training, "what": variant.what}
+            path.write_text(json.dumps(run(variant, seed, options.work) | settings) + "\n", encoding="utf-8")
+            found = json.loads(path.read_text(encoding="utf-8"))
+            logger.info("%s, seed %d: %.0f s, R@1 %s", variant.name, seed, found["train_s"], recalls(found["ranks"], 1))
+    print(table_of_runs("first_stage", results, VARIANTS, WHOLE_CLIP, ABOUT))
+
+
+if __name__ == "__main__":
+    main()
