@@ -16,6 +16,7 @@
     ablation              what each part of a training buys
     ablation_report       its table
     first_stage           what a prototype did otherwise, one difference at a time
+    belief                what a probability promises and keeps, by size of the bank
 
 `python -m benchmarks.real_speech.laptop` and `.ablation` are programs too.
 """

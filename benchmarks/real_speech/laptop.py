@@ -1,9 +1,12 @@
-"""Make, pack and train the laptop recipes: 16,000 synthetic English clips and 6,000 of volunteers in other languages.
+"""Make the corpora and train the models that are judged on real speech: those that ship, and one of many languages.
 
-    python -m benchmarks.real_speech.laptop
+    python -m benchmarks.real_speech.laptop                              # `base`: English on Whisper-base
+    python -m benchmarks.real_speech.laptop --models base tiny.en laptop
 
-No clip says a text of a test set. Each stage is done once; a second run goes on where the first stopped.
-`outputs/laptop_stages.json` says how long each took, synthesis with what the speech cache already held.
+`base` and `tiny.en` learn from 16,000 synthetic English clips (`packs/english`), `laptop` from these and from 6,000 of
+volunteers in other languages (`packs/laptop`). No clip says a text of a test set. A model is trained on the frames of
+its frozen tower, then with LoRA in it; then its verifier is fitted. Each stage is done once, and a second run goes on
+where the first stopped. `outputs/laptop_stages.json` says how long each took, synthesis with what was cached already.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+import datasets
 
 from benchmarks.real_speech.asterisk import asterisk_texts
 from benchmarks.real_speech.judged_sets import is_test_text
@@ -26,15 +32,18 @@ from benchmarks.real_speech.volunteers import tuxpaint_utterances
 from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
 from qwen_term_retrieval.synthesis.laptop import make_laptop_corpus
+from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, place_names, wordnet_terms
 
-CORPUS, PACK = Path("outputs/laptop-corpus"), Path("packs/laptop")
-FROZEN, MODEL = Path("outputs/laptop"), Path("outputs/laptop_lora")
+CORPUS, PACK, ENGLISH = Path("outputs/laptop-corpus"), Path("packs/laptop"), Path("packs/english")
 BANK = Path("outputs/laptop-bank.txt")
 BANK_TERMS = 60_000
 HELD_OUT_LANGUAGE = "nl"
 STAGES = Path("outputs/laptop_stages.json")
+PACK_OF = {"base": ENGLISH, "tiny.en": ENGLISH, "laptop": PACK}
 
 
 def synthesize() -> None:
@@ -42,18 +51,19 @@ def synthesize() -> None:
         make_laptop_corpus(CORPUS, exclude=asterisk_texts())
 
 
-def pack() -> None:
-    if not (PACK / "pack.json").is_file():
-        summary = pack_corpus(training_utterances(), PACK)
+def pack(into: Path) -> None:
+    if not (into / "pack.json").is_file():
+        summary = pack_corpus(training_utterances(other_languages=into == PACK), into)
         print(summary)
 
 
-def training_utterances() -> Iterator[Utterance]:
+def training_utterances(*, other_languages: bool = True) -> Iterator[Utterance]:
     """Synthetic English, and what volunteers say in other languages, of whom one is kept for validation.
 
     A clip that says a text of a test set is left out: the corpus knows the prompts alone, and one spelling of each.
     """
-    for each in itertools.chain(read_corpus(CORPUS), map(as_recorded, tuxpaint_utterances())):
+    recorded = map(as_recorded, tuxpaint_utterances()) if other_languages else ()
+    for each in itertools.chain(read_corpus(CORPUS), recorded):
         if not any(is_test_text(text) for text in (each.text, *each.terms)):
             yield each
 
@@ -72,30 +82,50 @@ def write_bank() -> None:
         BANK.write_text("".join(f"{term}\n" for term in drawn), encoding="utf-8")
 
 
-def train() -> None:
-    run_recipe("laptop", FROZEN)
-
-
-def tune_tower() -> None:
-    run_recipe("laptop_lora", MODEL)
-
-
-def run_recipe(name: str, model: Path) -> None:
-    if not (model / "model.safetensors").is_file():
+def run_recipe(name: str) -> None:
+    if not Path("outputs", name, "model.safetensors").is_file():
         flags = ["--recipe", name, "--glossary", str(BANK), "--resume"]
         subprocess.run([sys.executable, "scripts/train.py", *flags], check=True)
 
 
+def fit_verifier(name: str) -> None:
+    """On the validation clips of voices that are nearest to real ones; no test clip is among them."""
+    folder = Path("outputs", f"{name}_lora")
+    retriever = TermRetriever.from_pretrained(folder, device="cpu")
+    if retriever.model.config.verifier is not None:
+        return
+    rows = datasets.load_dataset(str(PACK_OF[name]), split="validation")
+    rows = rows.filter(lambda engine: engine in ("kokoro", "microphone"), input_columns="engine")
+    said = [term for terms in rows["terms"] for term in terms]
+    retriever.index(Glossary([*dict.fromkeys(said), *BANK.read_text(encoding="utf-8").splitlines()]))
+    calibration = calibrate_verifier(retriever, rows)
+    retriever.model.config.save_pretrained(folder)
+    print(calibration)
+
+
+def stages_of(models: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
+    yield "synthesize", synthesize
+    for into in dict.fromkeys(PACK_OF[name] for name in models):
+        yield f"pack {into.name}", partial(pack, into)
+    yield "write_bank", write_bank
+    for name in models:
+        yield f"train {name}", partial(run_recipe, name)
+        yield f"tune the tower of {name}", partial(run_recipe, f"{name}_lora")
+        yield f"fit the verifier of {name}", partial(fit_verifier, name)
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=PACK_OF, default=["base"])
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     seconds: dict[str, float] = json.loads(STAGES.read_text(encoding="utf-8")) if STAGES.is_file() else {}
-    for stage in (synthesize, pack, write_bank, train, tune_tower):
-        print(f"== {stage.__name__}", flush=True)
+    for name, stage in stages_of(options.models):
+        print(f"== {name}", flush=True)
         started = time.monotonic()
         stage()
-        seconds[stage.__name__] = seconds.get(stage.__name__, 0.0) + round(time.monotonic() - started, 1)
+        seconds[name] = seconds.get(name, 0.0) + round(time.monotonic() - started, 1)
         STAGES.parent.mkdir(parents=True, exist_ok=True)
         STAGES.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
 

@@ -69,7 +69,7 @@ def calibrate_verifier(
             len(index),
             num_known,
         )
-    searches = _search(retriever, look, rows, _banks(index, rows, bank_sizes), show_progress)
+    searches = judged_searches(retriever, look, rows, _banks(index, rows, bank_sizes), show_progress=show_progress)
     verifier = fit(searches)
     threshold = (
         _best_f1(verifier).threshold
@@ -101,13 +101,18 @@ def _banks(index: TermIndex, rows: Sequence[Mapping[str, Any]], sizes: Iterable[
     return [index if size == len(index) else index.select(order[:size]) for size in wanted]
 
 
-def _search(
+def judged_searches(
     retriever: TermRetriever,
     look: SecondLook,
     rows: Sequence[Mapping[str, Any]],
     banks: Sequence[TermIndex],
-    show_progress: bool,
+    *,
+    show_progress: bool = False,
 ) -> list[JudgedCandidates]:
+    """What is proposed for clips in each of several banks that know how their terms sound, and whether it was said.
+
+    A term that the text holds but the row does not name is neither right nor wrong, and left out.
+    """
     judged = [_Judged(bank) for bank in banks]
     hidden = None if show_progress else True
     with tqdm(total=len(rows), desc="fitting the verifier", unit="clip", disable=hidden) as bar:

@@ -27,7 +27,7 @@ from qwen_term_retrieval.text.glossary import normalize_term
 logger = logging.getLogger(__name__)
 
 NUM_CLIPS = 16_000
-NUM_KOKORO = 3_000
+NUM_KOKORO = 1_800
 _KOKORO_VOICES = 300
 _SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 _PITCHES = ("", "@35", "@42", "@58", "@66")

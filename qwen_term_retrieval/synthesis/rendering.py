@@ -117,7 +117,8 @@ def render(
             report.from_cache[request.engine] += 1
         else:
             missing.append(request)
-    missing.sort(key=lambda request: (ENGINE_NAMES.index(request.engine), request.voice))  # fast engines first
+    # Fast engines first; and by hash, so that what a run leaves that is stopped is a fair sample of its voices.
+    missing.sort(key=lambda request: (ENGINE_NAMES.index(request.engine), request.path))
     chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
     with tqdm(total=len(missing), unit="clip", desc="speech", disable=None if show_progress else True) as progress:
         for outcomes in _run_chunks(chunks, num_workers):

@@ -44,6 +44,25 @@ class JudgedCandidates:
     num_gold: int
     seconds: float
 
+    @classmethod
+    def joined(cls, parts: Sequence[JudgedCandidates]) -> JudgedCandidates:
+        """Searches of several groups of clips, each among as many terms, as one."""
+        offsets = np.cumsum([0, *(part.num_clips for part in parts)])[:-1]
+        evidence = [part.evidence for part in parts]
+        return cls(
+            Evidence(
+                np.concatenate([each.features_PF for each in evidence]),
+                np.concatenate([each.starts_P for each in evidence]),
+                np.concatenate([each.ends_P for each in evidence]),
+            ),
+            np.concatenate([part.clips_P + offset for part, offset in zip(parts, offsets, strict=True)]),
+            np.concatenate([part.right_P for part in parts]),
+            num_clips=sum(part.num_clips for part in parts),
+            num_terms=parts[0].num_terms,
+            num_gold=sum(part.num_gold for part in parts),
+            seconds=sum(part.seconds for part in parts),
+        )
+
     def without_right(self) -> JudgedCandidates:
         """The same clips, searched among terms that do not hold what they say."""
         wrong_P = ~self.right_P
@@ -181,24 +200,23 @@ def _minimum(loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.T
 
 
 def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) -> tuple[OperatingPoint, ...]:
-    """What each threshold gives, as means over the banks.
-
-    Precision and recall are of clips whose terms are in the bank, false alarms of clips whose terms are not.
-    """
+    """What each threshold gives, as means over the banks; see `OperatingPoint`."""
     thresholds = np.linspace(0, 1, _MOST_POINTS, endpoint=False)[1:]
     found = []
     for search in searches:
-        right, alarms = _probabilities(verifier, search), _probabilities(verifier, search.without_right())
-        accepted_T = (right[:, None] >= thresholds).sum(axis=0)
-        right_T = (right[search.right_P, None] >= thresholds).sum(axis=0)
+        present, missing = (probabilities_of(verifier, judged) for judged in (search, search.without_right()))
+        alarms_T = (missing[:, None] >= thresholds).sum(axis=0)
+        accepted_T = (present[:, None] >= thresholds).sum(axis=0) + alarms_T
+        right_T = (present[search.right_P, None] >= thresholds).sum(axis=0)
         precision_T = np.divide(right_T, accepted_T, out=np.ones(len(thresholds)), where=accepted_T > 0)
-        alarms_T = (alarms[:, None] >= thresholds).sum(axis=0) * 3600 / max(search.seconds, 1e-9)
-        found.append((precision_T, right_T / max(search.num_gold, 1), alarms_T))
+        recall_T = right_T / max(search.num_gold, 1)
+        found.append((precision_T, recall_T, alarms_T * 3600 / max(search.seconds, 1e-9)))
     means = np.mean(found, axis=0)
     return tuple(OperatingPoint(*map(float, point)) for point in zip(thresholds, *means, strict=True))
 
 
-def _probabilities(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
+def probabilities_of(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
+    """How likely each candidate was said (P,), as a search among as many terms would say."""
     evidence = judged.evidence
     strengths_P = verifier.strengths_of(evidence.features_PF)
     margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)

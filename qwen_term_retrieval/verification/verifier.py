@@ -28,7 +28,11 @@ _DEFAULT_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What accepting every probability of at least `threshold` gave on the speech that the verifier was fitted on."""
+    """What accepting every probability of at least `threshold` gave on the speech that the verifier was fitted on.
+
+    Each clip was searched twice, its own terms in the bank and missing from it. `precision` is of the answers of both,
+    `recall` of the terms that were there, `false_alarms_per_hour` of the clips whose terms were missing.
+    """
 
     threshold: float
     precision: float
