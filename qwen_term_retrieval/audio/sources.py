@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+
+_BY_PYAV = {f".{name}" for name in ("aac", "ac3", "amr", "m4a", "m4b", "mka", "wma")}
+_FILMS = {f".{name}" for name in ("avi", "flv", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv", "3gp", "3g2")}
+# What a folder is searched for; any file may be given by its name.
+AUDIO_SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()).union(
+    {".opus", ".aif", ".oga"}, _BY_PYAV, _FILMS
+)
 
 
 @dataclass(frozen=True)
