@@ -8,6 +8,8 @@ is what helps.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,9 +24,22 @@ _OURS = tuple(str(Path(spec.origin).parent) for spec in _SPECS if spec and spec.
 REFUSALS = (ValueError, OSError, RuntimeError, ImportError)
 
 
+# 128 + SIGINT, as shells have it.
+INTERRUPTED = 130
+_REMEDIES = {
+    errno.EROFS: "it cannot be written to: give another place",
+    errno.EACCES: "give another place, or the right to it",
+    errno.EPERM: "give another place, or the right to it",
+    errno.ENOSPC: "make room there, or give another place",
+    errno.EDQUOT: "make room there, or give another place",
+}
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the script with `error: …` and exit code 1 on a refusal.
+def one_line_errors(interrupted: str = "") -> Iterator[None]:
+    """End the script with `error: …` and exit code 1 on a refusal, with one line and 130 on Ctrl-C.
+
+    `interrupted`: what that line adds, such as how to go on.
 
     Example:
         >>> with one_line_errors():                     # doctest: +SKIP
@@ -35,7 +50,28 @@ def one_line_errors() -> Iterator[None]:
     except REFUSALS as error:
         if not is_refusal(error):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {message_of(error)}")
+    except KeyboardInterrupt:
+        print(interrupted_line(interrupted), file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED)
+
+
+def interrupted_line(what_next: str = "") -> str:
+    """What is said on Ctrl-C, on a line below the bar that may stand there."""
+    return f"\ninterrupted: {what_next}" if what_next else "\ninterrupted"
+
+
+def message_of(error: BaseException) -> str:
+    """The message of a refusal; of the operating system's, what it refused and what helps, without its number.
+
+    >>> message_of(PermissionError(13, "Permission denied", "/root/pack"))
+    '/root/pack: permission denied; give another place, or the right to it'
+    """
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    return f"{os.fsdecode(error.filename)}: {reason}{f'; {remedy}' if remedy else ''}"
 
 
 def is_refusal(error: BaseException) -> bool:

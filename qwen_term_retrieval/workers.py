@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,6 +15,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 from qwen_term_retrieval.errors import PackError
@@ -56,12 +59,51 @@ def worker_pool(executor: Pool, num_workers: int | None) -> Iterator[Pool]:
         return
     # Fork needs no `if __name__ == "__main__"` in the caller's script; the workers touch nothing that has threads.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+    with process_pool(num_workers, context) as pool:
         yield pool
 
 
+@contextmanager
+def process_pool(num_workers: int, context: BaseContext) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes that ends with the block: on an error at the end of what is under way, on Ctrl-C at once.
+
+    Raises:
+        PackError: there is no room for what processes share.
+    """
+    try:
+        pool = ProcessPoolExecutor(num_workers, context, initializer=end_with_parent, initargs=(os.getpid(),))
+    except OSError as error:
+        raise _explained(error) from error
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        workers = list((pool._processes or {}).values())  # Python 3.14 has `terminate_workers`
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        raise
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _explained(error: OSError) -> Exception:
+    """Locks and queues of processes lie in /dev/shm, which a container gives 64 MB."""
+    if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENOENT):
+        return error
+    return PackError(
+        f"processes cannot share memory here ({error.strerror}): /dev/shm is full or missing. Free it (see "
+        "`df -h /dev/shm`; a container takes --shm-size=1g), or use one process: workers=1"
+    )
+
+
 def end_with_parent(parent: int) -> None:
-    """Initializer of a pool's workers, which else wait for work for ever when their parent, of this id, is killed."""
+    """Initializer of a pool's workers, which else wait for work for ever when their parent, of this id, is killed.
+
+    Ctrl-C reaches all processes of a terminal: the parent alone answers it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

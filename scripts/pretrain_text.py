@@ -17,7 +17,7 @@ from qwen_term_retrieval.refusals import one_line_errors
 from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors("--resume goes on from the last checkpoint"):
         script = argparse.ArgumentParser(description="Pre-train a text model on prompts and responses.", add_help=False)
         run_text_pretraining(
             *parse_recipe(TEXT_PRETRAINING, RECIPES, own_names(sys.argv[1:]), script, default="text_demo")

@@ -12,6 +12,6 @@ from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 from qwen_term_retrieval.training.run import run_training
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors("--resume goes on from the last checkpoint"):
         run_training(*parse_recipe(TERM_RETRIEVAL, RECIPES))
     end_ranks()

@@ -30,6 +30,10 @@ class AudioClip(Mapping[str, Any]):
         """int16 (num_samples,), read-only."""
         raise NotImplementedError
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The samples, in blocks of as many as are in memory at once, if they are read at all."""
+        yield self.pcm
+
     def window(self, first: int, length: int) -> AudioClip:
         """`length` samples of this clip from sample `first` on, as a reference."""
         raise NotImplementedError

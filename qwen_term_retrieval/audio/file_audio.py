@@ -8,6 +8,8 @@ samples, counted at the column's rate. A file that is gone or has changed since 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +21,7 @@ import soundfile
 from qwen_term_retrieval.audio.clip import AudioClip
 from qwen_term_retrieval.audio.clip_feature import ClipFeature
 from qwen_term_retrieval.audio.decoding import EXACT_IN_INT16, pcm_blocks
-from qwen_term_retrieval.audio.sound_files import opened_sound, reason
+from qwen_term_retrieval.audio.sound_files import UnreadableSoundError, opened_sound, reason
 from qwen_term_retrieval.audio.sources import FileSlice
 from qwen_term_retrieval.errors import BadAudioError
 
@@ -96,6 +98,25 @@ class FileClip(AudioClip):
             raise self._error(f"its header promises {self.length - len(pcm)} samples more than it holds: it is damaged")
         return pcm
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The samples in order; those of a long recording as they are decoded, so that it is never in memory whole."""
+        if 2 * (self.start + self.length) <= RECENT_BYTES or self._recording in _recent:
+            yield self.pcm
+            return
+        self._check_unchanged()
+        first, last, now = self.start, self.start + self.length, 0
+        try:
+            for pcm, _ in pcm_blocks(self._audio(), self.sampling_rate, channel=self.channel):
+                own = pcm[max(0, first - now) : last - now]
+                now += len(pcm)
+                if len(own):
+                    yield own
+                if now >= last:
+                    return
+        except BadAudioError as error:
+            raise self._error(f"{error}. Mend the file, or drop the row") from error
+        raise self._error(f"its header promises {last - now} samples more than it holds: it is damaged")
+
     @property
     def _recording(self) -> tuple[Any, ...]:
         return (self.path, self.byte_offset, self.num_bytes, self.modified, self.channel, self.sampling_rate)
@@ -116,7 +137,11 @@ class FileClip(AudioClip):
         """The window alone, where it can be had exactly without decoding what comes before it."""
         if (self.suffix or Path(self.path).suffix).lower() in _STREAMED:
             return None
-        with opened_sound(self._audio()) as file:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(opened_sound(self._audio()))
+            except UnreadableSoundError:
+                return None  # PyAV's
             can_seek = file.format in _SEEKABLE and file.subtype in _STATELESS
             if file.samplerate != self.sampling_rate or not can_seek:
                 return None

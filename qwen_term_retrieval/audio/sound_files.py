@@ -1,4 +1,6 @@
-"""Encoded recordings, wherever they lie, opened and checked before anything is decoded or allocated: `opened_sound`.
+"""Encoded recordings, wherever they lie, opened and checked before anything is decoded or allocated.
+
+`opened_sound` opens what libsndfile reads, `opened_recording` what PyAV reads too.
 
 A header can claim anything. What it claims is held against limits and against the size of the file, so that a broken
 or hostile one costs an error and no memory. libsndfile takes a cut file for a short one where it can; here it is
@@ -15,15 +17,17 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
 import soundfile
 
+from qwen_term_retrieval.audio.containers import Container, opened_container
 from qwen_term_retrieval.audio.sources import FileSlice, is_url
 from qwen_term_retrieval.audio.urls import file_system
+from qwen_term_retrieval.audio.wav_headers import OPEN_ENDED, samples_behind
 from qwen_term_retrieval.errors import BadAudioError
 
 MAX_CHANNELS = 64
@@ -33,12 +37,17 @@ BYTES_IN_MEMORY = 1 << 25
 
 # Chunks of samples in libsndfile's log of a header: "data : 80000 (should be 39978)".
 _SHORTFALL = re.compile(r"^\s*(?:data|SSND|riff|Riff size|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-# Writers to pipes leave sizes like 0xFFFFFFFF and 0x7FFFFFFF less a header.
-_OPEN_ENDED = 0x7FFFF000
 _SHORTFALL_BYTES = 64
 # Lengths that libsndfile estimates; it stands for an unknown length.
 _ESTIMATED = ("MP3",)
 _UNKNOWN_FRAMES = 1 << 62
+
+_Opened = TypeVar("_Opened", soundfile.SoundFile, Container)
+EncodedAudio = str | Path | FileSlice | bytes | BinaryIO
+
+
+class UnreadableSoundError(BadAudioError):
+    """A file that libsndfile does not know how to read."""
 
 
 class AudioHeader(NamedTuple):
@@ -49,8 +58,10 @@ class AudioHeader(NamedTuple):
     num_channels: int
 
 
-def probe(audio: str | Path | FileSlice | bytes) -> AudioHeader:
+def probe(audio: EncodedAudio) -> AudioHeader:
     """Length, rate and channels of a recording, from its header, without decoding it.
+
+    What takes PyAV is decoded to be counted: its containers tell the length to a packet, if at all.
 
     >>> probe("talk.flac")
     AudioHeader(num_frames=960000, sampling_rate=16000, num_channels=1)
@@ -61,7 +72,10 @@ def probe(audio: str | Path | FileSlice | bytes) -> AudioHeader:
     Raises:
         BadAudioError: missing, unreadable, cut short, or with an impossible header.
     """
-    with opened_sound(audio) as file:
+    with opened_recording(audio) as file:
+        if isinstance(file, Container):
+            num_frames = sum(len(block) for block in file.blocks(file.samplerate))
+            return AudioHeader(num_frames, file.samplerate, file.channels)
         if file.frames >= _UNKNOWN_FRAMES:
             raise BadAudioError("its header does not say how long it is; convert it to WAV or FLAC anew")
         return AudioHeader(file.frames, file.samplerate, file.channels)
@@ -79,10 +93,31 @@ class _ForwardSoundFile(soundfile.SoundFile):
 
 
 @contextmanager
-def opened_sound(audio: str | Path | FileSlice | bytes) -> Iterator[soundfile.SoundFile]:
+def opened_recording(audio: EncodedAudio, track: int | None = None) -> Iterator[soundfile.SoundFile | Container]:
+    """A recording that libsndfile reads, or else one that PyAV does; see `opened_sound`.
+
+    Args:
+        audio: path, URL, slice of a file, encoded bytes, or a binary file, which is read from its beginning.
+        track: of a container with several audio tracks, counted from 0; None: its default.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened_sound(audio))
+        except UnreadableSoundError as error:
+            source = stack.enter_context(_opened_source(audio))
+            yield _checked(stack.enter_context(opened_container(source, track, error)))
+        else:
+            if track:
+                raise BadAudioError(f"has no audio track {track}, counted from 0, but one")
+            yield file
+
+
+@contextmanager
+def opened_sound(audio: EncodedAudio) -> Iterator[soundfile.SoundFile]:
     """A recording as an open `SoundFile` whose header has been checked.
 
     Raises:
+        UnreadableSoundError: not in a format of libsndfile.
         BadAudioError: missing, unreadable, cut short, or with an impossible header.
     """
     with _opened_source(audio) as source:
@@ -90,12 +125,21 @@ def opened_sound(audio: str | Path | FileSlice | bytes) -> Iterator[soundfile.So
             file = _ForwardSoundFile(source)
         except (soundfile.LibsndfileError, TypeError) as error:
             # TypeError: soundfile asks for rate and channels when the suffix says headerless PCM (.raw).
-            raise BadAudioError(
+            raise UnreadableSoundError(
                 f"soundfile cannot read it ({reason(error)}); convert it to WAV, FLAC or Ogg"
             ) from error
         with file:
-            _check_header(file)
-            yield file
+            behind = samples_behind(file, source)
+            if behind is None:
+                _check_header(_checked(file))
+                yield file
+                return
+            shape = {"samplerate": file.samplerate, "channels": file.channels, "subtype": file.subtype}
+        with ExitStack() as stack:
+            if isinstance(source, bytes):
+                source = stack.enter_context(Path(os.fsdecode(source)).open("rb"))
+            window = cast(BinaryIO, _Window(source, *behind))
+            yield _checked(stack.enter_context(_ForwardSoundFile(window, format="RAW", endian="LITTLE", **shape)))
 
 
 def read_blocks(file: soundfile.SoundFile, dtype: str, frames_per_block: int) -> Iterator[np.ndarray]:
@@ -124,20 +168,24 @@ def reason(error: Exception) -> str:
     return str(error).rpartition(": ")[2].strip().rstrip(".")
 
 
-def _check_header(file: soundfile.SoundFile) -> None:
+def _checked(file: _Opened) -> _Opened:
     if file.channels > MAX_CHANNELS:
         raise BadAudioError(f"its header says {file.channels} channels; the limit is {MAX_CHANNELS}")
     if not RATES[0] <= file.samplerate <= RATES[1]:
         raise BadAudioError(f"its header says {file.samplerate} Hz; rates are from {RATES[0]} to {RATES[1]} Hz")
+    return file
+
+
+def _check_header(file: soundfile.SoundFile) -> None:
     if "should be" not in (log := file.extra_info):
         return
     for said, found in ((int(said), int(found)) for said, found in _SHORTFALL.findall(log)):
-        if found + _SHORTFALL_BYTES < said < _OPEN_ENDED:
+        if found + _SHORTFALL_BYTES < said < OPEN_ENDED:
             raise BadAudioError(f"cut short: {found} of the {said} bytes that its header says")
 
 
 @contextmanager
-def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[bytes | BinaryIO]:
+def _opened_source(audio: EncodedAudio) -> Iterator[bytes | BinaryIO]:
     """What `SoundFile` opens: the name of a whole local file, else a stream."""
     if isinstance(audio, bytes):
         yield io.BytesIO(audio)
@@ -147,13 +195,29 @@ def _opened_source(audio: str | Path | FileSlice | bytes) -> Iterator[bytes | Bi
                 raise BadAudioError(f"{audio.path} ends before byte {audio.offset + audio.num_bytes}; it was cut short")
             file.seek(audio.offset)
             small = audio.num_bytes <= BYTES_IN_MEMORY
-            yield io.BytesIO(file.read(audio.num_bytes)) if small else cast(BinaryIO, _Window(file, audio))
+            yield (
+                io.BytesIO(file.read(audio.num_bytes))
+                if small
+                else cast(BinaryIO, _Window(file, audio.offset, audio.num_bytes))
+            )
     elif isinstance(audio, str) and is_url(audio):
         with _remote_file(audio) as file:
             yield file
+    elif not isinstance(audio, str | Path):
+        _rewind(audio)
+        yield audio
     else:
         # As bytes: soundfile (0.14) fails on the name of a file that is no UTF-8.
         yield os.fsencode(_local_file(audio))
+
+
+def _rewind(file: BinaryIO) -> None:
+    if isinstance(file, io.TextIOBase):
+        raise BadAudioError("the file is open as text; open it with mode 'rb'")
+    try:
+        file.seek(0)
+    except (OSError, ValueError) as error:
+        raise BadAudioError(f"the file cannot be read from its beginning ({error}); give its bytes") from error
 
 
 def _local_file(path: str | Path) -> str:
@@ -202,8 +266,8 @@ def _remote_file(url: str) -> Iterator[Any]:
 class _Window(io.RawIOBase):
     """A slice of an open file, read as a file of its own."""
 
-    def __init__(self, file: BinaryIO, audio: FileSlice) -> None:
-        self._file, self._offset, self._size, self._position = file, audio.offset, audio.num_bytes, 0
+    def __init__(self, file: BinaryIO, offset: int, num_bytes: int) -> None:
+        self._file, self._offset, self._size, self._position = file, offset, num_bytes, 0
 
     def tell(self) -> int:
         return self._position

@@ -6,13 +6,14 @@ app.py         the root, and what commands share
 packs.py       `pack`, `append`, `merge`, `export`, `inspect`, `verify`
 tokens.py      `tokenize`
 text.py        `text convert`, `split`, `inspect`, `train-tokenizer`
-retrieval.py   `search`, `index`, `evaluate`, `report`, `calibrate`
+searching.py   `search`
+retrieval.py   `index`, `evaluate`, `report`, `calibrate`
 explaining.py  `explain`
 synthesis.py   `synthesize`
 models.py      `models`
 """
 
-from qwen_term_retrieval.cli import explaining, models, packs, retrieval, synthesis, text, tokens
+from qwen_term_retrieval.cli import explaining, models, packs, retrieval, searching, synthesis, text, tokens
 from qwen_term_retrieval.cli.app import app
 
-__all__ = ["app", "explaining", "models", "packs", "retrieval", "synthesis", "text", "tokens"]
+__all__ = ["app", "explaining", "models", "packs", "retrieval", "searching", "synthesis", "text", "tokens"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qwen_term_retrieval.refusals import REFUSALS, is_refusal
+from qwen_term_retrieval.refusals import INTERRUPTED, REFUSALS, interrupted_line, is_refusal, message_of
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, warnings only.")]
 # Groups of commands in `qtr --help`.
@@ -21,20 +21,28 @@ _ARGUMENT = re.compile(
     r"""|\{'(?P<ours>\w+)': '(?P<theirs>\w+)'\})"""
 )
 
+_AFTER_CTRL_C = dict.fromkeys(("pack", "append", "tokenize"), "the same command goes on from here")
+
 
 class Commands(TyperGroup):
-    """Turns the errors that users cause into one line and exit code 1; those that we cause keep their traceback."""
+    """Turns the errors that users cause into one line and exit code 1, and Ctrl-C into one line and 130.
+
+    Errors that we cause keep their traceback.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt as error:
+            typer.secho(interrupted_line(_AFTER_CTRL_C.get(ctx.invoked_subcommand, "")), fg="red", err=True)
+            raise typer.Exit(INTERRUPTED) from error
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
             flags = [flag for parameter in self.commands[ctx.invoked_subcommand].params for flag in parameter.opts]
-            typer.secho(f"error: {with_flags(str(error), flags)}", fg="red", err=True)
+            typer.secho(f"error: {with_flags(message_of(error), flags)}", fg="red", err=True)
             raise typer.Exit(1) from error
 
 

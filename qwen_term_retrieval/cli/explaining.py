@@ -9,7 +9,7 @@ import typer
 from tabulate import tabulate
 
 from qwen_term_retrieval.cli.app import MODELS, Quiet, app
-from qwen_term_retrieval.cli.retrieval import Model, Revision, check_output, log_with_libraries, terms_of
+from qwen_term_retrieval.cli.retrieval import Device, Dtype, Model, Revision, check_output, log_with_libraries, terms_of
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.explaining import Alignment, Explanation
@@ -28,6 +28,8 @@ def explain(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="PNG of the alignment.")] = None,
     revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
     quiet: Quiet = False,
 ) -> None:
     """Say why a term was found in a recording, or was not: sound by sound, where it fits best.
@@ -47,7 +49,7 @@ def explain(
         qtr explain outputs/mine clip.wav sixteen --glossary numbers.txt --output sixteen.png
     """
     from qwen_term_retrieval.retrieval.explaining import explain as explain_term
-    from qwen_term_retrieval.retrieval.recordings import check_recordings
+    from qwen_term_retrieval.retrieval.recordings.inputs import open_recordings
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
     from qwen_term_retrieval.retrieval.second_look import phoneme_head_of
 
@@ -55,8 +57,8 @@ def explain(
     if output is not None:
         check_output(output)
     terms = None if glossary is None else terms_of(glossary)
-    check_recordings([audio])
-    retriever = TermRetriever.from_pretrained(model, revision=revision)
+    open_recordings([audio])
+    retriever = TermRetriever.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     phoneme_head_of(retriever.model)
     index = None
     if terms is not None:

@@ -1,11 +1,10 @@
-"""`qtr search`, `index`, `evaluate` and `calibrate`: what a trained model is used for."""
+"""`qtr index`, `evaluate`, `report` and `calibrate`: a glossary embedded, and a model measured and set."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +15,6 @@ import typer
 from qwen_term_retrieval.cli.app import MODELS, Quiet, app, log_to_terminal
 
 if TYPE_CHECKING:
-    from qwen_term_retrieval.retrieval.matches import TermMatch
-    from qwen_term_retrieval.retrieval.recordings import Heard
     from qwen_term_retrieval.text.glossary import Glossary
 
 logger = logging.getLogger(__name__)
@@ -35,15 +32,8 @@ Threshold = Annotated[
         help="Lowest probability, or cosine of a model that verifies nothing; default the model's calibrated one.",
     ),
 ]
-FirstStage = Annotated[
-    str, typer.Option(help="Who proposes terms: `windows`, `sounds` (all terms by their pronunciations) or `both`.")
-]
-Verify = Annotated[
-    str,
-    typer.Option(
-        help="`auto` listens again where it can, `sounds` insists, `spelling` asks a decoder too, `none`: cosines."
-    ),
-]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; default a GPU, if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as the model is.")]
 EvaluatedSplit = Annotated[str, typer.Option(help="Split to evaluate.")]
 Wanted = Annotated[Path | None, typer.Option(help="Terms to find; default: all terms of the split.")]
 Distractors = Annotated[Path | None, typer.Option(help="Glossary of terms to tell apart from them.")]
@@ -54,112 +44,13 @@ TrainSplit = Annotated[
 
 
 @app.command(rich_help_panel=MODELS)
-def search(
-    model: Model,
-    glossary: Annotated[
-        Path,
-        typer.Argument(metavar="GLOSSARY", help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`."),
-    ],
-    clips: Annotated[list[Path], typer.Argument(metavar="CLIPS", help="Audio files.")],
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Most terms to show for a file; with --each-time, for a second of it.")
-    ] = 10,
-    threshold: Threshold = None,
-    target_precision: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The threshold that kept this precision when it was fitted.")
-    ] = None,
-    max_false_alarms_per_hour: Annotated[
-        float | None, typer.Option(min=0, help="The threshold that let no more through when it was fitted.")
-    ] = None,
-    first_stage: FirstStage = "windows",
-    verify: Verify = "auto",
-    each_time: Annotated[
-        bool, typer.Option("--each-time", help="Show a term each time it is said, in order; takes a threshold.")
-    ] = False,
-    revision: Revision = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a match.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Find the terms of a glossary in recordings, each where it was heard best.
-
-    A model with a verifier gives each term a probability, one without a cosine. Without a threshold, given or in the
-    model, the nearest terms come whether they were said or not. Files are opened before the model is, and
-    searched 32 at a time: what was found in those is shown before the next are searched. With `--each-time` a term is
-    shown as soon as it is heard.
-
-    For example:
-
-        qtr search outputs/demo glossary.txt clip.wav
-        qtr search me/model glossary.txt *.wav --threshold 0.6 --json
-        qtr search outputs/mine glossary.txt lecture.mp3 --each-time
-    """
-    from qwen_term_retrieval.retrieval.recordings import check_recordings, hear_each_time, search_recordings
-    from qwen_term_retrieval.retrieval.retriever import TermRetriever
-
-    log_with_libraries(quiet)
-    terms = terms_of(glossary)
-    check_recordings(clips)
-    retriever = TermRetriever.from_pretrained(
-        model,
-        revision=revision,
-        first_stage=first_stage,  # type: ignore[arg-type]  # checked there
-        verify=verify,  # type: ignore[arg-type]
-    )
-    if threshold is None:
-        threshold = retriever.threshold_for(target_precision, max_false_alarms_per_hour)
-    elif target_precision is not None or max_false_alarms_per_hour is not None:
-        raise ValueError("--threshold says by itself what is let through: leave out --target-precision and the like")
-    lowest = retriever.threshold if threshold is None else threshold
-    if each_time and lowest is None:
-        raise ValueError("--each-time needs --threshold, or a model that `qtr calibrate` has given one")
-    retriever.index(terms, show_progress=not quiet)
-
-    def shown(clip: Path, match: TermMatch) -> str:
-        return _json_line(clip, match) if json_lines else _line(match)
-
-    if each_time:
-        for clip in clips:
-            if not json_lines:
-                typer.echo(f"{clip}:")
-            for match in hear_each_time(retriever, clip, top_k=top_k, threshold=lowest):
-                typer.echo(shown(clip, match))
-        return
-    for heard in search_recordings(retriever, clips, top_k=top_k, threshold=lowest, show_progress=not quiet):
-        if not json_lines:
-            typer.echo(f"{heard.recording}: {_count(heard.matches)}{_near_miss(heard, lowest)}")
-        for match in heard.matches:
-            typer.echo(shown(heard.recording, match))
-
-
-def _json_line(clip: Path, match: TermMatch) -> str:
-    found: dict[str, object] = {"clip": str(clip), "term": match.term, "score": round(match.score, 4)}
-    found |= {} if match.probability is None else {"probability": round(match.probability, 4)}
-    found |= {"start": match.start, "end": match.end} | ({"language": match.language} if match.language else {})
-    return json.dumps(found, ensure_ascii=False)
-
-
-def _line(match: TermMatch) -> str:
-    shown = f"{match.term} ({match.language})" if match.language else match.term
-    return f"  {shown:<40} {match.confidence:6.3f} {match.start:9.2f} – {match.end:.2f} s"
-
-
-def _count(heard: Sequence[TermMatch]) -> str:
-    return "1 term" if len(heard) == 1 else f"{len(heard)} terms"
-
-
-def _near_miss(heard: Heard, threshold: float | None) -> str:
-    nearest = heard.nearest
-    if threshold is None or nearest is None or heard.matches:
-        return ""
-    return f" (best: {nearest.term} {nearest.confidence:.3f}, threshold {threshold:.3f})"
-
-
-@app.command(rich_help_panel=MODELS)
 def index(
     model: Model,
     glossary: Annotated[Path, typer.Argument(metavar="GLOSSARY", help="Glossary file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the index that is at OUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -178,7 +69,7 @@ def index(
     log_with_libraries(quiet)
     check_target(out, overwrite)
     terms = terms_of(glossary)
-    retriever = TermRetriever.from_pretrained(model, revision=revision)
+    retriever = TermRetriever.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     retriever.index(terms, show_progress=not quiet)
     retriever.save_index(out, overwrite=overwrite)
     typer.echo(f"{out}: {len(retriever.term_index)} terms")
@@ -194,6 +85,8 @@ def evaluate(
     train_split: TrainSplit = None,
     threshold: Threshold = None,
     revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for all metrics.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG for recall over k.")] = None,
     quiet: Quiet = False,
@@ -217,6 +110,8 @@ def evaluate(
         model,
         dataset,
         revision=revision,
+        device=device,
+        dtype=dtype,
         split=split,
         glossary=glossary,
         distractors=distractors,
@@ -243,6 +138,8 @@ def report(
     train_split: TrainSplit = None,
     threshold: Threshold = None,
     revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report that is at OUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -272,7 +169,7 @@ def report(
         threshold=threshold,
         bank_sizes=html_report.BANK_SIZES,
     )
-    retriever = TermRetriever.from_pretrained(model, revision=revision)
+    retriever = TermRetriever.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     evaluation = evaluator.run(retriever, show_progress=not quiet)
     page = html_report.write_report(
         evaluator,
@@ -303,6 +200,8 @@ def calibrate(
     max_false_alarms_per_hour: Annotated[
         float | None, typer.Option(min=0, help="False alarms to stay below; for a model with a phoneme head.")
     ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     quiet: Quiet = False,
 ) -> None:
     """Choose from when a term counts as heard, and store it in the model and its card.
@@ -328,7 +227,7 @@ def calibrate(
     if not Path(model).is_dir():
         raise FileNotFoundError(f"{model} is no folder: download the model first, its config is written to")
     terms, rows = terms_of(glossary), load_split(dataset, split)
-    retriever = TermRetriever.from_pretrained(model)
+    retriever = TermRetriever.from_pretrained(model, device=device, dtype=dtype)
     retriever.index(terms, show_progress=not quiet)
     if retriever.model.phoneme_head is not None:
         chosen = calibrate_verifier(

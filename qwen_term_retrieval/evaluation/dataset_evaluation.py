@@ -13,14 +13,22 @@ from qwen_term_retrieval.text.glossary import Glossary
 
 
 def evaluate_dataset(
-    model: str | Path, dataset: str, *, revision: str | None = None, show_progress: bool = True, **chosen: Any
+    model: str | Path,
+    dataset: str,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    show_progress: bool = True,
+    **chosen: Any,
 ) -> dict[str, float]:
     """`RetrievalEvaluator` on a split of a dataset, everything given by name; what `qtr evaluate` calls.
 
-    `revision`: of a model on the Hub, see `TermRetriever.from_pretrained`. `chosen`: see `dataset_evaluator`.
+    `revision`, `device`, `dtype`: see `TermRetriever.from_pretrained`. `chosen`: see `dataset_evaluator`.
     """
     evaluator = dataset_evaluator(dataset, **chosen)
-    return evaluator(TermRetriever.from_pretrained(model, revision=revision), show_progress=show_progress)
+    retriever = TermRetriever.from_pretrained(model, revision=revision, device=device, dtype=dtype)
+    return evaluator(retriever, show_progress=show_progress)
 
 
 def dataset_evaluator(

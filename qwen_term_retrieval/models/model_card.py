@@ -67,7 +67,6 @@ def model_card(
     metadata = ModelCardData(
         library_name="qwen_term_retrieval",
         tags=TAGS,
-        pipeline_tag="feature-extraction",
         base_model=base_models or None,
         model_name=title if recall else None,
         eval_results=_eval_results(recall) if recall else None,

@@ -27,6 +27,7 @@ from qwen_term_retrieval.models.text_towers.text_encoder import HFTextEncoder
 from qwen_term_retrieval.models.text_towers.tower import TextTower, pretrained_text_encoder
 from qwen_term_retrieval.models.weights.base_weights import checked_digest, is_trained, load_strictly
 from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
+from qwen_term_retrieval.models.weights.model_names import check_model_name
 
 
 class TermRetrievalPreTrainedModel(PreTrainedModel):
@@ -244,6 +245,7 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
             CheckpointError: a base tower cannot be had, or is not the one the model was trained on.
             PhonemizerError: the phonemizer is missing, or is not the one the model was trained with.
         """
+        check_model_name(pretrained_model_name_or_path, kwargs.get("revision"))
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except (OSError, HFValidationError) as error:

@@ -1,7 +1,8 @@
 """Clips to the windows that a search scores.
 
 `ClipEncoder` takes audio of any kind, cuts what is longer than `CHUNK_SECONDS` into overlapping chunks, encodes chunks
-of like length together, and pools every window of the grid. Memory follows the batch, not the recording.
+of like length together, and pools every window of the grid. Recordings are read as they are encoded: memory follows
+the batch, not the recording.
 
 Shapes: C chunks, W windows, P windows of all chunks, S samples, D embedding.
 """
@@ -10,15 +11,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
+from qwen_term_retrieval.audio.clip import AudioClip
 from qwen_term_retrieval.audio.collate import pad_pcm
-from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_blocks, clip_pcm
+from qwen_term_retrieval.audio.sources import Recording, name_of_audio
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
@@ -32,6 +39,10 @@ MARGIN_SECONDS = 0.2
 # For models trained on whole clips, which name no windows of their own: terms of one to four words last this long.
 DEFAULT_WINDOW_SECONDS = (0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.25, 1.6, 2.0, 2.5, 3.2)
 DEFAULT_STRIDE_SECONDS = 0.1
+# Nobody needs a bar for less.
+_BAR_AFTER_SECONDS = 2.0
+# 64 MB of samples.
+_CHUNKS_AT_ONCE = 256
 
 Windows = Literal["auto", "clip"] | Mapping[str, Any]
 
@@ -51,32 +62,49 @@ class ClipEncoder:
         self.samples_per_frame = round(SAMPLING_RATE / model.frame_rate)
         self.sizes, self.stride = _window_sizes(model, windows)
 
-    def chunker(self, hop_seconds: float) -> Chunker:
-        """Cuts a recording for this grid, a chunk every `hop_seconds`."""
+    @property
+    def longest_seconds(self) -> float:
+        """The longest window; 0 where a clip is one."""
+        return 0.0 if self.sizes is None else max(self.sizes) / self.model.frame_rate
+
+    def chunker(self, hop_seconds: float | None = None) -> Chunker:
+        """Cuts a recording for this grid.
+
+        Args:
+            hop_seconds: between chunks; None: as searches do, chunks of `CHUNK_SECONDS`.
+
+        Raises:
+            ValueError: clips are heard as a whole.
+        """
         if self.sizes is None or self.stride is None:
             raise ValueError('a recording cannot be taken as one window: windows="clip" is for clips')
+        first_hop = None
+        if hop_seconds is None:
+            hop_seconds = max(1.0, CHUNK_SECONDS - self.longest_seconds - 2 * MARGIN_SECONDS)
+            first_hop = round((CHUNK_SECONDS - MARGIN_SECONDS) * self.model.frame_rate)
         return Chunker(
             samples_per_frame=self.samples_per_frame,
             longest_window=max(self.sizes),
             stride=self.stride,
             hop=max(1, round(hop_seconds * self.model.frame_rate)),
             margin=max(1, round(MARGIN_SECONDS * self.model.frame_rate)),
+            first_hop=first_hop,
         )
 
-    def check_length(self, num_samples: int) -> None:
-        """Refuse a clip in which nothing can be heard.
+    @property
+    def least_samples(self) -> int:
+        """Of a clip in which something can be heard."""
+        return 2 * self.samples_per_frame
 
-        Raises:
-            BadAudioError: without its name.
-        """
-        if num_samples < 2 * self.samples_per_frame:
-            raise BadAudioError(f"{num_samples} samples are too short to hear a term in")
+    def cut(
+        self, clips: Iterable[Any], sampling_rate: int | None = None, *, first: int = 0
+    ) -> Iterator[tuple[int, Chunk]]:
+        """(position of the clip, chunk) of all clips, read as they are asked for.
 
-    def cut(self, clips: Sequence[Any], sampling_rate: int | None = None, *, first: int = 0) -> list[tuple[int, Chunk]]:
-        """(position of the clip, chunk) of all clips. Silent chunks are left out, silent clips counted in the log.
+        Silent chunks are left out, silent clips counted in the log when all are read.
 
         Args:
-            clips: see `clip_pcm`.
+            clips: see `clip_blocks`.
             sampling_rate: of arrays, in Hz.
             first: number of the first clip, for messages.
 
@@ -84,44 +112,48 @@ class ClipEncoder:
             BadAudioError: naming the clip.
             ValueError: the same, where it is heard as a whole and is longer than the tower takes.
         """
-        chunks: list[tuple[int, Chunk]] = []
-        num_silent = 0
+        num_clips = num_silent = 0
         for position, clip in enumerate(clips):
-            name = str(clip) if isinstance(clip, str | Path) else f"clip {first + position}"
-            pcm = clip_pcm(clip, sampling_rate, name=name)
-            try:
-                self.check_length(len(pcm))
-            except BadAudioError as error:
-                raise BadAudioError(f"{name}: {error}") from error
-            if self.sizes is None:  # heard as a whole
-                self.model.audio_tower.check_lengths(torch.tensor([len(pcm)]), [name])
-            num_silent += not pcm.any()
-            chunks += [(position, chunk) for chunk in self._cut(pcm) if chunk.pcm.any()]
+            num_clips += 1
+            silent = True
+            for chunk in self._cut(clip, sampling_rate, f"clip {first + position}"):
+                if chunk.pcm.any():
+                    silent = False
+                    yield position, chunk
+            num_silent += silent
         if num_silent:
-            logger.warning("%d of %d clips are silent: no term is heard in them", num_silent, len(clips))
-        return chunks
+            logger.warning("%d of %d clips are silent: no term is heard in them", num_silent, num_clips)
 
-    def _cut(self, pcm: np.ndarray) -> Iterator[Chunk]:
-        if self.sizes is None or len(pcm) <= CHUNK_SECONDS * SAMPLING_RATE:
+    def _cut(self, clip: Any, sampling_rate: int | None, name: str) -> Iterator[Chunk]:
+        name = name_of_audio(clip) or name
+        num_samples = 0
+        if self.sizes is None:  # heard as a whole
+            pcm = clip_pcm(clip, sampling_rate, name=name)
+            self.model.audio_tower.check_lengths(torch.tensor([len(pcm)]), [name])
+            num_samples = len(pcm)
             yield Chunk(pcm, 0, 0.0, math.inf)
-            return
-        longest_seconds = max(self.sizes) / self.model.frame_rate
-        chunker = self.chunker(max(1.0, CHUNK_SECONDS - longest_seconds - 2 * MARGIN_SECONDS))
-        yield from chunker.feed(pcm)
-        yield from chunker.finish()
+        else:
+            chunker = self.chunker()
+            for pcm in clip_blocks(clip, sampling_rate, name=name):
+                num_samples += len(pcm)
+                yield from chunker.feed(pcm)
+            yield from chunker.finish() if num_samples >= self.least_samples else ()
+        if num_samples < self.least_samples:
+            raise BadAudioError(f"{name}: {num_samples} samples are too short to hear a term in")
 
     @torch.inference_mode()
     def encode_chunks(
-        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, *, with_phonemes: bool = False
+        self, chunks: Iterable[tuple[int, Chunk]], batch_size: int, *, with_phonemes: bool = False
     ) -> Iterator[tuple[list[int], list[Chunk], AudioEmbeddings]]:
         """Batches of chunks of like length: the clips they are of, they, and the windows that each chunk owns.
+
+        Of a stream of chunks, some are taken at a time, so that it may be of any length.
 
         The vectors are on the model's device; spans count in seconds of the clip. With `with_phonemes`, what the
         phoneme head hears in each chunk comes with them.
         """
-        by_length = sorted(chunks, key=lambda item: len(item[1].pcm))
-        for first in range(0, len(by_length), batch_size):
-            positions, batch = zip(*by_length[first : first + batch_size], strict=True)
+        for items in _batches_of_like_length(chunks, batch_size):
+            positions, batch = zip(*items, strict=True)
             pcm_CS, num_samples_C = pad_pcm([chunk.pcm for chunk in batch])
             num_frames_C = self.model.audio_tower.num_frames(num_samples_C)
             first_C = torch.tensor([chunk.first_frame for chunk in batch], dtype=torch.float32)
@@ -153,6 +185,14 @@ class ClipEncoder:
         return Spans(*(values[owned_P] for values in grid))
 
 
+def _batches_of_like_length(chunks: Iterable[tuple[int, Chunk]], batch_size: int) -> Iterator[list[tuple[int, Chunk]]]:
+    remaining = iter(chunks)
+    while group := list(islice(remaining, _CHUNKS_AT_ONCE)):
+        group.sort(key=lambda item: len(item[1].pcm))
+        for first in range(0, len(group), batch_size):
+            yield group[first : first + batch_size]
+
+
 def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int] | None, int | None]:
     """Sizes and stride in frames; None and None where a clip is one window."""
     if windows == "clip":
@@ -164,3 +204,76 @@ def _window_sizes(model: TermRetrievalModel, windows: Windows) -> tuple[list[int
         raise ValueError(f'windows must be "auto", "clip" or a mapping with sizes and stride, not {chosen!r}')
     rate = model.frame_rate
     return [round(seconds * rate) for seconds in DEFAULT_WINDOW_SECONDS], max(1, round(DEFAULT_STRIDE_SECONDS * rate))
+
+
+def clips_of(clips: Any) -> Iterable[Any]:
+    """Clips one by one, of a list, an iterator, or the rows of a `Dataset`, whose audio is not decoded by `datasets`.
+
+    Raises:
+        ValueError: one clip, or something that is no list of clips.
+    """
+    if isinstance(clips, datasets.Dataset | datasets.IterableDataset):
+        return _rows(clips)
+    if isinstance(clips, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ValueError(f"a DatasetDict has several splits ({', '.join(map(str, clips))}): give one of them")
+    is_pair = isinstance(clips, tuple) and len(clips) == 2 and any(isinstance(part, int | np.integer) for part in clips)
+    one = isinstance(clips, str | Path | bytes | np.ndarray | Mapping | AudioClip | Recording)
+    if one or is_pair or hasattr(clips, "read") or hasattr(clips, "detach") or not hasattr(clips, "__iter__"):
+        what = "a pair of array and rate" if is_pair else type(clips).__name__
+        raise ValueError(f"expected a list of clips, not {what}: give [clip], or call `search` for one")
+    return clips
+
+
+def _rows(rows: Any) -> Any:
+    columns = rows.column_names or []
+    if "audio" not in columns:
+        raise ValueError(
+            f"the dataset has no column 'audio' but {', '.join(map(repr, columns))}: `.rename_column(…, 'audio')` the "
+            "one that holds the recordings"
+        )
+    if isinstance((rows.features or {}).get("audio"), datasets.Audio):
+        return rows.cast_column("audio", datasets.Audio(decode=False))
+    return rows
+
+
+class ChunkBar:
+    """A bar over the chunks of clips where there is a terminal and it takes a while.
+
+    How many there are is an estimate until the last clip is read. `num_clips` counts those that were, so far.
+    """
+
+    def __init__(self, encoder: ClipEncoder, clips: Iterable[Any], show_progress: bool) -> None:
+        self.num_clips = self._num_cut = 0
+        self._encoder, self._clips = encoder, clips
+        self._of_clips = len(clips) if isinstance(clips, Sized) else None
+        self._is_read = False
+        hidden = None if show_progress else True
+        self._bar = tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS)
+
+    def __enter__(self) -> ChunkBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def cut(self, sampling_rate: int | None) -> Iterator[tuple[int, Chunk]]:
+        """The chunks of the clips; see `ClipEncoder.cut`."""
+        for item in self._encoder.cut(self._counted(), sampling_rate):
+            self._num_cut += 1
+            yield item
+
+    def update(self, num_chunks: int) -> None:
+        """So many chunks are done."""
+        if self._is_read:
+            self._bar.total = self._num_cut
+        elif self._of_clips:
+            self._bar.total = round(self._num_cut * max(1.0, self._of_clips / self.num_clips))
+        self._bar.update(num_chunks)
+
+    def _counted(self) -> Iterator[Any]:
+        for clip in self._clips:
+            self.num_clips += 1
+            yield clip
+        self._is_read = True

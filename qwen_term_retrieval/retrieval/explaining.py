@@ -156,7 +156,7 @@ def hear_sounds(encoder: ClipEncoder, clip: Any, *, sampling_rate: int | None = 
         BadAudioError: the clip is silent or too short, or see `clip_pcm`.
     """
     head = phoneme_head_of(encoder.model)
-    chunks = encoder.cut([clip], sampling_rate)
+    chunks = list(encoder.cut([clip], sampling_rate))
     if not chunks:
         raise BadAudioError(f"{_name_of(clip)} is silent: nothing is heard in it")
     per_frame = head.config.sub_frames

@@ -292,11 +292,17 @@ class TermIndex:
 
     def cosines(self, query_WD: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """The score that `search` gives each of these terms, float32 on the CPU."""
+        return self.cosines_by_window(query_WD, positions).amax(dim=0)
+
+    def cosines_by_window(self, query_WD: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        """What each window scores with each of these terms, (W, N) float32 on the CPU."""
         wanted = torch.as_tensor(positions, device=self.device)
         rows_N = torch.isin(self._term_of_row_N, wanted).nonzero()[:, 0]
-        scores_N = (self.vectors_ND[rows_N] @ query_WD.to(self.device, torch.float32).T).amax(dim=1)
-        by_term = torch.full((len(self),), -torch.inf, device=self.device)
-        return by_term.scatter_reduce(0, self._term_of_row_N[rows_N], scores_N, "amax")[wanted].cpu()
+        scores_WN = query_WD.to(self.device, torch.float32) @ self.vectors_ND[rows_N].T
+        places, column_N = torch.unique(self._term_of_row_N[rows_N], return_inverse=True)
+        best_WN = torch.full((len(query_WD), len(places)), -torch.inf, device=self.device)
+        best_WN.scatter_reduce_(1, column_N.expand(len(query_WD), -1), scores_WN, "amax")
+        return best_WN[:, torch.searchsorted(places, wanted)].cpu()
 
     @torch.inference_mode()
     def search(self, query_BWD: torch.Tensor, top_k: int = 10, *, mask_BW: torch.Tensor | None = None) -> IndexHits:

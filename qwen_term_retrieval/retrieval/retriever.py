@@ -8,7 +8,6 @@ product, and a lecture needs no more memory than a sentence.
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,34 +16,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_blocks
 from qwen_term_retrieval.errors import VerifierError
+from qwen_term_retrieval.models.placing import checked_device, checked_dtype
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
-from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
+from qwen_term_retrieval.retrieval.encoding import ChunkBar, ClipEncoder, Windows, clips_of
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
+from qwen_term_retrieval.retrieval.hearing import Hearer
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import BestOfEach, TermMatch
 from qwen_term_retrieval.retrieval.second_look import (
     FirstStage,
     SecondLook,
     Verify,
-    nearest,
     verifier_of,
 )
-from qwen_term_retrieval.retrieval.spelling_look import NUM_SPELLED, SpellingLook
-from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
+from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
+from qwen_term_retrieval.retrieval.stream import Chunk, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import check_glossary
 from qwen_term_retrieval.verification.verifier import Verifier
 
 logger = logging.getLogger(__name__)
-
-_CLIPS_AT_ONCE = 256
-# Nobody needs a bar for less.
-_BAR_AFTER_SECONDS = 2.0
 
 
 class TermRetriever:
@@ -97,15 +92,19 @@ class TermRetriever:
         verify: Verify = "auto",
         first_stage: FirstStage = "windows",
         device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> TermRetriever:
         """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
+
+        `dtype`: "float32", "bfloat16" or "float16"; default: as it is. Half precision halves memory, and is fast on
+        GPUs; scores change in the third place.
 
         LoRA of a model that is loaded here is folded into its weights, see `fold_lora`; a loaded one stays as it is.
 
         `revision`: a tag, branch or commit on the Hub, such as `best` or `step-600`; `qtr models ID` lists them.
 
         Raises:
-            ValueError: a revision of a folder, or of a loaded model.
+            ValueError: a revision of a folder, or of a loaded model; a device that there is not here, or no dtype.
             VerifierError: what is asked for, the model cannot do.
         """
         if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
@@ -114,14 +113,18 @@ class TermRetriever:
                 f"revision={revision!r} is of a model on the Hub, but {given} was given. Each checkpoint of a run is "
                 "a folder of its own: `qtr models FOLDER` lists them"
             )
+        wanted_device, wanted_dtype = checked_device(device), checked_dtype(dtype)
         if isinstance(model, TermRetrievalModel):
             loaded = model
         else:
             loaded = TermRetrievalModel.from_pretrained(model, revision=revision)
+            wanted_device = wanted_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if wanted_dtype is not None:
+            loaded.to(wanted_dtype)  # type: ignore[arg-type]
+        if not isinstance(model, TermRetrievalModel):
             loaded.fold_lora()
-            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device is not None:
-            loaded.to(torch.device(device))  # type: ignore[arg-type]
+        if wanted_device is not None:
+            loaded.to(wanted_device)  # type: ignore[arg-type]
         return cls(loaded, windows=windows, verify=verify, first_stage=first_stage)
 
     def __repr__(self) -> str:
@@ -266,7 +269,8 @@ class TermRetriever:
         it, perhaps none. Silence holds no term.
 
         Args:
-            clip: path, encoded bytes, `Clip`, row, or array of any rate and channels; see `clip_pcm`.
+            clip: path, URL, encoded bytes, open file, `Clip`, row, `Recording`, or array of any rate and channels; see
+                `clip_blocks`.
             top_k: most matches to return.
             threshold: lowest probability, or cosine; default the calibrated one. 0 and -1 accept everything.
             sampling_rate: of an array, in Hz.
@@ -279,7 +283,7 @@ class TermRetriever:
 
     def search_batch(
         self,
-        clips: Sequence[Any],
+        clips: Iterable[Any],
         *,
         top_k: int = 10,
         threshold: float | None = None,
@@ -287,22 +291,20 @@ class TermRetriever:
         batch_size: int = 8,
         show_progress: bool = True,
     ) -> list[list[TermMatch]]:
-        """`search` for many clips, `batch_size` chunks of like length at once.
+        """`search` for many clips (a list, an iterator, a `Dataset`), `batch_size` chunks of like length at once.
 
         With `show_progress`, a bar counts chunks where there is a terminal and it takes a while; how many there are is
         an estimate until the last clips are read.
         """
         threshold = self.checked_threshold(threshold)
-        likeliest = self.nearest_batch(
-            clips, top_k=top_k, sampling_rate=sampling_rate, batch_size=batch_size, show_progress=show_progress
-        )
+        (likeliest,) = self._search([self.term_index], clips, top_k, sampling_rate, batch_size, show_progress)
         if threshold is None:
             return likeliest
         return [[match for match in matches if match.confidence >= threshold] for matches in likeliest]
 
     def nearest_batch(
         self,
-        clips: Sequence[Any],
+        clips: Iterable[Any],
         *,
         top_k: int = 10,
         sampling_rate: int | None = None,
@@ -323,7 +325,7 @@ class TermRetriever:
     def nearest_in(
         self,
         indexes: Sequence[TermIndex],
-        clips: Sequence[Any],
+        clips: Iterable[Any],
         *,
         top_k: int = 10,
         sampling_rate: int | None = None,
@@ -331,23 +333,33 @@ class TermRetriever:
         show_progress: bool = True,
     ) -> list[list[list[TermMatch]]]:
         """`nearest_batch` in several indexes of this model, for which the audio is encoded once."""
+        return self._search(indexes, clips, top_k, sampling_rate, batch_size, show_progress)
+
+    def _search(
+        self,
+        indexes: Sequence[TermIndex],
+        clips: Iterable[Any],
+        top_k: int,
+        sampling_rate: int | None,
+        batch_size: int,
+        show_progress: bool,
+    ) -> list[list[list[TermMatch]]]:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
-        answers: list[list[list[TermMatch]]] = [[] for _ in indexes]
-        hidden = None if show_progress else True
-        with tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS) as bar:
-            for group in _batches(clips, _CLIPS_AT_ONCE):
-                best = [[BestOfEach() for _ in group] for _ in indexes]
-                chunks = self.encoder.cut(group, sampling_rate, first=len(answers[0]))
-                bar.total = bar.n + math.ceil(len(chunks) * (len(clips) - len(answers[0])) / len(group))
-                for positions, found in self._hear_chunks(chunks, batch_size, indexes, top_k):
-                    for own, of_index in zip(best, found, strict=True):
-                        for position, matches in zip(positions, of_index, strict=True):
-                            own[position].add(matches)
-                    bar.update(len(positions))
-                for answer, own in zip(answers, best, strict=True):
-                    answer += [each.best(top_k) for each in own]
-        return answers
+        best: list[list[BestOfEach]] = [[] for _ in indexes]
+        with ChunkBar(self.encoder, clips_of(clips), show_progress) as bar:
+            chunks = bar.cut(sampling_rate)
+            for positions, found in self._hearer.best(chunks, batch_size, indexes, top_k):
+                for own, of_index in zip(best, found, strict=True):
+                    own += [BestOfEach() for _ in range(bar.num_clips - len(own))]
+                    for position, matches in zip(positions, of_index, strict=True):
+                        own[position].add(matches)
+                bar.update(len(positions))
+        return [[each.best(top_k) for each in own] + [[] for _ in range(bar.num_clips - len(own))] for own in best]
+
+    @property
+    def _hearer(self) -> Hearer:
+        return Hearer(self.encoder, self.second_look, self.verifier, self.spelling_look)
 
     def stream(
         self,
@@ -356,18 +368,23 @@ class TermRetriever:
         sampling_rate: int = SAMPLING_RATE,
         threshold: float | None = None,
         top_k: int = 10,
-        hop_seconds: float = 1.0,
+        hop_seconds: float | None = None,
+        batch_size: int = 1,
     ) -> Iterator[TermMatch]:
-        """The terms of live audio as they are heard, each time they are said, with times from the start of the stream.
+        """The terms of audio as they are heard, each time they are said, with times from its start.
 
-        A match comes at most about `hop_seconds` + 0.7 s after the term ended. Smaller hops answer sooner and cost
-        more: every hop encodes the hop and the longest window.
+        Without `hop_seconds` the answers are those of `search` on the same samples, however they are cut; they come up
+        to 8 s after a term. Live audio is answered sooner with `hop_seconds`: about that, and .3 s, after the term
+        ended. Every hop encodes the hop and the longest window, so a small one costs more, and it hears less of what
+        follows: its scores are a little other ones.
 
         Args:
             chunks: blocks of samples of any length: int16, or floats in [-1, 1].
             sampling_rate: of the blocks, in Hz.
             threshold: lowest probability, or cosine; default the calibrated one.
-            top_k: most terms in one hop.
+            top_k: most terms in a second.
+            hop_seconds: between answers; None: as searches hear.
+            batch_size: chunks that are encoded at once: more are faster and answer later.
 
         Raises:
             ValueError: no threshold, given or calibrated: a stream has no best match to answer with.
@@ -376,47 +393,49 @@ class TermRetriever:
         threshold = self.checked_threshold(threshold)
         if threshold is None:
             raise ValueError("a stream needs a threshold: pass threshold=…, or `calibrate` the model on dev clips")
-        return self._stream(live_pcm(chunks, sampling_rate, SAMPLING_RATE), threshold, top_k, hop_seconds)
+        blocks = live_pcm(chunks, sampling_rate, SAMPLING_RATE)
+        chunker = self.encoder.chunker(hop_seconds)
 
-    def _stream(
-        self, blocks: Iterable[np.ndarray], threshold: float, top_k: int, hop_seconds: float
+        def cut() -> Iterator[Chunk]:
+            for pcm in blocks:
+                yield from chunker.feed(pcm)
+            yield from chunker.finish()
+
+        # What is live is told as soon as the next window is no better.
+        hold = self.encoder.longest_seconds if hop_seconds is None else min(0.5, 0.4 * hop_seconds)
+        told = self._hearer.each_time(
+            cut(), self.term_index, threshold=threshold, top_k=top_k, batch_size=batch_size, hold=hold
+        )
+        return (match for matches in told for match in matches)
+
+    def each_time(
+        self,
+        clip: Any,
+        *,
+        threshold: float | None = None,
+        top_k: int = 10,
+        sampling_rate: int | None = None,
+        batch_size: int = 8,
+        name: str = "the clip",
     ) -> Iterator[TermMatch]:
-        chunker, merger = self.encoder.chunker(hop_seconds), RepeatMerger()
-        for pcm in blocks:
-            for chunk in chunker.feed(pcm):
-                yield from self._hear(chunk, threshold, top_k, merger)
-        for chunk in chunker.finish():
-            yield from self._hear(chunk, threshold, top_k, merger)
-        yield from merger.finish()
+        """The terms of a clip or recording each time they are said, in order, while it is read.
 
-    def _hear(self, chunk: Chunk, threshold: float, top_k: int, merger: RepeatMerger) -> list[TermMatch]:
-        frames = len(chunk.pcm) / self.encoder.samples_per_frame
-        heard_to = min(chunk.owned_to, chunk.first_frame + frames) / self.model.frame_rate
-        # Chunks at a stream's end may be too short for the tower, and nothing is heard in silence.
-        if frames < 2 or not chunk.pcm.any():
-            return merger.add([], heard_to)
-        ((_, ((found,),)),) = self._hear_chunks([(0, chunk)], 1, [self.term_index], top_k)
-        return merger.add((match for match in found if match.confidence >= threshold), heard_to)
+        A term's surest match is the one that `search` gives.
 
-    def _hear_chunks(
-        self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, indexes: Sequence[TermIndex], top_k: int
-    ) -> Iterator[tuple[list[int], list[list[list[TermMatch]]]]]:
-        """Batches of chunks: the clips they are of, and by index the best terms of each."""
-        look, verifier = self.second_look, self.verifier
-        encoded = self.encoder.encode_chunks(chunks, batch_size, with_phonemes=look is not None)
-        for positions, batch, windows in encoded:
-            if look is None or verifier is None:
-                yield positions, [nearest(windows, index, top_k) for index in indexes]
-                continue
-            answers = []
-            for index in indexes:
-                matches = look.matches(look.look(windows, index, batch), verifier, index, max(top_k, NUM_SPELLED))
-                if self.spelling_look is not None:
-                    matches = [
-                        self.spelling_look.reorder(chunk, own) for chunk, own in zip(batch, matches, strict=True)
-                    ]
-                answers.append([own[:top_k] for own in matches])
-            yield positions, answers
+        Args:
+            clip: see `search`.
+            threshold: lowest probability, or cosine; default the calibrated one.
+            top_k: most terms in a second.
+            sampling_rate: of an array, in Hz.
+            batch_size: chunks that are encoded at once: more are faster and answer later.
+            name: of the clip, for messages.
+
+        Raises:
+            ValueError: no threshold.
+            BadAudioError: see `search`; also at its end, where only that shows what is wrong.
+        """
+        blocks = clip_blocks(clip, sampling_rate, name=name)
+        return self.stream(blocks, threshold=threshold, top_k=top_k, batch_size=batch_size)
 
     def checked_threshold(self, threshold: float | None) -> float | None:
         """The threshold, or the model's own where it is None; raises ValueError where it is none of this kind."""
@@ -425,7 +444,3 @@ class TermRetriever:
             kind = "scores are cosines, from -1 to 1" if lowest else "it is a probability, from 0 to 1"
             raise ValueError(f"threshold is {threshold}; {kind}")
         return self.threshold if threshold is None else threshold
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[first : first + size] for first in range(0, len(items), size))

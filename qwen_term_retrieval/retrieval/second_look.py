@@ -44,6 +44,14 @@ NUM_CANDIDATES = 200
 _SPELLINGS_AT_ONCE = 4096
 # How far beyond the window that proposed it a term is looked for.
 _WIDENED_SECONDS = 0.5
+# How many of the terms that a chunk is nearest to are looked for again in it, where their windows are so much farther
+# at most, and how many places more that may be. One speaker says a term within .1 of itself.
+_TERMS_SAID_AGAIN = 20
+_REPEATS_WITHIN = 0.2
+_MOST_AGAIN = 50
+
+# Place of a term in the index, cosine, start and end in seconds of the recording.
+Place = tuple[int, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +99,17 @@ class SecondLook:
         alphabet = self.head.alphabet
         index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes, alphabet.fingerprint)
 
-    def look(self, windows: AudioEmbeddings, index: TermIndex, chunks: Sequence[Chunk]) -> Looked:
-        """Propose terms for each chunk, and gather what speaks for them."""
+    def look(
+        self, windows: AudioEmbeddings, index: TermIndex, chunks: Sequence[Chunk], *, each_place: bool = True
+    ) -> Looked:
+        """Propose terms for each chunk, and gather what speaks for them.
+
+        With `each_place`, the likeliest are looked at wherever else in their chunk they may be said again.
+        """
         if windows.log_probs is None or windows.num_sub_frames is None:
             raise VerifierError("the chunks were encoded without their sounds")
         log_probs_BUC, num_B = windows.log_probs.float(), windows.num_sub_frames.cpu().numpy()
-        candidates = self._propose(windows, log_probs_BUC, num_B, index, chunks)
+        candidates = self._propose(windows, log_probs_BUC, num_B, index, chunks, each_place)
         rate, per_frame = self.head.frame_rate, self.head.config.sub_frames
         evidence = gather_evidence(log_probs_BUC, num_B, index.pronunciations, candidates, frame_rate=rate)
         # A term counts for the chunk that owns its end.
@@ -114,10 +127,10 @@ class SecondLook:
         )
 
     def matches(self, looked: Looked, verifier: Verifier, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
-        """The likeliest terms of each chunk, best first."""
+        """The likeliest `top_k` terms of each chunk, best first; one that is said again comes again."""
         evidence = looked.evidence
         strengths_P = verifier.strengths_of(evidence.features_PF)
-        margins_P = margins(strengths_P, looked.chunk_P, evidence.starts_P, evidence.ends_P)
+        margins_P = margins(strengths_P, looked.chunk_P, evidence.starts_P, evidence.ends_P, looked.places_P)
         probability_P = verifier.probabilities(strengths_P, margins_P, len(index))
         spans_P2 = (
             np.stack([evidence.starts_P, evidence.ends_P], axis=1) + looked.first_P[:, None]
@@ -125,13 +138,13 @@ class SecondLook:
         answers = []
         for chunk in range(looked.num_chunks):
             own = np.flatnonzero(looked.chunk_P == chunk)
-            order = own[np.argsort(-probability_P[own], kind="stable")][:top_k]
+            order = _first_terms(own[np.argsort(-probability_P[own], kind="stable")], looked.places_P, top_k)
             columns = (
                 values[order].tolist() for values in (looked.places_P, looked.cosines_P, spans_P2, probability_P)
             )
             answers.append(
                 [
-                    _match(index, place, cosine, start, end, probability)
+                    match_at(index, place, cosine, start, end, probability)
                     for place, cosine, (start, end), probability in zip(*columns, strict=True)
                 ]
             )
@@ -144,12 +157,13 @@ class SecondLook:
         num_B: NDArray[np.int64],
         index: TermIndex,
         chunks: Sequence[Chunk],
+        each_place: bool,
     ) -> Candidates:
         """Candidates with the place that each was proposed for, a little widened."""
         rows: list[tuple[int, int, float, float, float]] = []  # chunk, term, cosine, start, end in seconds of the chunk
         first_seconds = [chunk.first_frame * self.head.config.sub_frames / self.head.frame_rate for chunk in chunks]
         if self.first_stage != "sounds":
-            rows += _by_windows(windows, index, self.num_candidates, first_seconds)
+            rows += _by_windows(windows, index, self.num_candidates, first_seconds, each_place)
         if self.first_stage != "windows":
             known = {row[:2] for row in rows}
             for chunk in range(len(chunks)):
@@ -239,25 +253,70 @@ def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> lis
     return ways
 
 
+def _first_terms(order_P: NDArray[np.int64], places_P: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:
+    """The candidates of the first `top_k` terms."""
+    _, first = np.unique(places_P[order_P], return_index=True)
+    wanted = places_P[order_P[np.sort(first)[:top_k]]]
+    return order_P[np.isin(places_P[order_P], wanted)]
+
+
 def _by_windows(
-    windows: AudioEmbeddings, index: TermIndex, num_candidates: int, first_seconds: Sequence[float]
+    windows: AudioEmbeddings,
+    index: TermIndex,
+    num_candidates: int,
+    first_seconds: Sequence[float],
+    each_place: bool,
 ) -> list[tuple[int, int, float, float, float]]:
     """The terms nearest to a window of each chunk."""
     rows = []
-    for chunk, found in enumerate(_nearest_places(windows, index, num_candidates)):
+    for chunk, found in enumerate(nearest_places(windows, index, num_candidates)):
         first = first_seconds[chunk]
+        if each_place:
+            likely = found[:_TERMS_SAID_AGAIN]
+            least = [score - _REPEATS_WITHIN for _, score, *_ in likely]
+            found += places_again(windows, index, chunk, likely, least)[:_MOST_AGAIN]
         rows += [(chunk, place, score, start - first, end - first) for place, score, start, end in found]
     return rows
 
 
+def places_again(
+    windows: AudioEmbeddings, index: TermIndex, chunk: int, found: Sequence[Place], least: Sequence[float]
+) -> list[Place]:
+    """Other places of a chunk at which a window is near to a term that was found in it, nearest first.
+
+    They overlap neither one another nor what was found.
+
+    Args:
+        chunk: which row of the windows.
+        found: as `nearest_places` gives it.
+        least: cosine of a place, of each.
+    """
+    if not found:
+        return []
+    real_W = windows.mask[chunk]
+    spans_W2 = windows.spans[chunk][real_W]
+    vectors_WD = windows.vectors[chunk][real_W.to(windows.vectors.device)]
+    scores_WN = index.cosines_by_window(vectors_WD, [place for place, *_ in found])
+    again: list[Place] = []
+    for (place, _, *edges), lowest, scores_W in zip(found, least, scores_WN.T, strict=True):
+        start, end = edges
+        for _ in range(_MOST_AGAIN):
+            overlapping_W = (spans_W2[:, 0] < end) & (spans_W2[:, 1] > start)
+            scores_W = scores_W.masked_fill(overlapping_W, -math.inf)
+            score, window = scores_W.max(dim=0)
+            if score < lowest or not math.isfinite(score):
+                break
+            start, end = spans_W2[window].tolist()
+            again.append((place, float(score), start, end))
+    return sorted(again, key=lambda each: -each[1])
+
+
 def nearest(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
     """The nearest terms of each chunk by cosine, best first, each with the span of its best window."""
-    return [[_match(index, *place) for place in found] for found in _nearest_places(windows, index, top_k)]
+    return [[match_at(index, *place) for place in found] for found in nearest_places(windows, index, top_k)]
 
 
-def _nearest_places(
-    windows: AudioEmbeddings, index: TermIndex, top_k: int
-) -> list[list[tuple[int, float, float, float]]]:
+def nearest_places(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[Place]]:
     """Place in the index, cosine, start and end in seconds of the nearest terms of each chunk, best first."""
     hits = index.search(windows.vectors, top_k, mask_BW=windows.mask)
     answers = []
@@ -268,9 +327,10 @@ def _nearest_places(
     return answers
 
 
-def _match(
+def match_at(
     index: TermIndex, place: int, score: float, start: float, end: float, probability: float | None = None
 ) -> TermMatch:
+    """The term at a place of the index, as it was heard; times in seconds."""
     term = index.terms[place]
     return TermMatch(
         term.text, score, round(start, 3), round(end, 3), term.term_id, term.language, probability=probability

@@ -49,7 +49,7 @@ class SpellingLook:
 
     def reorder(self, chunk: Chunk, matches: Sequence[TermMatch]) -> list[TermMatch]:
         """The verified matches of a chunk, best first, in the order that their spellings give them."""
-        shared: dict[int, TermMatch] = {}
+        shared: dict[tuple[int, float], TermMatch] = {}
         rest = [match for match in matches[:NUM_SPELLED] if match.confidence >= _LEAST_PROBABILITY]
         for _ in range(_MOST_PLACES):
             if not rest:
@@ -57,8 +57,8 @@ class SpellingLook:
             rivals = [match for match in rest if _claims(match, rest[0])]
             rest = [match for match in rest if match not in rivals]
             if len(rivals) > 1:
-                shared |= {match.term_id: match for match in self._share(chunk, rivals)}
-        found = [shared.get(match.term_id, match) for match in matches]
+                shared |= {(match.term_id, match.start): match for match in self._share(chunk, rivals)}
+        found = [shared.get((match.term_id, match.start), match) for match in matches]
         return sorted(found, key=lambda match: -match.confidence)
 
     def _share(self, chunk: Chunk, rivals: Sequence[TermMatch]) -> list[TermMatch]:

@@ -121,7 +121,7 @@ def judged_searches(
             chunks = retriever.encoder.cut([row["audio"] for row in group], first=first)
             for positions, batch, windows in retriever.encoder.encode_chunks(chunks, 8, with_phonemes=True):
                 for own in judged:
-                    looked = look.look(windows, own.bank, batch)
+                    looked = look.look(windows, own.bank, batch, each_place=False)
                     own.add(looked, [group[position] for position in positions])
             bar.update(len(group))
     return [own.all() for own in judged]

@@ -10,11 +10,10 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,7 +26,7 @@ from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.synthesis.engines import ENGINE_NAMES, get_engine
 from qwen_term_retrieval.synthesis.speech import SAMPLING_RATE, Speech, as_int16, at_16_khz
-from qwen_term_retrieval.workers import end_with_parent
+from qwen_term_retrieval.workers import process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ def _run_chunks(chunks: Sequence[list[SpeechRequest]], num_workers: int) -> Iter
         return
     # Spawned, because the engines' libraries and onnxruntime's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
+    with process_pool(num_workers, context) as pool:
         futures = [pool.submit(_render_chunk, chunk) for chunk in chunks]
         try:
             for future in as_completed(futures):

@@ -133,10 +133,12 @@ def margins(
     clips_P: NDArray[np.int64],
     starts_P: NDArray[np.int64],
     ends_P: NDArray[np.int64],
+    owners_P: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """How much stronger each candidate is than the strongest other one that claims more than half of its place (P,).
 
-    Clipped to 8 either way; 8 where nothing else claims it.
+    Clipped to 8 either way; 8 where nothing else claims it. A term is no rival of its own, where `owners_P` tells whose
+    each is.
     """
     margins_P = np.full(len(strengths_P), _MOST_MARGIN)
     for clip in np.unique(clips_P):
@@ -145,6 +147,8 @@ def margins(
         shared = np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)
         rivals = 2 * shared > np.minimum((ends - starts)[:, None], ends - starts)
         np.fill_diagonal(rivals, False)
+        if owners_P is not None:
+            rivals &= owners_P[own][:, None] != owners_P[own]
         strongest = np.where(rivals, strengths_P[own], -np.inf).max(axis=1, initial=-np.inf)
         margins_P[own] = (strengths_P[own] - strongest).clip(-_MOST_MARGIN, _MOST_MARGIN)
     return margins_P

@@ -100,7 +100,7 @@ def in_terminal(monkeypatch):
         terminal = Terminal()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", terminal)
-            patch.setattr("qwen_term_retrieval.retrieval.retriever._BAR_AFTER_SECONDS", 0.0)
+            patch.setattr("qwen_term_retrieval.retrieval.encoding._BAR_AFTER_SECONDS", 0.0)
             app([str(argument) for argument in arguments], standalone_mode=False)
         return terminal.getvalue()
 
@@ -217,10 +217,7 @@ def test_what_is_no_recording_is_refused_before_the_model_is_looked_for(recordin
     assert "text.wav: soundfile cannot read it" in qtr(*search, tmp_path / "text.wav").output
 
 
-def test_what_was_found_in_one_file_is_shown_although_a_later_one_is_broken(
-    model_folder, recordings, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("qwen_term_retrieval.retrieval.recordings._FILES_AT_ONCE", 1)
+def test_what_was_found_in_one_file_is_shown_although_a_later_one_is_broken(model_folder, recordings, tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     clips = (recordings / "saxophone.wav", tmp_path / "nan.wav")
     result = qtr("search", model_folder, recordings / "terms.txt", *clips, "--top-k", 1)

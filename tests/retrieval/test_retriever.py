@@ -11,7 +11,6 @@ import torch
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.retrieval import encoding
-from qwen_term_retrieval.retrieval import retriever as retriever_module
 from qwen_term_retrieval.retrieval.calibration import calibrate
 from qwen_term_retrieval.retrieval.index import TermIndexError
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -87,7 +86,7 @@ def test_a_stream_answers_before_it_ends(retriever, recording):
             fed.append(first)
             yield pcm[first : first + 1600]
 
-    next(retriever.stream(microphone(), threshold=0.7))
+    next(retriever.stream(microphone(), threshold=0.7, hop_seconds=1.0))
     assert fed[-1] / 16_000 < said[0][2] + 1.0 + 0.7 + 0.2
 
 
@@ -146,14 +145,14 @@ def test_the_bar_counts_the_chunks_of_long_recordings_and_comes_to_its_end(retri
         terminal = Terminal()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", terminal)
-            patch.setattr(retriever_module, "_BAR_AFTER_SECONDS", 0.0)
-            patch.setattr(retriever_module, "_CLIPS_AT_ONCE", 2)
+            patch.setattr(encoding, "_BAR_AFTER_SECONDS", 0.0)
+            patch.setattr(encoding, "_CHUNKS_AT_ONCE", 2)
             patch.delenv("LINES", raising=False)  # tqdm 4.66 draws as wide a bar as a test runner says
             retriever.search_batch(clips, **settings)
         return terminal.getvalue()
 
     clips = [(recording[0], 16_000), *[(say(term), 16_000) for term in TERMS[:4]]]
-    num_chunks = len(retriever.encoder.cut(clips))
+    num_chunks = len(list(retriever.encoder.cut(clips)))
     assert num_chunks > len(clips)
     assert f"searching: 100%|##########| {num_chunks}/{num_chunks} " in drawn()
     assert drawn(show_progress=False) == ""

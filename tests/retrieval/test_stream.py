@@ -22,13 +22,13 @@ def pieces(pcm, cuts):
     stride=st.integers(1, 12),
     hop=st.integers(1, 60),
     margin=st.integers(1, 10),
+    first_hop=st.none() | st.integers(1, 120),
     cuts=st.lists(st.integers(0, 2000), max_size=12),
 )
-def test_chunks_own_every_window_of_the_recording_exactly_once(num_frames, sizes, stride, hop, margin, cuts):
+def test_chunks_own_every_window_of_the_recording_exactly_once(num_frames, sizes, stride, hop, margin, first_hop, cuts):
     pcm = np.arange(num_frames * SAMPLES_PER_FRAME, dtype=np.int16)
-    chunker = Chunker(
-        samples_per_frame=SAMPLES_PER_FRAME, longest_window=max(sizes), stride=stride, hop=hop, margin=margin
-    )
+    settings = {"longest_window": max(sizes), "stride": stride, "hop": hop, "margin": margin, "first_hop": first_hop}
+    chunker = Chunker(samples_per_frame=SAMPLES_PER_FRAME, **settings)
     chunks = [chunk for piece in pieces(pcm, cuts) for chunk in chunker.feed(piece)] + list(chunker.finish())
 
     owned = []
@@ -38,6 +38,11 @@ def test_chunks_own_every_window_of_the_recording_exactly_once(num_frames, sizes
         starts, ends = start.numpy() + chunk.first_frame, end.numpy() + chunk.first_frame
         mine = (ends > chunk.owned_from) & (ends <= chunk.owned_to)
         owned += zip(starts[mine].tolist(), ends[mine].tolist(), strict=True)
+    whole = Chunker(samples_per_frame=SAMPLES_PER_FRAME, **settings)
+    at_once = [*whole.feed(pcm), *whole.finish()]
+    assert [(c.first_frame, c.owned_to, c.pcm.tolist()) for c in at_once] == [
+        (c.first_frame, c.owned_to, c.pcm.tolist()) for c in chunks
+    ]
     _, start, end = window_grid([num_frames], sizes, stride)
     assert sorted(owned) == sorted(zip(start.tolist(), end.tolist(), strict=True))
 
@@ -61,7 +66,7 @@ def test_a_long_recording_is_held_only_as_far_back_as_the_longest_window_reaches
     chunker = Chunker(samples_per_frame=320, longest_window=100, stride=5, hop=50, margin=10)
     for _ in range(200):
         assert all(len(chunk.pcm) <= 320 * (100 + 50 + 2 * 10 + 5) for chunk in chunker.feed(np.ones(16_000, np.int16)))
-    assert len(chunker._buffer) < 320 * 300
+    assert chunker._num_buffered < 320 * 300
 
 
 def test_no_audio_gives_no_chunk():

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import PurePosixPath
 
-import soundfile
-
+from qwen_term_retrieval.audio.sources import AUDIO_SUFFIXES
 from qwen_term_retrieval.corpora.locations import Location, joined, path_of, walk
 from qwen_term_retrieval.corpora.readers.manifests import MANIFEST_SUFFIX, is_manifest, read_manifest
 from qwen_term_retrieval.corpora.row_rules import RowRules, to_utterance
@@ -18,7 +17,6 @@ from qwen_term_retrieval.corpora.utterance import Utterance, split_of_path, spli
 from qwen_term_retrieval.errors import CorpusError
 
 METADATA = {f"metadata{suffix}{gz}" for suffix in (".csv", ".tsv", ".jsonl", ".parquet") for gz in ("", ".gz")}
-AUDIO_SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) | {".opus", ".aif", ".oga"}
 
 
 def read_folder(folder: Location, rules: RowRules) -> Iterator[Utterance]:

@@ -14,9 +14,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from qwen_term_retrieval.audio.sources import FileSlice
+from qwen_term_retrieval.audio.sources import AUDIO_SUFFIXES, FileSlice
 from qwen_term_retrieval.corpora.locations import Location, walk
-from qwen_term_retrieval.corpora.readers.folder import AUDIO_SUFFIXES
 from qwen_term_retrieval.corpora.readers.json_rows import parsed_json
 from qwen_term_retrieval.corpora.row_rules import COLUMNS, RowRules, key_of_path, to_utterance
 from qwen_term_retrieval.corpora.utterance import Utterance, split_of_path, split_rank

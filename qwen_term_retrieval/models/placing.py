@@ -1,0 +1,44 @@
+"""Where a model computes and how precisely: names to a device that is here and a type that models take."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def checked_device(device: str | torch.device | None) -> torch.device | None:
+    """The device of a name.
+
+    Raises:
+        ValueError: no such device on this machine, or in this build of PyTorch.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={str(device)!r} is no device; give cpu, cuda, cuda:1 or mps") from error
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            built = "sees no GPU" if torch.version.cuda or torch.version.hip else "is built for CPUs only"
+            raise ValueError(f"device={str(device)!r}, but PyTorch {torch.__version__} {built} here; give cpu")
+        if (found.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={str(device)!r}, but there are {torch.cuda.device_count()} GPUs, counted from 0")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={str(device)!r}, but PyTorch {torch.__version__} has no Metal here; give cpu")
+    return found
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The type of a name.
+
+    Raises:
+        ValueError: a type that models do not compute in.
+    """
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None and dtype is None:
+        return None
+    if found not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {str(dtype)!r}")
+    return found
