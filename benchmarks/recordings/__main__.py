@@ -27,6 +27,10 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
 HOUR = 3600
+STREAM_COLUMNS = [
+    "hop, s", "terms", "found", "delay, median s", "p95 s", "cores", "told / by a search",
+    "score differs, median / most",
+]  # fmt: skip
 _PACKAGES = ("torch", "transformers", "numpy", "soundfile", "soxr")
 
 
@@ -87,9 +91,10 @@ def main() -> None:
         retriever.index(terms, show_progress=False)
         pcm, said = live_speech(30 if args.quick else 300)
         streams = [live(retriever, pcm, said, hop=hop, threshold=args.threshold) for hop in (0.25, 0.5, 1.0)]
-        print(table(["hop, s", "terms", "found", "delay, median s", "p95 s", "cores"], [
+        print(table(STREAM_COLUMNS, [
             [f"{row['hop_s']:.2f}", row["terms"], row["found"], f"{row['delay_median_s']:.2f}",
-             f"{row['delay_p95_s']:.2f}", f"{row['cores']:.2f}"]
+             f"{row['delay_p95_s']:.2f}", f"{row['cores']:.2f}", f"{row['told']} / {row['told_by_search']}",
+             f"{row['score_differs_median']:.3f} / {row['score_differs_most']:.3f}"]
             for row in streams
         ]))  # fmt: skip
     settings = {name: str(value) for name, value in vars(args).items() if name != "output"}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
 BLOCK_SECONDS = 0.05
@@ -23,7 +24,10 @@ _NEAR_SECONDS = 0.5
 def live(
     retriever: TermRetriever, pcm: np.ndarray, said: Sequence[tuple[str, float]], *, hop: float, threshold: float
 ) -> dict[str, Any]:
-    """How long after the true end of a term its match came, and how much of a core that took."""
+    """How long after the true end of a term its match came, how much of a core that took, and how scores differ.
+
+    They differ from those of the same places heard as a search hears them.
+    """
     size = int(BLOCK_SECONDS * SAMPLING_RATE)
     clock = worked_since = 0.0
 
@@ -40,7 +44,9 @@ def live(
         ends.setdefault(term, []).append(end)
     cpu, worked_since = time.process_time(), time.perf_counter()
     delays: list[float] = []
+    heard: list[TermMatch] = []
     for match in retriever.stream(microphone(), threshold=threshold, hop_seconds=hop):
+        heard.append(match)
         now = clock + time.perf_counter() - worked_since
         near = [end for end in ends.get(match.term, []) if abs(end - match.end) <= _NEAR_SECONDS]
         if near:
@@ -48,11 +54,22 @@ def live(
     cpu = time.process_time() - cpu
     if not delays:
         raise ValueError("no term was found: give a lower --threshold")
+    whole = list(retriever.stream([pcm], threshold=threshold, batch_size=8))
+    differ = [
+        abs(match.confidence - other.confidence)
+        for match in heard
+        for other in whole
+        if match.term_id == other.term_id and match.overlaps(other)
+    ]
     return {
         "hop_s": hop,
         "terms": len(said),
         "found": len(delays),
         "delay_median_s": float(np.median(delays)),
         "delay_p95_s": float(np.quantile(delays, 0.95)),
+        "told": len(heard),
+        "told_by_search": len(whole),
+        "score_differs_median": float(np.median(differ)),
+        "score_differs_most": max(differ),
         "cores": cpu / (len(pcm) / SAMPLING_RATE),
     }
