@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from qwen_term_retrieval.audio.collate import pad_pcm as pad_pcm
     from qwen_term_retrieval.audio.file_audio import FileAudio as FileAudio
     from qwen_term_retrieval.audio.file_audio import FileClip as FileClip
+    from qwen_term_retrieval.audio.sources import Recording as Recording
     from qwen_term_retrieval.corpora.corpus import read_corpus as read_corpus
     from qwen_term_retrieval.corpora.readers.legacy_shards import legacy_utterances as legacy_utterances
     from qwen_term_retrieval.corpora.utterance import Utterance as Utterance
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from qwen_term_retrieval.packs.packing import pack_corpus as pack_corpus
     from qwen_term_retrieval.packs.writing.parts import make_part as make_part
     from qwen_term_retrieval.pretraining.text.exporting import export_encoder as export_encoder
+    from qwen_term_retrieval.retrieval.formats.tables import matches_to_pandas as matches_to_pandas
     from qwen_term_retrieval.retrieval.index import TermIndex as TermIndex
     from qwen_term_retrieval.retrieval.matches import TermMatch as TermMatch
     from qwen_term_retrieval.retrieval.retriever import TermRetriever as TermRetriever
@@ -74,6 +76,7 @@ _HOME = {
     "MmapTokens": "tokens.mmap_tokens",
     "Pack": "packs.pack",
     "PackError": "errors",
+    "Recording": "audio.sources",
     "RetrievalEvaluator": "evaluation.evaluator",
     "Term": "text.glossary",
     "TermIndex": "retrieval.index",
@@ -92,6 +95,7 @@ _HOME = {
     "make_part": "packs.writing.parts",
     "merge_packs": "packs.merging",
     "normalize_term": "text.glossary",
+    "matches_to_pandas": "retrieval.formats.tables",
     "pack_corpus": "packs.packing",
     "pack_pairs": "tokens.mmap_pairs",
     "pack_tokens": "tokens.packing",

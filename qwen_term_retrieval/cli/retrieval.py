@@ -65,9 +65,11 @@ def index(
     """
     from qwen_term_retrieval.retrieval.index_folder import check_target
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
+    from qwen_term_retrieval.storage.atomic import check_writable
 
     log_with_libraries(quiet)
     check_target(out, overwrite)
+    check_writable(out)
     terms = terms_of(glossary)
     retriever = TermRetriever.from_pretrained(model, revision=revision, device=device, dtype=dtype)
     retriever.index(terms, show_progress=not quiet)
@@ -263,11 +265,13 @@ def terms_of(glossary: Path) -> Glossary | Path:
 
 def check_output(file: Path) -> None:
     """Refuse before the work what could not be written after it."""
+    from qwen_term_retrieval.storage.atomic import check_writable
+
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; give the name of a file")
     if file.suffix == ".png" and find_spec("matplotlib") is None:
         raise ImportError("a picture is drawn with matplotlib: pip install 'qwen_term_retrieval[report]'")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(file)
 
 
 def log_with_libraries(quiet: bool) -> None:

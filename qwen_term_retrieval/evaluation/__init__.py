@@ -4,6 +4,7 @@ ranking.py              ranks, Recall@k, MRR and their intervals, from plain ten
 spotting.py             average precision, recall at a precision and at a rate of false alarms
 roc.py                  pairs of a clip and a term: area under the ROC curve, equal error rate
 evaluator.py            a model over clips as a search runs it: banks, seen and unseen terms, thresholds, spans
+long_clips.py           long clips, whose windows are scored as they are read
 dataset_evaluation.py   an evaluator from names, as a command line gives them
 recall_metric.py        Recall@k for the `evaluate` library
 report.py               numbers for people: tables in Markdown, recall over k as a picture

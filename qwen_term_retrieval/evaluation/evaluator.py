@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from qwen_term_retrieval.evaluation.long_clips import LONG_SECONDS, runs_of_clips, scores_of_long_clip
 from qwen_term_retrieval.evaluation.ranking import (
     bootstrap_interval,
     mean_reciprocal_rank,
@@ -325,9 +326,24 @@ class RetrievalEvaluator:
         batch_size: int,
     ) -> tuple[list[list[TermMatch]], list[RankedPairs]]:
         """The nearest terms of each clip in the largest bank, the last, and ranks in each, by cosine."""
-        windows = retriever.encoder.encode([row["audio"] for row in rows], batch_size=batch_size)
-        ranked = [_rank(windows, gold, neutral, bank.vectors_ND, bank.vector_term_ids) for bank in banks]
-        return nearest(windows, banks[-1], self.top_k), ranked
+        matches: list[list[TermMatch]] = []
+        ranked: list[list[RankedPairs]] = [[] for _ in banks]
+        for first, last in runs_of_clips([row["duration"] for row in rows]):
+            own, excused = gold[first:last], neutral[first:last]
+            audio = [row["audio"] for row in rows[first:last]]
+            if rows[first]["duration"] > LONG_SECONDS:
+                found, scores = scores_of_long_clip(retriever, audio[0], banks, top_k=self.top_k, batch_size=batch_size)
+                matches.append(found)
+                for pairs, best_N, bank in zip(ranked, scores, banks, strict=True):
+                    # Each spelling by its score, as if that were its vector.
+                    ids = bank.vector_term_ids
+                    pairs.append(rank_pairs(torch.ones(1, 1), own, best_N[:, None], ids, neutral=excused))
+                continue
+            windows = retriever.encoder.encode(audio, batch_size=batch_size)
+            for pairs, bank in zip(ranked, banks, strict=True):
+                pairs.append(_rank(windows, own, excused, bank.vectors_ND, bank.vector_term_ids))
+            matches += nearest(windows, banks[-1], self.top_k)
+        return matches, [_joined(pairs) for pairs in ranked]
 
     def _rank_verified(
         self,

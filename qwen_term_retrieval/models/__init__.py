@@ -11,6 +11,7 @@ pooling.py, attention_pooling.py   spans of frames to vectors that remember thei
 phoneme_head.py                    which sound is heard when
 windows.py                         the grid of spans that a clip is searched with
 embeddings.py                      what `encode_audio` gives
+placing.py                         a model by name, put on a device, in a precision
 evaluation_mode.py                 a model as it answers, without dropout and graph
 frame_cache.py                     frames of a frozen audio tower, computed once
 flops.py                           operations of a step, and what a device can do

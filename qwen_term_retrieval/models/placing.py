@@ -1,10 +1,47 @@
-"""Where a model computes and how precisely: names to a device that is here and a type that models take."""
+"""A model by name, put where it computes: names to a device that is here and a type that models take."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def placed_model(
+    model: str | Path | TermRetrievalModel,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> TermRetrievalModel:
+    """A model for searches, loaded by folder or Hub id, or one that is loaded; see `TermRetriever.from_pretrained`.
+
+    Raises:
+        ValueError: a revision of a folder, or of a loaded model; a device that there is not here, or no dtype.
+    """
+    if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
+        given = "a loaded model" if isinstance(model, TermRetrievalModel) else f"the folder {model}"
+        raise ValueError(
+            f"revision={revision!r} is of a model on the Hub, but {given} was given. Each checkpoint of a run is "
+            "a folder of its own: `qtr models FOLDER` lists them"
+        )
+    where, precision = checked_device(device), checked_dtype(dtype)
+    if isinstance(model, TermRetrievalModel):
+        loaded = model
+    else:
+        loaded = TermRetrievalModel.from_pretrained(model, revision=revision)
+        where = where or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if precision is not None:
+        loaded.to(precision)  # type: ignore[arg-type]
+    if not isinstance(model, TermRetrievalModel):
+        loaded.fold_lora()
+    if where is not None:
+        loaded.to(where)  # type: ignore[arg-type]
+    return loaded
 
 
 def checked_device(device: str | torch.device | None) -> torch.device | None:

@@ -7,8 +7,10 @@ encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
 second_look.py    what is proposed, and what is believed
 spelling_look.py  a decoder's word on terms that claim the same place
-recordings.py     recordings in files, one after another
 stream.py         long and live audio, in overlapping chunks
+hearing.py        what is heard in chunks: each term where it is surest, and each time that it is said
+recordings/       recordings as people give them, one after another
+formats/          answers as others read them
 calibration.py    the threshold between heard and not heard
 verifier_fitting.py  a verifier of a model's own searches
 explaining.py     why a term was found in a clip, or was not
@@ -17,8 +19,9 @@ fingerprint.py    which model an index belongs to
 """
 
 from qwen_term_retrieval.retrieval.calibration import Calibration, calibrate
+from qwen_term_retrieval.retrieval.formats.tables import matches_to_pandas
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
-__all__ = ["Calibration", "TermIndex", "TermMatch", "TermRetriever", "calibrate"]
+__all__ = ["Calibration", "TermIndex", "TermMatch", "TermRetriever", "calibrate", "matches_to_pandas"]

@@ -19,7 +19,7 @@ import torch
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_blocks
 from qwen_term_retrieval.errors import VerifierError
-from qwen_term_retrieval.models.placing import checked_device, checked_dtype
+from qwen_term_retrieval.models.placing import placed_model
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
 from qwen_term_retrieval.retrieval.encoding import ChunkBar, ClipEncoder, Windows, clips_of
@@ -107,24 +107,7 @@ class TermRetriever:
             ValueError: a revision of a folder, or of a loaded model; a device that there is not here, or no dtype.
             VerifierError: what is asked for, the model cannot do.
         """
-        if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
-            given = "a loaded model" if isinstance(model, TermRetrievalModel) else f"the folder {model}"
-            raise ValueError(
-                f"revision={revision!r} is of a model on the Hub, but {given} was given. Each checkpoint of a run is "
-                "a folder of its own: `qtr models FOLDER` lists them"
-            )
-        wanted_device, wanted_dtype = checked_device(device), checked_dtype(dtype)
-        if isinstance(model, TermRetrievalModel):
-            loaded = model
-        else:
-            loaded = TermRetrievalModel.from_pretrained(model, revision=revision)
-            wanted_device = wanted_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if wanted_dtype is not None:
-            loaded.to(wanted_dtype)  # type: ignore[arg-type]
-        if not isinstance(model, TermRetrievalModel):
-            loaded.fold_lora()
-        if wanted_device is not None:
-            loaded.to(wanted_device)  # type: ignore[arg-type]
+        loaded = placed_model(model, revision=revision, device=device, dtype=dtype)
         return cls(loaded, windows=windows, verify=verify, first_stage=first_stage)
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,20 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         scratch.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before the work, a file or folder that could not be made after it; its parent is made.
+
+    Raises:
+        OSError: naming the place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path if path.is_file() else path.parent, os.W_OK):
+        # Of a place that is read-only for everyone `access` says no more than of one that is not ours.
+        read_only = os.statvfs(path.parent).f_flag & os.ST_RDONLY
+        number = errno.EROFS if read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def sync_folder(folder: Path) -> None:

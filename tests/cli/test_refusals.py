@@ -3,11 +3,14 @@
 import json
 
 import pytest
+import soundfile
 import typer
 from typer.testing import CliRunner
 
 from qwen_term_retrieval.cli import app
 from qwen_term_retrieval.cli.app import Commands
+from qwen_term_retrieval.models import TermRetrievalConfig
+from qwen_term_retrieval.models.model_card import model_card
 
 
 def error_of(*arguments):
@@ -60,11 +63,10 @@ def test_a_folder_that_is_no_pack_is_not_said_to_be_where_to_make_one(other_fold
     assert error_of("inspect", tmp_path / "new").endswith(f"Make one with `qtr pack SOURCE {tmp_path / 'new'}`.")
 
 
-def test_a_folder_in_place_of_a_recording_is_called_a_folder(listening_model, tmp_path):
-    listening_model.save_pretrained(tmp_path / "model")
+def test_a_folder_without_recordings_is_refused(tmp_path):
     (tmp_path / "terms.txt").write_text("helicopter\n")
-    line = error_of("search", tmp_path / "model", tmp_path / "terms.txt", tmp_path)
-    assert line.endswith(f"{tmp_path}: it is a folder; give the recordings in it")
+    line = error_of("search", "no/model", tmp_path / "terms.txt", tmp_path)
+    assert line.endswith(f"{tmp_path}: no recording in this folder, nor below it")
 
 
 def test_a_folder_without_weights_is_no_model(other_folder, tmp_path):
@@ -85,3 +87,29 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path):
 
 def test_the_help_of_the_root_trains_a_pack_with_a_recipe_that_brings_no_glossary():
     assert "--recipe laptop --dataset packs/mine" in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_a_mistyped_model_is_answered_at_once_with_what_it_may_have_meant(other_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(other_folder.parent)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the Hub was asked"))
+    (tmp_path / "terms.txt").write_text("helicopter\n")
+    mistyped = other_folder.name[:-2] + other_folder.name[:-3:-1]
+    near = f"did you mean {other_folder.name!r}?"
+    assert error_of("index", mistyped, tmp_path / "terms.txt", tmp_path / "index").endswith(near)
+    absolute = error_of("index", other_folder.parent / mistyped, tmp_path / "terms.txt", tmp_path / "index")
+    assert absolute.endswith(f"did you mean {str(other_folder)!r}?")
+
+
+def test_a_card_does_not_send_people_to_a_pipeline_that_cannot_load_it():
+    assert "pipeline_tag" not in model_card(TermRetrievalConfig(audio_tower="openai/whisper-tiny.en"))
+
+
+def test_answers_that_could_not_be_written_are_refused_before_the_model_is_looked_for(tmp_path):
+    (tmp_path / "terms.txt").write_text("helicopter\n")
+    soundfile.write(tmp_path / "clip.wav", [0.1, 0.2] * 4_000, 16_000)
+    search = ("search", "no/model", tmp_path / "terms.txt", tmp_path / "clip.wav")
+    (tmp_path / "there.srt").touch()
+    assert "there.srt is there already" in error_of(*search, "--format", "srt", "--out", tmp_path / "there.srt")
+    assert "did you mean 'srt'" in error_of(*search, "--format", "str")
+    assert "give one of them" in error_of(*search, "--each-time", "--best")
+    assert "Errno" not in error_of(*search, "--out", tmp_path / "terms.txt" / "x.txt")

@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
-from qwen_term_retrieval.retrieval.recordings import search_recordings
+from qwen_term_retrieval.retrieval.recordings.searching import search_recordings
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import SecondLook, pronunciations_of_terms
 from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
@@ -111,6 +110,19 @@ def test_a_stream_hears_each_time_a_term_is_said(retriever, say):
     assert all(match.probability >= 0.5 for match in heard)
 
 
+def test_a_search_gives_the_surest_of_each_time(retriever, say):
+    second = np.zeros(RATE, np.int16)
+    speech = [say(term, "en-us", speed) for speed in (1.1, 1.0) for term in SPOKEN_TERMS[:5]]
+    pcm = np.concatenate([piece for pcm in speech for piece in (pcm, second // 2, second)])
+    said = list(retriever.each_time((pcm, RATE), threshold=0.3))
+    surest = {}
+    for match in said:
+        surest[match.term] = max(match.probability, surest.get(match.term, 0))
+    found = {match.term: match.probability for match in retriever.search((pcm, RATE), top_k=50, threshold=0.3)}
+    assert len(said) > len(found) >= 5
+    assert found == pytest.approx(surest, abs=1e-3)
+
+
 def test_an_index_keeps_how_its_terms_sound(retriever, tmp_path, say):
     clip = (say("pneumonia", "en-us", 1.1), RATE)
     before = retriever.search(clip, top_k=3, threshold=0.0)
@@ -197,7 +209,7 @@ def test_thresholds_of_another_kind_are_refused(retriever, say):
     with pytest.raises(ValueError, match="probability, from 0 to 1"):
         retriever.search((say("pneumonia"), RATE), threshold=-0.5)
     with pytest.raises(ValueError, match="probability, from 0 to 1"):
-        next(search_recordings(retriever, [Path("clip.wav")], threshold=-0.5))
+        next(search_recordings(retriever, [], threshold=-0.5))
 
 
 @pytest.mark.parametrize("wrong", [{"verify": "twice"}, {"first_stage": "letters"}])

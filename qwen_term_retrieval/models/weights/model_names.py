@@ -38,8 +38,8 @@ def check_model_name(name: Any, revision: str | None = None) -> None:
         raise FileNotFoundError(f"no model {text!r}: it is no folder here{hub}{near}")
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(
-            f"no model {text!r}: it is no folder here, and the Hub did not give it: HF_HUB_OFFLINE is set, and the cache "
-            f"does not have it{_ending(text, revision)}"
+            f"no model {text!r}: it is no folder here, and the Hub did not give it: HF_HUB_OFFLINE is set, and the "
+            f"cache does not have it{_ending(text, revision)}"
         )
     try:
         HfApi().model_info(text, revision=revision, timeout=_SECONDS)

@@ -12,7 +12,7 @@ from qwen_term_retrieval.retrieval.formats.formats import Format
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.recordings.inputs import Opened
 from qwen_term_retrieval.retrieval.recordings.searching import Heard
-from qwen_term_retrieval.storage.atomic import atomic_file
+from qwen_term_retrieval.storage.atomic import atomic_file, check_writable
 
 Told = Iterable[tuple[Heard, list[TermMatch], bool]]
 Write = Callable[[str], None]
@@ -44,7 +44,7 @@ def targets_of(
     for target in targets.values() if isinstance(targets, dict) else [targets]:
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target} is there already; give another place, or --overwrite")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(target)
     return targets
 
 
