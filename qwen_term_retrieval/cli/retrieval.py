@@ -172,7 +172,7 @@ def index(
         qtr index outputs/demo icd10.csv indexes/icd10
         qtr search outputs/demo indexes/icd10 clip.wav
     """
-    from qwen_term_retrieval.retrieval.index_folder import check_target
+    from qwen_term_retrieval.retrieval.indexes.folder import check_target
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_with_libraries(quiet)

@@ -249,10 +249,7 @@ class TermRetriever:
                 spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
             )
 
-        new = index.add(glossary, embed)
-        if self.second_look is not None:
-            self.second_look.pronounce(index)
-        return new
+        return index.add(glossary, embed, self.second_look.speaker if self.second_look is not None else None)
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -333,6 +330,8 @@ class TermRetriever:
         """`nearest_batch` in several indexes of this model, for which the audio is encoded once."""
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
+        # Terms may come and go meanwhile: one state of each index answers for all clips.
+        indexes = [index.snapshot() for index in indexes]
         answers: list[list[list[TermMatch]]] = [[] for _ in indexes]
         hidden = None if show_progress else True
         with tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS) as bar:
@@ -395,7 +394,7 @@ class TermRetriever:
         # Chunks at a stream's end may be too short for the tower, and nothing is heard in silence.
         if frames < 2 or not chunk.pcm.any():
             return merger.add([], heard_to)
-        ((_, ((found,),)),) = self._hear_chunks([(0, chunk)], 1, [self.term_index], top_k)
+        ((_, ((found,),)),) = self._hear_chunks([(0, chunk)], 1, [self.term_index.snapshot()], top_k)
         return merger.add((match for match in found if match.confidence >= threshold), heard_to)
 
     def _hear_chunks(
