@@ -207,10 +207,11 @@ class TermIndex:
     def _put(self, state: IndexState) -> None:
         """Make this the state; a part that has become large gets what makes it quick."""
         if state.parts and (last := state.parts[-1]).home is None:
-            state = replace(state, parts=(*state.parts[:-1], self._made_quick(last)))
+            state = replace(state, parts=(*state.parts[:-1], self.made_quick(last)))
         self._state = state
 
-    def _made_quick(self, part: Part) -> Part:
+    def made_quick(self, part: Part) -> Part:
+        """The part with what makes it quick, where it is large: what that is follows from `hold`."""
         rows = part.terms.num_rows
         if self.device.type != "cpu" or rows < SKETCH_FROM_ROWS or part.sketch is not None or part.cells is not None:
             return part
@@ -373,7 +374,7 @@ class TermIndex:
         """All terms as one part."""
         if len(state.parts) <= 1 and all(gone is None for gone in state.removed):
             return state
-        whole = self._made_quick(Part.join(state.parts, state.removed))
+        whole = self.made_quick(Part.join(state.parts, state.removed))
         return replace(state, parts=(whole,), removed=(None,))
 
     def about(self) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """What a glossary's index is made of.
 
+building.py      a large glossary straight into a folder
 state.py         what an index holds at one moment
 parts.py         one part of it: terms, vectors, sounds
 terms.py         terms as columns, found by any spelling
