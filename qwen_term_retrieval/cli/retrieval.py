@@ -162,7 +162,7 @@ def index(
     hold: Annotated[
         str,
         typer.Option(
-            help="How vectors are held: `float32`, `int8` (both exact), `ann` (approximate; takes FAISS), or `auto`."
+            help="How vectors are held: `float32`, `int8` (both exact), `ann` (approximate; takes usearch), or `auto`."
         ),
     ] = "auto",
     revision: Revision = None,

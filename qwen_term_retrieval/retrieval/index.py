@@ -10,7 +10,7 @@ How vectors are held follows from how many there are, or from `hold`:
 |---|---|---|
 | `float32` | float32, and from 16,384 rows on the first axes in int8 | exact; what cannot be a best is skipped |
 | `int8` | all axes in int8; float32 in a file, of which a few hundred rows are read | exact |
-| `ann` | int8 in cells (FAISS); float32 in a file | what the visited cells hold, scored exactly |
+| `ann` | int8 in a graph (usearch); float32 in a file | what the walks come by, scored exactly |
 | `auto` | `float32` up to 256 MiB of vectors, `int8` beyond | exact |
 
 On a GPU every row is scored, in the type that `to` was given.
@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qwen_term_retrieval.retrieval.indexes.cells import Cells, faiss_module
 from qwen_term_retrieval.retrieval.indexes.folder import TermIndexError, open_state, read_meta, write_index
+from qwen_term_retrieval.retrieval.indexes.graph import Graph, usearch_index
 from qwen_term_retrieval.retrieval.indexes.parts import Part
 from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
@@ -63,7 +63,7 @@ class TermIndex:
         hold: how vectors are held, see the module.
 
     Raises:
-        ValueError: a `hold` that there is not. ImportError: `ann` without FAISS.
+        ValueError: a `hold` that there is not. ImportError: `ann` without usearch.
 
     Example:
         >>> index = TermIndex(dim=2, fingerprint="made by hand")
@@ -77,7 +77,7 @@ class TermIndex:
         if hold not in get_args(Hold):
             raise ValueError(f"hold must be one of {', '.join(get_args(Hold))}, not {hold!r}")
         if hold == "ann":
-            faiss_module()
+            usearch_index()
         self.dim = dim
         self.fingerprint = fingerprint
         self.language = language
@@ -116,8 +116,8 @@ class TermIndex:
         parts = self._state.parts
         if self.device.type != "cpu":
             return f"{str(self._dtype).removeprefix('torch.')} on {self.device}"
-        if any(part.cells is not None for part in parts):
-            return "approximately: cells of int8, rescored in float32"
+        if any(part.graph is not None for part in parts):
+            return "approximately: a graph of int8, rescored in float32"
         if any(part.sketch is not None and part.sketch.has_tail for part in parts):
             return "int8, rescored in float32: exact"
         return "float32"
@@ -213,7 +213,7 @@ class TermIndex:
     def made_quick(self, part: Part) -> Part:
         """The part with what makes it quick, where it is large: what that is follows from `hold`."""
         rows = part.terms.num_rows
-        if self.device.type != "cpu" or rows < SKETCH_FROM_ROWS or part.sketch is not None or part.cells is not None:
+        if self.device.type != "cpu" or rows < SKETCH_FROM_ROWS or part.sketch is not None or part.graph is not None:
             return part
         hold = self.hold
         if hold == "auto":
@@ -222,7 +222,7 @@ class TermIndex:
             return replace(part, sketch=Sketch.of(part.vectors_RD, with_tail=False))
         vectors_RD = in_a_file(part.vectors_RD)
         if hold == "ann":
-            return replace(part, vectors_RD=vectors_RD, cells=Cells.of(vectors_RD))
+            return replace(part, vectors_RD=vectors_RD, graph=Graph.of(vectors_RD))
         return replace(part, vectors_RD=vectors_RD, sketch=Sketch.of(vectors_RD, with_tail=True))
 
     def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:

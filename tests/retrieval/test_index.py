@@ -278,3 +278,57 @@ def test_a_term_that_is_given_twice_keeps_its_first_vector_and_no_other_takes_it
     assert index.add([twice, twice, Term("vein", 2)], vectors_ND) == [twice, Term("vein", 2)]
     assert torch.equal(index.vectors_ND, vectors_ND[[0, 2]])
     assert index.search(vectors_ND[2][None, None], top_k=2).terms[0, 0] == 1
+
+
+def test_an_approximate_index_scores_what_it_proposes_exactly_and_says_what_it_is(tmp_path, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 64)
+    exact, index = (TermIndex(32, fingerprint="m", hold=hold) for hold in ("float32", "ann"))
+    terms, vectors_ND = list(Glossary(f"term {'x' * number}" for number in range(500))), unit_vectors(500, 32)
+    for each in (exact, index):
+        each.add(terms, vectors_ND)
+        each.remove(["term x", "term xxx"])
+    query = unit_vectors(2, 9, 32, seed=3)
+    expected = exact.search(query, 10)
+    for opened in (index, TermIndex.load(index.save(tmp_path / "index"))):
+        assert "approximately" in repr(opened)
+        found = opened.search(query, 10)
+        assert len(set(found.terms.flatten().tolist()) & set(expected.terms.flatten().tolist())) >= 18
+        torch.testing.assert_close(found.scores[:, 0], expected.scores[:, 0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    dim=st.sampled_from([8, 64, 96, 200]),
+    rank=st.integers(1, 200),
+    top_k=st.integers(1, 40),
+    aliases=st.integers(0, 2),
+    hold=st.sampled_from(["float32", "int8"]),
+    seed=st.integers(0, 1000),
+)
+def test_what_a_sketch_leaves_out_is_never_among_the_best(rows, dim, rank, top_k, aliases, hold, seed):
+    """Banks of full rank, where the head is all, and of low rank with noise, where it is not; terms that are gone."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(min(rank, dim), dim, generator=generator)
+    vectors_ND = torch.randn(rows * (1 + aliases), len(basis), generator=generator) @ basis
+    vectors_ND += 0.05 * torch.randn(vectors_ND.shape, generator=generator)
+    vectors_ND = torch.nn.functional.normalize(vectors_ND, dim=1)
+    terms = [Term(f"t{row}", row, tuple(f"t{row} a{alias}" for alias in range(aliases)), None) for row in range(rows)]
+    plain, quick = (TermIndex(dim, fingerprint="m", hold=hold) for _ in range(2))
+    plain.add(terms, vectors_ND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 1)
+        quick.add(terms, vectors_ND)
+    gone = [f"t{row}" for row in range(0, rows - 1, 5)]
+    for index in (plain, quick):
+        index.remove(gone)
+    query_BWD = torch.nn.functional.normalize(torch.randn(2, 7, len(basis), generator=generator) @ basis, dim=2)
+    mask_BW = torch.rand(2, 7, generator=generator) < 0.7
+    expected, found = (index.search(query_BWD, top_k, mask_BW=mask_BW) for index in (plain, quick))
+    torch.testing.assert_close(found.scores, expected.scores)
+    scores_BT = expected.scores
+    apart_BT = (scores_BT[:, 1:] - scores_BT[:, :-1]).abs() > 1e-5 if scores_BT.shape[1] > 1 else None
+    if apart_BT is not None and bool(apart_BT.all()):
+        assert torch.equal(found.terms[:, :-1], expected.terms[:, :-1])
+        assert torch.equal(found.windows[:, :-1], expected.windows[:, :-1])

@@ -4,7 +4,7 @@
 meta.json                 model, sizes, parts; bytes and xxh64 of every other file; the last entry is its own checksum
 part-<id>/                written once, never changed
   vectors.npy             float32 (R, D), opened by memory map
-  sketch_*.npy            the same in int8, see `sketch.py`, or `cells.faiss`, see `cells.py`; where there are many rows
+  sketch_*.npy            of many rows the same in int8, see `sketch.py`, or `graph.usearch`, see `graph.py`
   spellings.arrow, languages.arrow, extras.arrow, first_rows.npy, term_ids.npy, keys.npy, key_rows.npy
   sounds/                 pronunciations and their prefix tree, where the model hears sounds
 removed-<id>.npy          which terms of a part are removed
@@ -33,7 +33,7 @@ import xxhash
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from qwen_term_retrieval.retrieval.indexes.cells import Cells, has_cells
+from qwen_term_retrieval.retrieval.indexes.graph import Graph, has_graph
 from qwen_term_retrieval.retrieval.indexes.older_folder import open_first_version
 from qwen_term_retrieval.retrieval.indexes.parts import Part
 from qwen_term_retrieval.retrieval.indexes.sketch import Sketch, has_sketch
@@ -169,7 +169,7 @@ def _open_part(folder: Path) -> Part:
         TermTable.open(folder),
         torch.from_numpy(vectors),
         sketch=Sketch.open(folder) if has_sketch(folder) else None,
-        cells=Cells.open(folder) if has_cells(folder) else None,
+        graph=Graph.open(folder) if has_graph(folder) else None,
         sounds=PartSounds.open(folder / SOUNDS) if (folder / SOUNDS).is_dir() else None,
         home=folder,
     )
@@ -282,7 +282,7 @@ def _mapped(part: Part, folder: Path) -> torch.Tensor:
 def write_columns(part: Part, folder: Path) -> None:
     """Write all of a part but its vectors."""
     part.terms.save(folder)
-    for extra in (part.sketch, part.cells):
+    for extra in (part.sketch, part.graph):
         if extra is not None:
             extra.save(folder)
     if part.sounds is not None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qwen_term_retrieval.retrieval.indexes.cells import Cells
+from qwen_term_retrieval.retrieval.indexes.graph import Graph
 from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import PartSounds
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable
@@ -30,7 +30,7 @@ class Part:
         terms: with R spellings.
         vectors_RD: float32, in memory, on a GPU, or mapped from a file.
         sketch: where there are many rows, see `sketch.py`.
-        cells: where the search is to be approximate, see `cells.py`.
+        graph: where the search is to be approximate, see `graph.py`.
         sounds: None where nobody asked how the terms sound.
         home: the folder that the part was written to, or opened from; its name is the part's.
     """
@@ -38,7 +38,7 @@ class Part:
     terms: TermTable
     vectors_RD: torch.Tensor
     sketch: Sketch | None = None
-    cells: Cells | None = None
+    graph: Graph | None = None
     sounds: PartSounds | None = None
     home: Path | None = None
 

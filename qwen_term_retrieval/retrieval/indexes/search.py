@@ -47,7 +47,7 @@ def search_part(
         mask_BW: bool, True where a window is real.
     """
     gone_R = None if removed_T is None else torch.from_numpy(part.terms.rows_of(removed_T))
-    if part.vectors_RD.device.type == "cpu" and (part.sketch is not None or part.cells is not None):
+    if part.vectors_RD.device.type == "cpu" and (part.sketch is not None or part.graph is not None):
         return _search_bounded(part, query_BWD, mask_BW, gone_R, top_k)
     return _search_all(part, query_BWD, mask_BW, gone_R, top_k)
 
@@ -96,9 +96,9 @@ def _search_bounded(
     answers = [NO_HITS] * len(windows)
     if not heard:
         return answers
-    if part.cells is not None:
+    if part.graph is not None:
         for query in heard:
-            rows = part.cells.rows_near(windows[query], top_k)
+            rows = part.graph.rows_near(windows[query], top_k)
             rows = rows if gone_R is None else rows[~gone_R[rows]]
             answers[query] = _Best(part, windows[query], top_k).add(rows).hits(own_places[query])
         return answers

@@ -199,7 +199,7 @@ class IndexState:
         return kept[0] if len(kept) == 1 else torch.cat(kept)
 
     def search(self, query_BWD: torch.Tensor, mask_BW: torch.Tensor, top_k: int) -> IndexHits:
-        """The best terms of each query: exact but in parts with cells, equal scores in the order of the index."""
+        """The best terms of each query: exact but in parts with a graph, equal scores in the order of the index."""
         found = [
             search_part(part, query_BWD, mask_BW, gone, top_k)
             for part, gone in zip(self.parts, self.removed, strict=True)
