@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the corpus")
     parser.add_argument("--exclude", type=Path, help="file of texts that must not be said, one a line")
     parser.add_argument("--num_clips", type=int, default=NUM_CLIPS)
-    parser.add_argument("--num_kokoro", type=int, default=NUM_KOKORO, help="clips by Kokoro, about 1.1 s of one core each")
+    parser.add_argument(
+        "--num_kokoro", type=int, default=NUM_KOKORO, help="clips by Kokoro, about a second of one core each"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--overwrite", action="store_true")

@@ -63,6 +63,7 @@ class Command:
     out: Path
     reset: Callable[[], None]
     check_after_kill: Callable[[], str]
+    under_way: tuple[str, ...] = ("part_0000000.arrow", "part_0000004.pcm")
     expected: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -139,7 +140,7 @@ def attack(command: Command, num_kills: int, seed: int) -> Tally:
     """Kill the command `num_kills` times, in chains that each end with a run let through and compared."""
     rng = random.Random(seed)
     command.learn()
-    names = sorted({*command.expected, "lock", "part_0000000.arrow", "part_0000004.pcm"})
+    names = sorted({*(Path(name).name for name in command.expected), "lock", *command.under_way})
     tally = Tally()
     with tqdm(total=num_kills, desc=f"killing qtr {command.name}", unit=" kills", disable=None) as progress:
         while tally.kills < num_kills and not _is_hopeless(tally):
@@ -197,8 +198,12 @@ def _names_below(folder: Path) -> list[str]:
 
 def _phase(command: Command) -> str:
     """How far a killed run had come, by the files it left."""
-    if command.name == "pack" and command.out.exists():
+    if command.name in ("pack", "index") and command.out.exists():
         return "published"
+    if command.name == "index":
+        signs = (("meta.json", "meta.json"), ("tables", "spellings"), ("parts", "done-"))
+        names = set(_names_below(command.out.parent))
+        return next((phase for phase, sign in signs if any(sign in name for name in names)), "starting")
     of_base = [] if command.name == "pack" else _names_below(command.out.parents[1] / "base")
     names = set(_names_below(command.out.parent)).difference(of_base)
     for phase, sign in (("pack.json", "pack.json"), ("tables", ".parquet"), ("shards", "shard_"), ("parts", "part_")):

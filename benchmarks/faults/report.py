@@ -65,10 +65,22 @@ def environment_table(environment: Mapping[str, Any]) -> str:
     return table(["fault", "passed", "what the user is told"], lines)
 
 
+def indexes_table(indexes: Mapping[str, Any]) -> str:
+    lines = [["flipped bits", indexes["flips"], indexes["flips"] - len(indexes["missed"]), len(indexes["missed"])]]
+    if kills := indexes.get("kills"):
+        lines.append(["SIGKILLs of `qtr index`", kills["kills"], kills["resumed"], len(kills["failures"])])
+        phases = ", ".join(f"{phase} {number}" for phase, number in kills["phases"].items())
+        lines[-1][0] += f" ({phases})"
+    return table(["fault", "trials", "found by `qtr verify`, or resumed to the same bytes", "failures"], lines) + (
+        "\nSeveral kills may fall on one run before it is let through.\n"
+    )
+
+
 CAMPAIGNS = {
     "kills": ("Killed while packing", kills_table),
     "flips": ("Flipped bits", flips_table),
     "fuzz": ("Damaged inputs", fuzz_table),
+    "indexes": ("Indexes of terms, killed while they are made and flipped", indexes_table),
     "environment": ("Disks, folders and neighbours", environment_table),
 }
 
@@ -77,6 +89,8 @@ def failures_of(name: str, results: Mapping[str, Any]) -> int:
     """How many trials of a campaign failed."""
     if name == "kills":
         return sum(len(results[command]["failures"]) for command in KILLED if command in results)
+    if name == "indexes":
+        return len(results["missed"]) + len(results.get("kills", {}).get("failures", ()))
     if name == "environment":
         return sum(not result["passed"] for result in results.values() if isinstance(result, dict))
     return len(results["failures"])

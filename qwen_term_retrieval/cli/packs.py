@@ -235,17 +235,23 @@ def inspect(folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack 
 
 @app.command(rich_help_panel=PACKS)
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="PACK", help="A pack of audio or of tokens.")], quiet: Quiet = False
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A pack of audio or of tokens, or a folder of `qtr index`.")
+    ],
+    quiet: Quiet = False,
 ) -> None:
-    """Read every byte of a pack and compare checksums; exit code 1 where a bit differs.
+    """Read every byte of a pack or an index and compare checksums; exit code 1 where a bit differs.
 
     Each damage is one line that names the file, and the clips in it.
 
     For example:
 
         qtr verify packs/mine
+        qtr verify indexes/icd10
     """
-    damages = _open(folder).verify(quiet=quiet)
+    from qwen_term_retrieval.retrieval.indexes.folder import damages_of, is_index
+
+    damages = damages_of(folder, quiet=quiet) if is_index(folder) else _open(folder).verify(quiet=quiet)
     for damage in damages:
         typer.secho(damage, fg="red", err=True)
     if damages:

@@ -48,6 +48,12 @@ def index(
     model: Model,
     glossary: Annotated[Path, typer.Argument(metavar="GLOSSARY", help="Glossary file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    hold: Annotated[
+        str,
+        typer.Option(
+            help="How vectors are held: `float32`, `int8` (both exact), `ann` (approximate; takes usearch), or `auto`."
+        ),
+    ] = "auto",
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -56,14 +62,16 @@ def index(
 ) -> None:
     """Embed a large glossary once, for searches with the same model.
 
-    `qtr search` and `qtr calibrate` take the folder in place of a glossary; another model refuses it.
+    `qtr search` and `qtr calibrate` take the folder in place of a glossary; another model refuses it. A run that was
+    killed goes on where it stopped when the same command is given again. `qtr verify` finds any damage.
 
     For example:
 
         qtr index outputs/demo icd10.csv indexes/icd10
         qtr search outputs/demo indexes/icd10 clip.wav
+        qtr verify indexes/icd10
     """
-    from qwen_term_retrieval.retrieval.index_folder import check_target
+    from qwen_term_retrieval.retrieval.indexes.folder import check_target
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
     from qwen_term_retrieval.storage.atomic import check_writable
 
@@ -71,10 +79,17 @@ def index(
     check_target(out, overwrite)
     check_writable(out)
     terms = terms_of(glossary)
+    if isinstance(terms, Path):
+        raise IsADirectoryError(f"{terms} is a folder; give a glossary file")
     retriever = TermRetriever.from_pretrained(model, revision=revision, device=device, dtype=dtype)
-    retriever.index(terms, show_progress=not quiet)
-    retriever.save_index(out, overwrite=overwrite)
-    typer.echo(f"{out}: {len(retriever.term_index)} terms")
+    index = retriever.index_to(
+        out,
+        terms,
+        hold=hold,  # type: ignore[arg-type]  # checked there
+        overwrite=overwrite,
+        show_progress=not quiet,
+    )
+    typer.echo(f"{out}: {len(index)} terms, held in {index.held}")
 
 
 @app.command(rich_help_panel=MODELS)

@@ -1,8 +1,9 @@
 """Glossary and clip to matches.
 
 retriever.py      `TermRetriever`: a model and an index, asked for terms in speech
-index.py          the vectors of a glossary, searched exactly
-index_folder.py   a saved index on disk
+index.py          the vectors of a glossary, under changes and from many threads
+indexes/          what an index is made of: parts, sketches, files
+embedding.py      terms to vectors and sounds, a stretch at a time
 encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
 second_look.py    what is proposed, and what is believed

@@ -51,12 +51,14 @@ class Hearer:
         merger, most = RepeatMerger(hold), _SurestOfEachSecond(top_k)
         for batch in _batches(chunks, batch_size):
             told: list[TermMatch] = []
+            # Terms may come and go meanwhile: one state of the index answers for a batch.
+            state = index.snapshot()
             by_place: dict[int, list[TermMatch]] = {}
             heard = [(place, chunk) for place, chunk in enumerate(batch) if self._can_hear(chunk)]
             for places, own, windows in self._encoded(heard, batch_size):
                 # Before they are cut to the best of a second, all that a chunk of several may hold.
                 seconds = max(math.ceil(self._owned_seconds(chunk)) for chunk in own)
-                found = self._reaching(windows, index, own, threshold, top_k * seconds)
+                found = self._reaching(windows, state, own, threshold, top_k * seconds)
                 by_place |= dict(zip(places, found, strict=True))
             for place, chunk in enumerate(batch):
                 told += merger.add(most.of(by_place.get(place, ())), self._heard_to(chunk))

@@ -1,61 +1,56 @@
-"""The vectors of a glossary, searched exactly.
+"""The vectors of a glossary, under changes and from many threads.
 
 `TermIndex` holds one unit vector per spelling. A clip's score for a term is the best over its windows and over the
-term's spellings; the search visits the vectors in blocks, so that memory follows the block and not the glossary.
-It costs one matrix product: 100 windows against 100,000 terms of 384 dimensions are 8 GFLOP.
+term's spellings. What an index holds is an immutable `IndexState`; a change makes another under a lock and puts it in
+the place of the first, so that a search, which takes no lock, sees one state from its start to its end.
 
-On disk an index is a folder: `vectors.npy` (float32, opened by memory map), `terms.parquet` (a row per vector),
-`sounds/` (pronunciations, where the model hears sounds) and `meta.json`, which names the model. The folder is written
-beside its place and renamed, so it is there whole or not at all.
+How vectors are held follows from how many there are, or from `hold`:
 
-Shapes: B queries, W windows, N spellings (vectors), K results, D embedding.
+| `hold` | in memory | a search |
+|---|---|---|
+| `float32` | float32, and from 16,384 rows on the first axes in int8 | exact; what cannot be a best is skipped |
+| `int8` | all axes in int8; float32 in a file, of which a few hundred rows are read | exact |
+| `ann` | int8 in a graph (usearch); float32 in a file | what the walks come by, scored exactly |
+| `auto` | `float32` up to 256 MiB of vectors, `int8` beyond | exact |
+
+On a GPU every row is scored, in the type that `to` was given.
+
+Shapes: B queries, W windows, R rows (spellings), T terms, K results, D embedding.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pyarrow import parquet
 
-from qwen_term_retrieval.retrieval.index_folder import (
-    FORMAT,
-    FORMAT_VERSION,
-    SOUNDS,
-    TermIndexError,
-    check_target,
-    group_terms,
-    read_meta,
-)
-from qwen_term_retrieval.retrieval.scoring import BestTerms, blocks_of_scores
-from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
+from qwen_term_retrieval.retrieval.indexes.folder import TermIndexError, open_state, read_meta, write_index
+from qwen_term_retrieval.retrieval.indexes.graph import Graph, usearch_index
+from qwen_term_retrieval.retrieval.indexes.parts import Part
+from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
+from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
+from qwen_term_retrieval.retrieval.indexes.state import IndexHits, IndexState, TermsOf
+from qwen_term_retrieval.retrieval.indexes.terms import TermTable, spelling_key
+from qwen_term_retrieval.text.glossary import Term, normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundIndex
 
+__all__ = ["Hold", "IndexHits", "TermIndex", "TermIndexError"]
+
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class IndexHits:
-    """The K best terms of each query, best first; K is the number of terms where that is less than asked for.
-
-    scores: float32 (B, K). terms: int64 (B, K), positions in `TermIndex.terms`. windows: int64 (B, K), the window
-    that scored. All on the CPU.
-    """
-
-    scores: torch.Tensor
-    terms: torch.Tensor
-    windows: torch.Tensor
+Hold = Literal["auto", "float32", "int8", "ann"]
+SKETCH_FROM_ROWS = 16_384
+_FLOAT32_UP_TO_BYTES = 256 << 20
+_JOIN_BELOW_ROWS = 1 << 16
 
 
 class TermIndex:
@@ -65,6 +60,10 @@ class TermIndex:
         dim: D.
         fingerprint: identity of the model that makes the vectors, see `model_fingerprint`.
         language: of terms that name none; kept for terms that are added later.
+        hold: how vectors are held, see the module.
+
+    Raises:
+        ValueError: a `hold` that there is not. ImportError: `ann` without usearch.
 
     Example:
         >>> index = TermIndex(dim=2, fingerprint="made by hand")
@@ -74,85 +73,109 @@ class TermIndex:
         'north'
     """
 
-    def __init__(self, dim: int, *, fingerprint: str, language: str | None = None):
+    def __init__(self, dim: int, *, fingerprint: str, language: str | None = None, hold: Hold = "auto"):
+        if hold not in get_args(Hold):
+            raise ValueError(f"hold must be one of {', '.join(get_args(Hold))}, not {hold!r}")
+        if hold == "ann":
+            usearch_index()
         self.dim = dim
         self.fingerprint = fingerprint
         self.language = language
-        self.vectors_ND = torch.zeros(0, dim)
-        self._terms: list[Term] = []
-        self._term_of_row_N = torch.zeros(0, dtype=torch.int64)
-        self._position_of_spelling: SpellingTable | None = SpellingTable()
-        self.sounds: SoundIndex | None = None
-        self._num_pronounced = 0
-        self._alphabet = ""
+        self.hold: Hold = hold
+        self.device = torch.device("cpu")
+        self._dtype = torch.float32
+        self._state = IndexState()
+        self._writing = threading.RLock()
+
+    def snapshot(self) -> TermIndex:
+        """The index as it is now, at no cost: nothing that is done to this one afterwards is seen there."""
+        return self._like(self._state)
+
+    def _like(self, state: IndexState) -> TermIndex:
+        other = TermIndex(self.dim, fingerprint=self.fingerprint, language=self.language, hold=self.hold)
+        other.device, other._dtype, other._state = self.device, self._dtype, state
+        return other
 
     @property
     def terms(self) -> Sequence[Term]:
-        return self._terms
+        return TermsOf(self._state)
 
     @property
-    def device(self) -> torch.device:
-        return self.vectors_ND.device
+    def vectors_ND(self) -> torch.Tensor:  # noqa: N802
+        """All vectors, a row a spelling, in the order of the terms."""
+        return self._state.vectors if self._state.parts else torch.zeros(0, self.dim)
 
     @property
     def vector_term_ids(self) -> list[int]:
         """The term id of every row of `vectors_ND`."""
-        return [self._terms[position].term_id for position in self._term_of_row_N.tolist()]
+        return [term.term_id for term in self.terms for _ in term.spellings]
 
     @property
-    def _most_spellings(self) -> int:
-        return int(self._term_of_row_N.bincount().max())
+    def held(self) -> str:
+        """How the vectors are held, in words."""
+        parts = self._state.parts
+        if self.device.type != "cpu":
+            return f"{str(self._dtype).removeprefix('torch.')} on {self.device}"
+        if any(part.graph is not None for part in parts):
+            return "approximately: a graph of int8, rescored in float32"
+        if any(part.sketch is not None and part.sketch.has_tail for part in parts):
+            return "int8, rescored in float32: exact"
+        return "float32"
 
     def __len__(self) -> int:
-        return len(self._terms)
+        return len(self._state)
 
     def __repr__(self) -> str:
-        return f"<TermIndex of {len(self)} terms, {len(self.vectors_ND)} spellings, {self.dim} dimensions>"
+        state = self._state
+        return (
+            f"<TermIndex of {len(state)} terms, {state.num_rows} spellings, {self.dim} dimensions, held in {self.held}>"
+        )
 
     def __contains__(self, spelling: str) -> bool:
-        return self._positions().get(spelling) is not None
+        return self._state.find(spelling) is not None
 
     def id_of(self, spelling: str, language: str | None = None) -> int | None:
         """The term id that a spelling or alias belongs to; None where the index does not know it.
 
         A language that is not known matches any, see `SpellingTable`.
         """
-        position = self._positions().get(spelling, language)
-        return None if position is None else self._terms[position].term_id
+        state = self._state
+        place = state.find(spelling, language)
+        return None if place is None else TermsOf(state)[place].term_id
 
     def ids_of(self, normalized: str) -> list[int]:
         """The ids of all terms that are spelled so in any language; `normalized` as `normalize_term` gives it."""
-        return [self._terms[position].term_id for position in self._positions().every(normalized)]
+        state = self._state
+        return [TermsOf(state)[place].term_id for place in state.every(normalized)]
 
-    def to(self, device: torch.device | str) -> TermIndex:
-        """Move the vectors; the search runs where they are."""
-        self.vectors_ND = self.vectors_ND.to(device)
-        self._term_of_row_N = self._term_of_row_N.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> TermIndex:
+        """Move the vectors; the search runs where they are. On a GPU they may be of half precision."""
+        with self._writing:
+            self.device = torch.device(device)
+            self._dtype = dtype if self.device.type != "cpu" else torch.float32
+            if self.device.type != "cpu" or any(part.vectors_RD.device.type != "cpu" for part in self._state.parts):
+                self._state = self._state.to(self.device, self._dtype)
         return self
 
     # ---- changing it ------------------------------------------------------------------------------------------
 
     def missing(self, terms: Iterable[Term]) -> list[Term]:
         """The terms of which neither the index nor a term before has a spelling: what `add` would take."""
-        return [term for term, new in self._judged(terms) if new]
+        return [term for term, new, _ in _judged(terms, self._state) if new]
 
-    def _judged(self, terms: Iterable[Term]) -> Iterator[tuple[Term, bool]]:
-        """Every term, and whether it is new."""
-        positions, before = self._positions(), SpellingTable()
-        for term in terms:
-            spelled = [(spelling, term.language) for spelling in term.spellings]
-            new = all(table.own(*each) is None for each in spelled for table in (positions, before))
-            for each in spelled if new else ():
-                before.add(*each, 0)
-            yield term, new
-
-    def add(self, terms: Sequence[Term], vectors: torch.Tensor | Callable[[list[Term]], torch.Tensor]) -> list[Term]:
-        """Add terms; those that are already there are left as they are.
+    def add(
+        self,
+        terms: Sequence[Term],
+        vectors: torch.Tensor | Callable[[list[Term]], torch.Tensor],
+        speaker: Speaker | None = None,
+    ) -> list[Term]:
+        """Add terms; those that are already there are left as they are. They appear all at once, with their sounds.
 
         Args:
             terms: they may repeat.
             vectors: (N, D), one for each of the terms' `spellings`, in order; or a function that gives those of the
                 terms that are new, and of no others.
+            speaker: says how terms sound; None leaves terms without sounds until `pronounce`.
 
         Returns:
             The terms that were new.
@@ -161,23 +184,46 @@ class TermIndex:
             ValueError: the number or size of the vectors does not fit, or one is not finite.
         """
         if callable(vectors):
-            new = self.missing(terms)
-            vectors_ND = self._checked(new, vectors(new))
-        else:
-            vectors_ND = self._checked(terms, vectors)
-            judged = list(self._judged(terms))
-            new = [term for term, is_new in judged if is_new]
-            keep_N = torch.tensor([is_new for term, is_new in judged for _ in term.spellings], dtype=torch.bool)
-            vectors_ND = vectors_ND[keep_N.to(vectors_ND.device)]
-        positions, rows = self._positions(), []
-        for position, term in enumerate(new, start=len(self._terms)):
-            for spelling in term.spellings:
-                positions.add(spelling, term.language, position)
-                rows.append(position)
-        self._terms += new
-        self.vectors_ND = torch.cat([self.vectors_ND, vectors_ND.to(self.device, torch.float32)])
-        self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
+            # Embedded outside of the lock; what another thread has added meanwhile is left out below.
+            terms = self.missing(terms)
+            vectors = vectors(terms)
+        vectors_RD = self._checked(terms, vectors)
+        sounds = speaker.sounds_of(terms) if speaker is not None and len(terms) else None
+        with self._writing:
+            judged = list(_judged(terms, self._state))
+            new = [term for term, is_new, _ in judged if is_new]
+            if not new:
+                return []
+            keys = [key for _, is_new, own in judged if is_new for key in own]
+            keep_R = torch.tensor([is_new for term, is_new, _ in judged for _ in term.spellings], dtype=torch.bool)
+            if not keep_R.all():
+                vectors_RD = vectors_RD[keep_R.to(vectors_RD.device)]
+                sounds = speaker.sounds_of(new) if speaker is not None else None
+            part = Part(TermTable.of(new, keys), vectors_RD.to(self.device, self._dtype), sounds=sounds)
+            state = self._state if speaker is None else self._heard_as(speaker)
+            self._put(state.with_part(part, join_below=_JOIN_BELOW_ROWS))
         return new
+
+    def _put(self, state: IndexState) -> None:
+        """Make this the state; a part that has become large gets what makes it quick."""
+        if state.parts and (last := state.parts[-1]).home is None:
+            state = replace(state, parts=(*state.parts[:-1], self.made_quick(last)))
+        self._state = state
+
+    def made_quick(self, part: Part) -> Part:
+        """The part with what makes it quick, where it is large: what that is follows from `hold`."""
+        rows = part.terms.num_rows
+        if self.device.type != "cpu" or rows < SKETCH_FROM_ROWS or part.sketch is not None or part.graph is not None:
+            return part
+        hold = self.hold
+        if hold == "auto":
+            hold = "float32" if part.vectors_RD.nbytes <= _FLOAT32_UP_TO_BYTES else "int8"
+        if hold == "float32":
+            return replace(part, sketch=Sketch.of(part.vectors_RD, with_tail=False))
+        vectors_RD = in_a_file(part.vectors_RD)
+        if hold == "ann":
+            return replace(part, vectors_RD=vectors_RD, graph=Graph.of(vectors_RD))
+        return replace(part, vectors_RD=vectors_RD, sketch=Sketch.of(vectors_RD, with_tail=True))
 
     def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:
         num_spellings = sum(len(term.spellings) for term in terms)
@@ -186,7 +232,7 @@ class TermIndex:
                 f"{len(terms)} terms with {num_spellings} spellings need vectors "
                 f"({num_spellings}, {self.dim}), not {tuple(vectors_ND.shape)}"
             )
-        if not bool(vectors_ND.isfinite().all()):
+        if not all(bool(block.isfinite().all()) for block in vectors_ND.split(1 << 16)):
             raise ValueError("a term vector is not finite; was the model trained to NaN?")
         return vectors_ND
 
@@ -205,54 +251,22 @@ class TermIndex:
         """
         if isinstance(spellings, str):
             raise ValueError(f"{spellings!r} is one string; one term is a list of one: [{spellings!r}]")
-        positions = self._positions()
-        doomed: set[int] = set()
-        for spelling in spellings:
-            position = positions.get(spelling, language)
-            if position is None:
-                raise KeyError(f"{spelling!r} is not in the index of {len(self)} terms")
-            doomed.add(position)
-            doomed.update(positions.every(normalize_term(spelling)) if language is None else ())
-        keep_T = torch.ones(len(self._terms), dtype=torch.bool)
-        keep_T[list(doomed)] = False
-        keep_N = keep_T.to(self.device)[self._term_of_row_N]
-        new_position_T = (torch.cumsum(keep_T, dim=0) - 1).to(self.device)
-        self.vectors_ND = self.vectors_ND[keep_N]
-        self._term_of_row_N = new_position_T[self._term_of_row_N[keep_N]]
-        self._terms = [term for position, term in enumerate(self._terms) if position not in doomed]
-        self._position_of_spelling = None
-        if self.sounds is not None:
-            place_of = np.where(keep_T.numpy(), new_position_T.cpu().numpy(), -1)
-            sounds = SoundIndex(self.sounds.num_classes)
-            sounds.add(self.pronunciations.renumbered(place_of))
-            self._use_sounds(sounds)
+        with self._writing:
+            state, doomed = self._state, set[int]()
+            for spelling in spellings:
+                place = state.find(spelling, language)
+                if place is None:
+                    raise KeyError(f"{spelling!r} is not in the index of {len(state)} terms")
+                doomed.add(place)
+                doomed.update(state.every(normalize_term(spelling)) if language is None else ())
+            if doomed:
+                self._state = state.without(doomed)
         return len(doomed)
-
-    def _positions(self) -> SpellingTable:
-        """Spelling → position of its term; made when first needed, since a million terms take seconds."""
-        if self._position_of_spelling is None:
-            self._position_of_spelling = SpellingTable()
-            for position, term in enumerate(self._terms):
-                for spelling in term.spellings:
-                    self._position_of_spelling.add(spelling, term.language, position)
-        return self._position_of_spelling
 
     def select(self, places: Sequence[int]) -> TermIndex:
         """An index of these terms alone, in their order here; it shares nothing that changes."""
-        chosen_T = torch.zeros(len(self), dtype=torch.bool)
-        chosen_T[list(places)] = True
-        part = TermIndex(self.dim, fingerprint=self.fingerprint, language=self.language)
-        place_of_T = chosen_T.cumsum(0) - 1
-        rows_N = chosen_T.to(self.device)[self._term_of_row_N]
-        part.vectors_ND = self.vectors_ND[rows_N]
-        part._term_of_row_N = place_of_T.to(self.device)[self._term_of_row_N[rows_N]]
-        part._terms = [term for term, chosen in zip(self._terms, chosen_T.tolist(), strict=True) if chosen]
-        part._position_of_spelling = None
-        if self.sounds is not None:
-            sounds = SoundIndex(self.sounds.num_classes)
-            sounds.add(self.pronunciations.renumbered(np.where(chosen_T.numpy(), place_of_T.numpy(), -1)))
-            part._use_sounds(sounds)
-            part._alphabet = self._alphabet
+        part = self._like(IndexState())
+        part._put(self._state.only(places).tidied())
         return part
 
     # ---- how its terms sound ----------------------------------------------------------------------------------
@@ -267,26 +281,36 @@ class TermIndex:
             num_classes: of the head.
             alphabet: the fingerprint of the head's alphabet; those of another are forgotten.
         """
-        if self.sounds is not None and (self.sounds.num_classes, self._alphabet) != (num_classes, alphabet):
-            logger.warning("the index knows the sounds of another phoneme head: its terms are pronounced anew")
-            self.sounds, self._num_pronounced = None, 0
-        self._alphabet = alphabet
-        sounds = self.sounds or SoundIndex(num_classes)
-        if self._num_pronounced < len(self):
-            ways = pronounce(self._terms[self._num_pronounced :])
-            sounds.add(PronunciationBank.of_owned(ways, num_classes, first_owner=self._num_pronounced))
-        self._use_sounds(sounds)
+        speaker = Speaker(lambda terms: pronounce(list(terms)), num_classes, alphabet)
+        with self._writing:
+            state = self._heard_as(speaker)
+            parts = [
+                replace(part, sounds=speaker.sounds_of(list(part.terms)), home=None) if part.sounds is None else part
+                for part in state.parts
+            ]
+            self._state = replace(state, parts=tuple(parts))
 
-    @cached_property
+    def _heard_as(self, speaker: Speaker) -> IndexState:
+        """The state without the sounds of another head."""
+        state, known = self._state, (speaker.num_classes, speaker.alphabet)
+        if state.num_classes is not None and (state.num_classes, state.alphabet) != known:
+            logger.warning("the index knows the sounds of another phoneme head: its terms are pronounced anew")
+            state = replace(state, parts=tuple(replace(part, sounds=None, home=None) for part in state.parts))
+        return replace(state, num_classes=speaker.num_classes, alphabet=speaker.alphabet)
+
+    @property
+    def sounds(self) -> SoundIndex | None:
+        """The pronunciations in prefix trees; None where they were never asked for."""
+        return self._state.sounds
+
+    @property
     def pronunciations(self) -> PronunciationBank:
         """Those of all terms, in their order; raises ValueError where they were never asked for."""
-        if self.sounds is None:
-            raise ValueError("the index does not know how its terms sound: call `pronounce` first")
-        return self.sounds.bank
+        return self.pronunciations_of(np.arange(len(self)))
 
-    def _use_sounds(self, sounds: SoundIndex) -> None:
-        self.sounds, self._num_pronounced = sounds, len(self)
-        self.__dict__.pop("pronunciations", None)
+    def pronunciations_of(self, places: NDArray[np.int64]) -> PronunciationBank:
+        """Those of some terms, owned by their places, which ascend; raises ValueError as `pronunciations`."""
+        return self._state.pronunciations_of(places)
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -296,17 +320,11 @@ class TermIndex:
 
     def cosines_by_window(self, query_WD: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """What each window scores with each of these terms, (W, N) float32 on the CPU."""
-        wanted = torch.as_tensor(positions, device=self.device)
-        rows_N = torch.isin(self._term_of_row_N, wanted).nonzero()[:, 0]
-        scores_WN = query_WD.to(self.device, torch.float32) @ self.vectors_ND[rows_N].T
-        places, column_N = torch.unique(self._term_of_row_N[rows_N], return_inverse=True)
-        best_WN = torch.full((len(query_WD), len(places)), -torch.inf, device=self.device)
-        best_WN.scatter_reduce_(1, column_N.expand(len(query_WD), -1), scores_WN, "amax")
-        return best_WN[:, torch.searchsorted(places, wanted)].cpu()
+        return self._state.cosines_by_window(query_WD, positions)
 
     @torch.inference_mode()
     def search(self, query_BWD: torch.Tensor, top_k: int = 10, *, mask_BW: torch.Tensor | None = None) -> IndexHits:
-        """The `top_k` best terms of each query: exact, equal scores in the order of the index.
+        """The `top_k` best terms of each query, equal scores in the order of the index; exact but with `hold="ann"`.
 
         Args:
             query_BWD: unit vectors (B, W, D).
@@ -316,21 +334,15 @@ class TermIndex:
         Raises:
             ValueError: an empty index, shapes that do not fit, a query that is not finite.
         """
-        self._check_query(query_BWD, top_k, mask_BW)
-        num_queries = len(query_BWD)
-        query_BWD = query_BWD.to(self.device, torch.float32)
-        # Of the best `keep` spellings, at least `top_k` belong to different terms.
-        keep = top_k * self._most_spellings
-        best = BestTerms.empty(num_queries, self.device, aliases=keep > top_k)
-        for rows, scores_BWN in blocks_of_scores(query_BWD, self.vectors_ND, mask_BW):
-            scores_BN, window_BN = scores_BWN.max(dim=1)
-            term_BN = self._term_of_row_N[rows].expand(num_queries, -1)
-            best = best.merge(scores_BN, term_BN, window_BN, keep)
-        top_k = min(top_k, len(self))
-        return IndexHits(best.scores[:, :top_k].cpu(), best.terms[:, :top_k].cpu(), best.windows[:, :top_k].cpu())
+        state = self._state
+        self._check_query(state, query_BWD, top_k, mask_BW)
+        mask_BW = torch.ones(query_BWD.shape[:2], dtype=torch.bool) if mask_BW is None else mask_BW.cpu()
+        return state.search(query_BWD.cpu().float(), mask_BW, top_k)
 
-    def _check_query(self, query_BWD: torch.Tensor, top_k: int, mask_BW: torch.Tensor | None) -> None:
-        if not len(self):
+    def _check_query(
+        self, state: IndexState, query_BWD: torch.Tensor, top_k: int, mask_BW: torch.Tensor | None
+    ) -> None:
+        if not len(state):
             raise ValueError("the index holds no term; add terms before searching")
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
@@ -346,62 +358,46 @@ class TermIndex:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the index to `folder`, whole or not at all.
 
+        In the folder that it was opened from or saved to before, `overwrite` writes what is new and rewrites no vector;
+        in another, all parts become one and what was removed is gone.
+
         Raises:
             FileExistsError: the folder exists and `overwrite` is off, or it is something other than an index.
         """
         folder = Path(folder)
-        check_target(folder, overwrite)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the final rename stays on one file system.
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            new = Path(scratch) / "new"
-            new.mkdir(mode=0o755)
-            self._write(new)
-            if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            new.rename(folder)
+        with self._writing:
+            state = self._state
+            if not any(
+                part.home is not None and part.home.parent.resolve() == folder.resolve() for part in state.parts
+            ):
+                state = self._made_one(state)
+            self._state = write_index(folder, state, self.about(), overwrite=overwrite)
         return folder
 
-    def _write(self, folder: Path) -> None:
-        np.save(folder / "vectors.npy", self.vectors_ND.cpu().numpy())
-        owners = self._term_of_row_N.tolist()
-        spellings = [spelling for term in self._terms for spelling in term.spellings]
-        columns = {
-            "spelling": spellings,
-            "term": pa.array(owners, pa.int64()),
-            "term_id": pa.array([self._terms[owner].term_id for owner in owners], pa.int64()),
-            "language": pa.array([self._terms[owner].language for owner in owners], pa.string()),
-        }
-        parquet.write_table(pa.table(columns), folder / "terms.parquet")
-        files = ["vectors.npy", "terms.parquet"]
-        if self.sounds is not None:
-            (folder / SOUNDS).mkdir()
-            self.sounds.save(folder / SOUNDS)
-            files += sorted(str(path.relative_to(folder)) for path in (folder / SOUNDS).rglob("*.npy"))
-        meta = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
+    def _made_one(self, state: IndexState) -> IndexState:
+        """All terms as one part."""
+        if len(state.parts) <= 1 and all(gone is None for gone in state.removed):
+            return state
+        whole = self.made_quick(Part.join(state.parts, state.removed))
+        return replace(state, parts=(whole,), removed=(None,))
+
+    def about(self) -> dict[str, object]:
+        """What `meta.json` says of an index beside its files."""
+        return {
             "model_fingerprint": self.fingerprint,
             "language": self.language,
             "dim": self.dim,
-            "num_terms": len(self._terms),
-            "num_vectors": len(owners),
-            "num_sounds": None if self.sounds is None else self.sounds.num_classes,
-            "alphabet": self._alphabet,
-            "bytes": {name: (folder / name).stat().st_size for name in files},
+            "hold": self.hold,
+            "num_sounds": self._state.num_classes,
+            "alphabet": self._state.alphabet,
         }
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
 
     @classmethod
     def load(cls, folder: str | Path, *, fingerprint: str | None = None) -> TermIndex:
         """Open an index; the vectors stay on disk until they are searched.
 
         Args:
-            folder: written by `save`.
+            folder: written by `save` or `qtr index`.
             fingerprint: of the model that will search; None opens any index.
 
         Raises:
@@ -416,16 +412,55 @@ class TermIndex:
                 f"{meta['model_fingerprint'][:12]}, this model has {fingerprint[:12]}): scores would be meaningless. "
                 "Index the glossary again with this model."
             )
-        index = cls(meta["dim"], fingerprint=meta["model_fingerprint"], language=meta["language"])
-        # Copy-on-write: torch wants writable memory, and nothing may reach the file.
-        index.vectors_ND = torch.from_numpy(np.load(folder / "vectors.npy", mmap_mode="c"))
-        columns = parquet.read_table(folder / "terms.parquet").to_pydict()
-        index._term_of_row_N = torch.tensor(columns["term"], dtype=torch.int64)
-        index._terms = group_terms(columns)
-        if (len(index._terms), *index.vectors_ND.shape) != (meta["num_terms"], meta["num_vectors"], meta["dim"]):
-            raise TermIndexError(f"{folder}: its files disagree about how many terms there are. Index again.")
-        index._position_of_spelling = None
-        if meta.get("num_sounds") is not None:
-            index._use_sounds(SoundIndex.open(folder / SOUNDS, meta["num_sounds"]))
-            index._alphabet = meta["alphabet"]
+        hold = meta.get("hold", "auto")
+        index = cls(meta["dim"], fingerprint=meta["model_fingerprint"], language=meta["language"], hold=hold)
+        sounds = {"num_classes": meta.get("num_sounds"), "alphabet": meta.get("alphabet", "")}
+        index._state = replace(open_state(folder, meta), **sounds)
         return index
+
+
+def _judged(terms: Iterable[Term], state: IndexState) -> Iterator[tuple[Term, bool, list[str]]]:
+    """Every term, whether it is new, and the keys of its spellings."""
+    terms = list(terms)
+    keys = [[spelling_key(spelling, term.language) for spelling in term.spellings] for term in terms]
+    # Within what is added, a language that is not said and English are one from the first that says English on.
+    asked = [
+        [
+            key
+            for spelling, own in zip(term.spellings, own_keys, strict=True)
+            for key in _twins(spelling, own, term, state)
+        ]
+        for term, own_keys in zip(terms, keys, strict=True)
+    ]
+    owners = iter(state.owners([key for own in asked for key in own]))
+    before: set[str] = set()
+    for term, own, keys_asked in zip(terms, keys, asked, strict=True):
+        known = [next(owners) is not None for _ in keys_asked]
+        new = not any(known) and before.isdisjoint(map(_without_english, own))
+        if new:
+            before.update(map(_without_english, own))
+        yield term, new, own
+
+
+def _twins(spelling: str, key: str, term: Term, state: IndexState) -> list[str]:
+    """The keys under which the index may have a spelling already."""
+    twins = state.twins(term.language)
+    return [key] if len(twins) == 1 else [spelling_key(spelling, twin) for twin in twins]
+
+
+def _without_english(key: str) -> str:
+    return key.removesuffix("@en")
+
+
+def in_a_file(vectors_RD: torch.Tensor) -> torch.Tensor:
+    """The same vectors mapped from a file that goes with them; those that are mapped already as they are."""
+    if getattr(vectors_RD, "in_a_file", False):
+        return vectors_RD
+    # Closed with the map.
+    file = tempfile.TemporaryFile(prefix="term_index.")  # noqa: SIM115
+    for block_RD in vectors_RD.split(1 << 16):
+        file.write(np.ascontiguousarray(block_RD.numpy()).data)
+    file.flush()
+    mapped = torch.from_numpy(np.memmap(file, np.float32, "r+", shape=tuple(vectors_RD.shape)))
+    mapped.in_a_file = True  # type: ignore[attr-defined]
+    return mapped

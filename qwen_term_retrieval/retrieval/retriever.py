@@ -7,10 +7,11 @@ product, and a lecture needs no more memory than a sentence.
 
 from __future__ import annotations
 
+import copy
 import logging
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.placing import placed_model
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
+from qwen_term_retrieval.retrieval.embedding import STRETCH_TERMS, TermEmbedder
 from qwen_term_retrieval.retrieval.encoding import ChunkBar, ClipEncoder, Windows, clips_of
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.hearing import Hearer
-from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.index import Hold, TermIndex
+from qwen_term_retrieval.retrieval.indexes.building import build_index
+from qwen_term_retrieval.retrieval.indexes.folder import check_target
 from qwen_term_retrieval.retrieval.matches import BestOfEach, TermMatch
 from qwen_term_retrieval.retrieval.second_look import (
     FirstStage,
@@ -162,7 +166,8 @@ class TermRetriever:
         self,
         terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path,
         *,
-        batch_size: int = 1024,
+        hold: Hold = "auto",
+        batch_size: int | None = None,
         show_progress: bool = True,
     ) -> TermIndex:
         """Embed a glossary and make it the one that is searched; an earlier one is put aside.
@@ -171,8 +176,9 @@ class TermRetriever:
             terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […], "language": "fr"}`), the path of a
                 glossary file, or the folder of an index that this model made. A model with phonemizers of several
                 languages says each term in its own; others ignore it.
-            batch_size: spellings embedded at once.
-            show_progress: draw a progress bar where there is a terminal.
+            hold: how the vectors are held: by default as suits their number, see `retrieval/index.py`.
+            batch_size: spellings embedded at once; None: what suits the text tower.
+            show_progress: a progress bar at a terminal, lines in the log where there is none.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the entry and the remedy; also where the model has no
@@ -180,25 +186,91 @@ class TermRetriever:
         """
         if isinstance(terms, str | Path) and Path(terms).is_dir():
             return self.load_index(terms)
-        if isinstance(terms, str | Path):
-            glossary = Glossary.from_file(terms)
-        else:
-            glossary = terms if isinstance(terms, Glossary) else Glossary(terms)
-        self._index = self.make_index(glossary, batch_size=batch_size, show_progress=show_progress)
+        glossary = _glossary_of(terms)
+        self._index = self.make_index(glossary, hold=hold, batch_size=batch_size, show_progress=show_progress)
         return self._index
 
-    def make_index(self, glossary: Glossary, *, batch_size: int = 1024, show_progress: bool = True) -> TermIndex:
+    def make_index(
+        self,
+        glossary: Glossary,
+        *,
+        hold: Hold = "auto",
+        batch_size: int | None = None,
+        show_progress: bool = True,
+    ) -> TermIndex:
         """Embed a glossary, and leave the one that is searched as it is; see `index`."""
         logger.info("%s: %s", glossary.source, glossary.summary())
-        index = TermIndex(
-            self.model.config.embedding_dim, fingerprint=model_fingerprint(self.model), language=glossary.language
-        )
-        show_progress = show_progress and sys.stderr.isatty()
+        index = self._empty_index(glossary, hold)
         self._embed_into(index, glossary, batch_size, show_progress)
         return index.to(self.model.device)
 
-    def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
-        """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new."""
+    def index_to(
+        self,
+        folder: str | Path,
+        terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path,
+        *,
+        hold: Hold = "auto",
+        batch_size: int | None = None,
+        overwrite: bool = False,
+        show_progress: bool = True,
+    ) -> TermIndex:
+        """Embed a glossary straight into a folder, and search it from there.
+
+        Memory does not grow with the vectors, and a run that was killed goes on where it stopped when it is asked for
+        the same again. Arguments and errors as of `index`.
+
+        Raises:
+            FileExistsError: the folder exists and `overwrite` is off, or it is something other than an index.
+            TermIndexError: another process is writing there.
+        """
+        folder = Path(folder)
+        check_target(folder, overwrite)
+        glossary = _glossary_of(terms)
+        logger.info("%s: %s", glossary.source, glossary.summary())
+        self._check_languages(glossary)
+        index = self._empty_index(glossary, hold)
+        speaker = self.second_look.speaker if self.second_look is not None else None
+        embedder = TermEmbedder(self.model, speaker, batch_size=batch_size, show_progress=show_progress)
+        about = index.about()
+        if speaker is not None:
+            about |= {"num_sounds": speaker.num_classes, "alphabet": speaker.alphabet}
+        build_index(
+            folder,
+            list(glossary),
+            about,
+            partial(embedder.stretches, list(glossary)),
+            index.made_quick,
+            stretch_terms=STRETCH_TERMS,
+            overwrite=overwrite,
+        )
+        return self.load_index(folder)
+
+    def with_glossary(
+        self, terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path, **settings: Any
+    ) -> TermRetriever:
+        """A retriever of another glossary on the same loaded model; this one keeps its own.
+
+        Arguments and errors as of `index`. For one recording in several glossaries, whose audio is then encoded once,
+        see `nearest_in`.
+        """
+        other = copy.copy(self)
+        other._index = None
+        other.index(terms, **settings)
+        return other
+
+    def _empty_index(self, glossary: Glossary, hold: Hold) -> TermIndex:
+        return TermIndex(
+            self.model.config.embedding_dim,
+            fingerprint=model_fingerprint(self.model),
+            language=glossary.language,
+            hold=hold,
+        )
+
+    def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int | None = None) -> int:
+        """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new.
+
+        Any thread may add, remove and search at any time: a search sees one state of the glossary.
+        """
         glossary = Glossary(terms, language=self.term_index.language)
         return len(self._embed_into(self.term_index, glossary, batch_size))
 
@@ -221,24 +293,18 @@ class TermRetriever:
         return self._index
 
     def _embed_into(
-        self, index: TermIndex, glossary: Glossary, batch_size: int, show_progress: bool = False
+        self, index: TermIndex, glossary: Glossary, batch_size: int | None, show_progress: bool = False
     ) -> list[Term]:
         """Add a glossary to an index, and say what was new."""
+        self._check_languages(glossary)
+        speaker = self.second_look.speaker if self.second_look is not None else None
+        embedder = TermEmbedder(self.model, speaker, batch_size=batch_size, show_progress=show_progress)
+        return index.add(glossary, embedder.vectors, embedder.speaker)
+
+    def _check_languages(self, glossary: Glossary) -> None:
         pronouncer = pronouncer_of(self.model.text_tower)
         if pronouncer is not None:
             check_glossary(glossary, pronouncer)
-
-        def embed(terms: list[Term]) -> torch.Tensor:
-            spellings = [spelling for term in terms for spelling in term.spellings]
-            languages = [term.language for term in terms for _ in term.spellings]
-            return self.model.encode_terms(
-                spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
-            )
-
-        new = index.add(glossary, embed)
-        if self.second_look is not None:
-            self.second_look.pronounce(index)
-        return new
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -329,6 +395,8 @@ class TermRetriever:
     ) -> list[list[list[TermMatch]]]:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
+        # Terms may come and go meanwhile: one state of each index answers for all clips.
+        indexes = [index.snapshot() for index in indexes]
         best: list[list[BestOfEach]] = [[] for _ in indexes]
         with ChunkBar(self.encoder, clips_of(clips), show_progress) as bar:
             chunks = bar.cut(sampling_rate)
@@ -427,3 +495,9 @@ class TermRetriever:
             kind = "scores are cosines, from -1 to 1" if lowest else "it is a probability, from 0 to 1"
             raise ValueError(f"threshold is {threshold}; {kind}")
         return self.threshold if threshold is None else threshold
+
+
+def _glossary_of(terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path) -> Glossary:
+    if isinstance(terms, str | Path):
+        return Glossary.from_file(terms)
+    return terms if isinstance(terms, Glossary) else Glossary(terms)

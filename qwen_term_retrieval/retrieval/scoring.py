@@ -39,11 +39,11 @@ def blocks_of_scores(
 
 @dataclass(frozen=True)
 class BestTerms:
-    """The best terms so far, (B, K) each, best first. A repeat of a term stands last, with the score -inf."""
+    """The best terms so far and their rows, (B, K) each, best first. A repeat of a term stands last, scored -inf."""
 
     scores: torch.Tensor
     terms: torch.Tensor
-    windows: torch.Tensor
+    rows: torch.Tensor
     aliases: bool
 
     @classmethod
@@ -51,12 +51,12 @@ class BestTerms:
         nothing = torch.zeros(num_queries, 0, dtype=torch.int64, device=device)
         return cls(nothing.float(), nothing, nothing, aliases)
 
-    def merge(self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, windows_BN: torch.Tensor, keep: int) -> BestTerms:
+    def merge(self, scores_BN: torch.Tensor, terms_BN: torch.Tensor, rows_BN: torch.Tensor, keep: int) -> BestTerms:
         top_BK = scores_BN.topk(min(keep, scores_BN.shape[1]), dim=1).indices.sort(dim=1).values
         best = BestTerms(
             torch.cat([self.scores, scores_BN.gather(1, top_BK)], dim=1),
             torch.cat([self.terms, terms_BN.gather(1, top_BK)], dim=1),
-            torch.cat([self.windows, windows_BN.gather(1, top_BK)], dim=1),
+            torch.cat([self.rows, rows_BN.gather(1, top_BK)], dim=1),
             self.aliases,
         )._sorted()
         if self.aliases:
@@ -70,6 +70,6 @@ class BestTerms:
         return BestTerms(
             self.scores.gather(1, order_BK),
             self.terms.gather(1, order_BK),
-            self.windows.gather(1, order_BK),
+            self.rows.gather(1, order_BK),
             self.aliases,
         )

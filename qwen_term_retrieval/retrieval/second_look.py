@@ -26,6 +26,7 @@ from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.phoneme_head import PhonemeHead
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.stream import Chunk
 from qwen_term_retrieval.text.alphabet import Alphabet
@@ -94,10 +95,16 @@ class SecondLook:
         self.first_stage = first_stage
         self.num_candidates = num_candidates
 
+    @property
+    def speaker(self) -> Speaker:
+        """Says terms for the phoneme head."""
+        alphabet = self.head.alphabet
+        return Speaker(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes, alphabet.fingerprint)
+
     def pronounce(self, index: TermIndex) -> None:
         """Let an index know how those of its terms sound of which it does not yet."""
-        alphabet = self.head.alphabet
-        index.pronounce(partial(pronunciations_of_terms, alphabet=alphabet), alphabet.num_classes, alphabet.fingerprint)
+        speaker = self.speaker
+        index.pronounce(speaker.say, speaker.num_classes, speaker.alphabet)
 
     def look(
         self, windows: AudioEmbeddings, index: TermIndex, chunks: Sequence[Chunk], *, each_place: bool = True
@@ -111,7 +118,8 @@ class SecondLook:
         log_probs_BUC, num_B = windows.log_probs.float(), windows.num_sub_frames.cpu().numpy()
         candidates = self._propose(windows, log_probs_BUC, num_B, index, chunks, each_place)
         rate, per_frame = self.head.frame_rate, self.head.config.sub_frames
-        evidence = gather_evidence(log_probs_BUC, num_B, index.pronunciations, candidates, frame_rate=rate)
+        bank = index.pronunciations_of(np.unique(candidates.owners_P))
+        evidence = gather_evidence(log_probs_BUC, num_B, bank, candidates, frame_rate=rate)
         # A term counts for the chunk that owns its end.
         edges_B3 = np.array([(chunk.first_frame, chunk.owned_from, chunk.owned_to) for chunk in chunks])
         first_P, from_P, to_P = edges_B3[candidates.clips_P].T

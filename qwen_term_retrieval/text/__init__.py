@@ -2,6 +2,7 @@
 
 glossary.py         terms, normalised, and their identities
 glossary_files.py   glossary files to entries
+phoneme_processes.py  many texts pronounced in several processes
 phonetics.py        text to phonemes, by engine
 pronouncing.py      several phonemizers as one: by language, and every way to say a term
 alphabet.py         texts to the classes of a phoneme head

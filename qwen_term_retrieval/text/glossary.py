@@ -26,6 +26,7 @@ from qwen_term_retrieval.text.glossary_files import read_entries
 from qwen_term_retrieval.text.languages import ENGLISH, language_code, primary_language
 
 MAX_TERM_WORDS = 50
+MAX_TERM_CHARACTERS = 1000
 _NUMBER = re.compile(r"(\d+)(st|nd|rd|th)?(?!\w)|\d+")
 _APOSTROPHES = re.compile("[’ʼ]")
 _NOT_WORD = re.compile(r"(?:[^\w+#']|_|(?<!\w)'|'(?!\w))+")
@@ -236,6 +237,7 @@ class Glossary(Sequence[Term]):
     def _add(self, entry: str | Term | Mapping[str, Any], row: int) -> None:
         text, aliases, language = _parse_entry(entry, f"{self.source}, entry {row}")
         language = language or self.language
+        _check_characters((text, *aliases), f"{self.source}, entry {row}")
         normalized = normalize_term(text, language)
         if not normalized:
             self.num_blank += 1
@@ -329,6 +331,18 @@ class Glossary(Sequence[Term]):
 
     def __contains__(self, spelling: object) -> bool:
         return isinstance(spelling, str) and self.id_of(spelling) is not None
+
+
+def _check_characters(spellings: Iterable[str], where: str) -> None:
+    """Refuse before anything is made of it what nobody could say: it would take minutes to pronounce."""
+    for spelling in spellings:
+        if len(spelling) > MAX_TERM_CHARACTERS:
+            num_words = len(spelling.split())
+            is_sentence = num_words > MAX_TERM_WORDS
+            length = f"{num_words:,} words" if is_sentence else f"{len(spelling):,} characters"
+            limit = f"{MAX_TERM_WORDS}" if is_sentence else f"{MAX_TERM_CHARACTERS:,}"
+            column = "Is this a sentence column?" if is_sentence else "Is this a column of terms?"
+            raise ValueError(f"{where}: a term of {length} ({spelling[:60]!r}…); the limit is {limit}. {column}")
 
 
 def _parse_entry(entry: str | Term | Mapping[str, Any], where: str) -> tuple[str, Sequence[str], str | None]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 
 from qwen_term_retrieval.text.glossary import normalize_term
 from qwen_term_retrieval.text.languages import ENGLISH, primary_language
+from qwen_term_retrieval.text.phoneme_processes import in_processes
 
 INSTALL_HINT = 'pip install "qwen_term_retrieval[phonemes]"'
 
@@ -167,12 +168,16 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         kept = self._kept
         spoken = {text: kept[text] for text in texts if text in kept}
         new = [text for text in dict.fromkeys(texts) if text not in spoken]
-        if new:
+        elsewhere = in_processes(_espeak_symbols, self.name, new)
+        if elsewhere is not None:
+            spoken.update((text, tuple(said.split())) for text, said in zip(new, elsewhere, strict=True))
+        elif new:
             with _espeak_lock:
                 # Each time, because a speech engine in this process may have chosen another.
                 self._use_voice()
                 # Tuples of strings, because the garbage collector lets go of them and would walk through lists.
                 spoken.update((text, tuple(self._symbols(text))) for text in new)
+        if new:
             if len(kept) + len(new) > _TEXTS_KEPT:
                 kept = self._kept = {}
             kept.update((text, spoken[text]) for text in new[-_TEXTS_KEPT:])
@@ -190,6 +195,11 @@ class EspeakPhonemizer(GraphemeToPhoneme):
             for phoneme in _NOT_A_SOUND.sub("", clause.decode().translate(_AS_IPA)).replace("_", " ").split():
                 symbols += _IPA_SYMBOL.findall(phoneme)
         return symbols
+
+
+def _espeak_symbols(name: str, texts: Sequence[str]) -> list[str]:
+    """What a worker process says: the symbols of each text, with spaces between them, which no symbol holds."""
+    return [" ".join(symbols) for symbols in get_phonemizer(name).phonemes(texts)]
 
 
 # Pronouncing dictionary, letters ------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ Shapes: T frames, C classes, K results, N terms.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,25 @@ class SoundIndex:
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
         self._parts: list[tuple[PronunciationBank, PrefixTree]] = []
+        self._owner_of: np.ndarray | None = None
+
+    @classmethod
+    def of_parts(
+        cls,
+        num_classes: int,
+        parts: Sequence[tuple[PronunciationBank, PrefixTree]],
+        owner_of: np.ndarray | None = None,
+    ) -> SoundIndex:
+        """An index of banks whose trees there are already.
+
+        Args:
+            owner_of: int64, what each owner is called by whoever searches, -1 where it is not to be found; None: as in
+                the banks.
+        """
+        index = cls(num_classes)
+        index._parts = [(bank, tree) for bank, tree in parts if len(bank)]
+        index._owner_of = owner_of
+        return index
 
     def __len__(self) -> int:
         return sum(len(bank) for bank, _ in self._parts)
@@ -120,6 +140,8 @@ class SoundIndex:
                 a mask that does not reach to the last owner.
         """
         self._check(log_probs_TC, top_k, beam)
+        if self._owner_of is not None:
+            live_N = self._owner_of >= 0 if live_N is None else live_N & (self._owner_of >= 0)
         log_probs_TC = log_probs_TC.detach().float().cpu()
         relative_TC = relative_emissions(log_probs_TC)[0].clamp_(min=_LEAST).numpy()
         question = Question(merge_silence(relative_TC), free, sound_bonus if free else 0.0, beam)
@@ -131,6 +153,7 @@ class SoundIndex:
         order_K = np.argsort(-scores_P, kind="stable")[:top_k]
         paths = best_paths(log_probs_TC[None], found, pairs.select(order_K), free=free)
         terms_K = found.owners_R[order_K].astype(np.int64)
+        terms_K = terms_K if self._owner_of is None else self._owner_of[terms_K]
         return SoundHits(terms_K, scores_P[order_K], paths.starts_P, paths.ends_P, exact)
 
     def _check(self, log_probs_TC: torch.Tensor, top_k: int, beam: int | None) -> None:

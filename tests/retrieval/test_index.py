@@ -1,15 +1,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from qwen_term_retrieval.retrieval import index as index_module
 from qwen_term_retrieval.retrieval import scoring
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
+from qwen_term_retrieval.retrieval.indexes import folder as folder_module
 from qwen_term_retrieval.text.glossary import Glossary, Term
 
 
@@ -175,28 +177,51 @@ def test_a_failed_save_leaves_the_old_index_and_nothing_else(tmp_path, monkeypat
     def disk_full(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(index_module.parquet, "write_table", disk_full)
+    monkeypatch.setattr(folder_module, "_write_vectors", disk_full)
     with pytest.raises(OSError, match="no space left"):
         make_index(["vein"]).save(folder, overwrite=True)
     assert [term.text for term in TermIndex.load(folder).terms] == ["aorta"]
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_an_index_without_a_column_of_languages_opens(tmp_path):
-    index = make_index(["aorta", {"term": "vein", "aliases": ["vena"]}])
-    folder = index.save(tmp_path / "index")
-    path, meta = folder / "terms.parquet", json.loads((folder / "meta.json").read_text())
-    parquet.write_table(parquet.read_table(path).drop_columns("language"), path)
-    meta["bytes"]["terms.parquet"] = path.stat().st_size
+def write_first_version(index, folder, *, languages=True):
+    """A folder as releases before parts wrote it."""
+    folder.mkdir()
+    np.save(folder / "vectors.npy", index.vectors_ND.numpy())
+    rows = [(spelling, place, term) for place, term in enumerate(index.terms) for spelling in term.spellings]
+    columns = {
+        "spelling": [spelling for spelling, _, _ in rows],
+        "term": [place for _, place, _ in rows],
+        "term_id": [term.term_id for _, _, term in rows],
+    }
+    columns |= {"language": pa.array([term.language for _, _, term in rows], pa.string())} if languages else {}
+    parquet.write_table(pa.table(columns), folder / "terms.parquet")
+    meta = {
+        **{"format": "qwen_term_retrieval.term_index", "version": 1, "model_fingerprint": "a model", "language": None},
+        **{"dim": index.dim, "num_terms": len(index), "num_vectors": len(rows), "num_sounds": None, "alphabet": ""},
+        "bytes": {name: (folder / name).stat().st_size for name in ("vectors.npy", "terms.parquet")},
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
-    assert TermIndex.load(folder).terms == index.terms
+    return folder
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "terms.parquet", "meta.json"])
+@pytest.mark.parametrize("languages", [True, False])
+def test_an_index_of_an_earlier_release_opens_and_searches_as_before(tmp_path, languages):
+    index = make_index(["aorta", {"term": "vein", "aliases": ["vena"]}, "naïve café"])
+    opened = TermIndex.load(write_first_version(index, tmp_path / "old", languages=languages), fingerprint="a model")
+    query = unit_vectors(3, 2, 8, seed=9)
+    assert opened.terms == index.terms
+    assert torch.equal(opened.search(query, 3).scores, index.search(query, 3).scores)
+    assert opened.id_of("VENA") == index.id_of("vein")
+    opened.remove(["aorta"])
+    assert TermIndex.load(opened.save(tmp_path / "new")).terms == index.terms[1:]
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "spellings.arrow", "keys.npy", "meta.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_index_never_opens(tmp_path, name, damage):
     folder = make_index(["aorta", "vein"]).save(tmp_path / "index")
-    path = folder / name
+    (path,) = folder.rglob(name)
     if damage == "missing":
         path.unlink()
     else:
@@ -209,7 +234,8 @@ def test_a_damaged_index_never_opens(tmp_path, name, damage):
 def test_vectors_of_a_loaded_index_stay_on_disk(tmp_path):
     folder = make_index(["aorta"]).save(tmp_path / "index")
     index = TermIndex.load(folder)
-    assert str(folder / "vectors.npy") in Path("/proc/self/maps").read_text()
+    (vectors,) = folder.rglob("vectors.npy")
+    assert str(vectors) in Path("/proc/self/maps").read_text()
     assert len(index) == 1
 
 
@@ -223,7 +249,7 @@ def test_a_bare_string_removes_no_letters():
     index.add([Term("a", 1), Term("b", 2)], torch.eye(2))
     with pytest.raises(ValueError, match="'ab' is one string"):
         index.remove("ab")
-    assert repr(index) == "<TermIndex of 2 terms, 2 spellings, 2 dimensions>"
+    assert repr(index) == "<TermIndex of 2 terms, 2 spellings, 2 dimensions, held in float32>"
 
 
 def test_a_folder_of_something_else_is_no_index(tmp_path):
@@ -252,3 +278,57 @@ def test_a_term_that_is_given_twice_keeps_its_first_vector_and_no_other_takes_it
     assert index.add([twice, twice, Term("vein", 2)], vectors_ND) == [twice, Term("vein", 2)]
     assert torch.equal(index.vectors_ND, vectors_ND[[0, 2]])
     assert index.search(vectors_ND[2][None, None], top_k=2).terms[0, 0] == 1
+
+
+def test_an_approximate_index_scores_what_it_proposes_exactly_and_says_what_it_is(tmp_path, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 64)
+    exact, index = (TermIndex(32, fingerprint="m", hold=hold) for hold in ("float32", "ann"))
+    terms, vectors_ND = list(Glossary(f"term {'x' * number}" for number in range(500))), unit_vectors(500, 32)
+    for each in (exact, index):
+        each.add(terms, vectors_ND)
+        each.remove(["term x", "term xxx"])
+    query = unit_vectors(2, 9, 32, seed=3)
+    expected = exact.search(query, 10)
+    for opened in (index, TermIndex.load(index.save(tmp_path / "index"))):
+        assert "approximately" in repr(opened)
+        found = opened.search(query, 10)
+        assert len(set(found.terms.flatten().tolist()) & set(expected.terms.flatten().tolist())) >= 18
+        torch.testing.assert_close(found.scores[:, 0], expected.scores[:, 0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    dim=st.sampled_from([8, 64, 96, 200]),
+    rank=st.integers(1, 200),
+    top_k=st.integers(1, 40),
+    aliases=st.integers(0, 2),
+    hold=st.sampled_from(["float32", "int8"]),
+    seed=st.integers(0, 1000),
+)
+def test_what_a_sketch_leaves_out_is_never_among_the_best(rows, dim, rank, top_k, aliases, hold, seed):
+    """Banks of full rank, where the head is all, and of low rank with noise, where it is not; terms that are gone."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(min(rank, dim), dim, generator=generator)
+    vectors_ND = torch.randn(rows * (1 + aliases), len(basis), generator=generator) @ basis
+    vectors_ND += 0.05 * torch.randn(vectors_ND.shape, generator=generator)
+    vectors_ND = torch.nn.functional.normalize(vectors_ND, dim=1)
+    terms = [Term(f"t{row}", row, tuple(f"t{row} a{alias}" for alias in range(aliases)), None) for row in range(rows)]
+    plain, quick = (TermIndex(dim, fingerprint="m", hold=hold) for _ in range(2))
+    plain.add(terms, vectors_ND)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 1)
+        quick.add(terms, vectors_ND)
+    gone = [f"t{row}" for row in range(0, rows - 1, 5)]
+    for index in (plain, quick):
+        index.remove(gone)
+    query_BWD = torch.nn.functional.normalize(torch.randn(2, 7, len(basis), generator=generator) @ basis, dim=2)
+    mask_BW = torch.rand(2, 7, generator=generator) < 0.7
+    expected, found = (index.search(query_BWD, top_k, mask_BW=mask_BW) for index in (plain, quick))
+    torch.testing.assert_close(found.scores, expected.scores)
+    scores_BT = expected.scores
+    apart_BT = (scores_BT[:, 1:] - scores_BT[:, :-1]).abs() > 1e-5 if scores_BT.shape[1] > 1 else None
+    if apart_BT is not None and bool(apart_BT.all()):
+        assert torch.equal(found.terms[:, :-1], expected.terms[:, :-1])
+        assert torch.equal(found.windows[:, :-1], expected.windows[:, :-1])

@@ -12,6 +12,7 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.indexes.folder import read_meta, write_meta
 from qwen_term_retrieval.retrieval.recordings.searching import search_recordings
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import SecondLook, pronunciations_of_terms
@@ -143,8 +144,8 @@ def test_an_index_of_earlier_days_learns_how_its_terms_sound(verifying_model, tm
 
 def test_sounds_of_another_phonemizer_are_learnt_anew(retriever, tmp_path, caplog):
     retriever.save_index(tmp_path / "index")
-    meta = json.loads((tmp_path / "index/meta.json").read_text())
-    (tmp_path / "index/meta.json").write_text(json.dumps(meta | {"alphabet": "0123456789abcdef"}))
+    meta = read_meta(tmp_path / "index")
+    write_meta(tmp_path / "index", meta | {"alphabet": "0123456789abcdef"})
     before = retriever.term_index.pronunciations
     after = retriever.load_index(tmp_path / "index").pronunciations
     assert "another phoneme head" in caplog.text

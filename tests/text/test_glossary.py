@@ -183,6 +183,8 @@ def test_parquet_is_read(tmp_path):
             r"odd\.json, entry 1: language must be a code such as 'fr'",
         ),
         ("long.txt", b"sepsis\n" + b"word " * 500, r"long\.txt, entry 2: a term of 500 words"),
+        ("word.txt", b"sepsis\n" + b"w" * 2_000_000, r"word\.txt, entry 2: a term of 2,000,000 characters \('www"),
+        ("alias.csv", b"term,aliases\nsepsis,gout|" + b"w" * 1001, r"alias\.csv, entry 1: a term of 1,001 characters"),
         ("blank.txt", b"\n \n", r"blank\.txt: holds no term \(2 blank"),
     ],
 )

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 _PAD, _UNKNOWN = 0, 1
 _GROUP = 128
+# Fewer have little in common.
+_SHARE_FROM = 256
+_BLOCK = 2048
 
 
 @dataclass
@@ -90,6 +93,42 @@ class ConvBlock(nn.Module):
         # Padding is zeroed before each convolution, so that a term's vector does not depend on its batch mates.
         update_RLH = self.conv((self.norm(hidden_RLH) * mask_RL1).transpose(1, 2)).transpose(1, 2)
         return hidden_RLH + self.dropout(F.gelu(update_RLH))
+
+    def of_contexts(
+        self, hidden_CH: torch.Tensor, context_F: torch.Tensor, places_S: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The block in evaluation, computed once for each distinct neighbourhood.
+
+        Args:
+            hidden_CH: before the block; row 0 is padding.
+            context_F: the row of each place of a text.
+            places_S: the places that are no padding, at least a kernel's width from others' and from the ends.
+
+        Returns:
+            hidden after the block, row 0 that of padding, and int64 (S,), the row of each of the places.
+        """
+        normed_CH = self.norm(hidden_CH)
+        normed_CH[0] = 0
+        kernel = self.conv.weight.shape[2]
+        neighbours = [context_F[places_S + offset - (kernel - 1) // 2] for offset in range(kernel)]
+        row_S = neighbours[0]
+        for neighbour_S in neighbours[1:]:
+            _, row_S = (row_S * len(hidden_CH) + neighbour_S).unique(return_inverse=True)
+        any_of_U = row_S.new_empty(int(row_S.max()) + 1)
+        any_of_U[row_S] = torch.arange(len(row_S), device=row_S.device)
+        neighbours_UK = torch.stack(neighbours, dim=1)[any_of_U]
+        # Row c · K + k: what context c says where it is the k-th of a neighbourhood.
+        said_RH = (
+            (normed_CH @ self.conv.weight.permute(2, 0, 1).flatten(0, 1).T).unflatten(1, (kernel, -1)).flatten(0, 1)
+        )
+        said_UK = neighbours_UK * kernel + torch.arange(kernel, device=neighbours_UK.device)
+        after_CH = hidden_CH.new_zeros(len(any_of_U) + 1, hidden_CH.shape[1])
+        # In blocks that stay in a core's cache.
+        blocks = zip(after_CH[1:].split(_BLOCK), said_UK.split(_BLOCK), neighbours_UK.split(_BLOCK), strict=True)
+        for after_UH, block_UK, own_UK in blocks:
+            update_UH = F.embedding_bag(block_UK, said_RH, mode="sum").add_(self.conv.bias)
+            torch.add(F.gelu(update_UH), hidden_CH[own_UK[:, (kernel - 1) // 2]], out=after_UH)
+        return after_CH, row_S + 1
 
 
 class PhonemeEncoder(nn.Module):
@@ -172,18 +211,51 @@ class PhonemeEncoder(nn.Module):
         """In groups of like length: one long pronunciation would pad all others to several times theirs."""
         length_R = attention_mask.sum(-1)
         order_R = length_R.argsort(stable=True)
+        shared = len(input_ids) >= _SHARE_FROM and not self.training and not torch.is_grad_enabled()
+        if shared:
+            hidden_CH, context_RL = self._shared_contexts(input_ids)
         pooled = []
         for rows in order_R.split(_GROUP):
             longest = int(length_R[rows[-1]])
-            pooled.append(self._encode(input_ids[rows, :longest], attention_mask[rows, :longest]))
+            if shared:
+                pooled.append(self._pool(hidden_CH[context_RL[rows, :longest]], length_R[rows]))
+            else:
+                pooled.append(self._encode(input_ids[rows, :longest], attention_mask[rows, :longest]))
         return torch.cat(pooled)[order_R.argsort()]
+
+    def _shared_contexts(self, input_ids_RL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the blocks make of each symbol of many terms, computed once for each context in which it stands.
+
+        After a block a symbol knows its neighbours, after three of them three to either side: of a million terms most
+        have their contexts in common, and a block's product is over the contexts of the block before.
+
+        Returns:
+            hidden_CH, normalised, row 0 that of padding; and int64 (R, L), the context of each symbol.
+        """
+        spoken_RL = input_ids_RL != _PAD
+        # One after another, with so much padding between them that none hears its neighbour.
+        kernel = self.config.kernel_size
+        lengths_R = spoken_RL.sum(1)
+        starts_R = (lengths_R + kernel).cumsum(0) - lengths_R
+        places_RL = starts_R[:, None] + torch.arange(input_ids_RL.shape[1], device=input_ids_RL.device)
+        places_S = places_RL[spoken_RL]
+        context_F = input_ids_RL.new_zeros(int(starts_R[-1] + lengths_R[-1]) + kernel)
+        context_F[places_S] = input_ids_RL[spoken_RL]
+        hidden_CH = self.embedding.weight
+        for block in self.blocks:
+            hidden_CH, context_S = block.of_contexts(hidden_CH, context_F, places_S)
+            context_F[places_S] = context_S
+        context_RL = torch.zeros_like(input_ids_RL)
+        context_RL[spoken_RL] = context_F[places_S]
+        return self.norm(hidden_CH), context_RL
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask_RL1 = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
         hidden_RLH = self.embedding(input_ids)
         for block in self.blocks:
             hidden_RLH = block(hidden_RLH, mask_RL1)
-        length_R = attention_mask.sum(-1)
+        return self._pool(self.norm(hidden_RLH), attention_mask.sum(-1))
+
+    def _pool(self, hidden_RLH: torch.Tensor, length_R: torch.Tensor) -> torch.Tensor:
         row_R = torch.arange(len(length_R), device=length_R.device)
-        start_R = torch.zeros_like(length_R)
-        return pool_pyramid(self.norm(hidden_RLH), length_R, row_R, start_R, length_R, self.config.segments)
+        return pool_pyramid(hidden_RLH, length_R, row_R, torch.zeros_like(length_R), length_R, self.config.segments)
