@@ -10,9 +10,10 @@ retrieval.py   `search`, `index`, `evaluate`, `report`, `calibrate`
 explaining.py  `explain`
 synthesis.py   `synthesize`
 models.py      `models`
+converting.py  `convert-nemo`
 """
 
-from qwen_term_retrieval.cli import explaining, models, packs, retrieval, synthesis, text, tokens
+from qwen_term_retrieval.cli import converting, explaining, models, packs, retrieval, synthesis, text, tokens
 from qwen_term_retrieval.cli.app import app
 
-__all__ = ["app", "explaining", "models", "packs", "retrieval", "synthesis", "text", "tokens"]
+__all__ = ["app", "converting", "explaining", "models", "packs", "retrieval", "synthesis", "text", "tokens"]
