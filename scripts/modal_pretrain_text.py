@@ -11,16 +11,13 @@ Modal takes away is started again and goes on from the last whole checkpoint. Wh
 
 from __future__ import annotations
 
-import logging
-import shlex
-import time
 from pathlib import Path
 from typing import Any
 
 import modal
 
-from qwen_term_retrieval.cloud.modal_containers import GPU, PACKS, container, outputs, packs, train_in_container
-from qwen_term_retrieval.cloud.modal_runs import check_model_is_there, claim_run, hub_flags, rent, upload_folder
+from qwen_term_retrieval.cloud.modal_containers import GPU, PACKS, container, packs, train_in_container
+from qwen_term_retrieval.cloud.modal_runs import start_run, upload_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -51,22 +48,12 @@ def main(
     Flags: `--data` the folder that scripts/prepare_text.py made; `--recipe` as of scripts/pretrain_text.py; `--flags`
     any more flags of it, in quotes; the others as of scripts/modal_train.py.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_name = run_name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    own_flags = shlex.split(flags)
-    check_model_is_there(REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml", own_flags)
-    own_flags = claim_run(outputs, run_name, own_flags, resume)
-    dataset = upload_folder(packs, Path(data), "report.json", "prepare one with `python scripts/prepare_text.py`")
-    rent(
-        pretrain,
-        run_name,
-        [*text_flags(recipe, f"{PACKS}/{dataset}"), *hub_flags(push_to_hub, hub_model_id), *own_flags],
-        gpu=gpu,
-        num_gpus=num_gpus,
-        secret=hf_secret or ("huggingface-secret" if push_to_hub else ""),
-        download_to=download_to,
-    )
 
+    def upload() -> str:
+        remedy = "prepare one with `python scripts/prepare_text.py`"
+        return f"{PACKS}/{upload_folder(packs, Path(data), 'report.json', remedy)}"
 
-def text_flags(recipe: str, dataset: str) -> list[str]:
-    return ["--recipe", recipe, "--dataset", dataset]
+    start_run(
+        pretrain, REPOSITORY, recipe, run_name, upload, flags=flags, resume=resume, push_to_hub=push_to_hub,
+        hub_model_id=hub_model_id, hf_secret=hf_secret, gpu=gpu, num_gpus=num_gpus, download_to=download_to,
+    )  # fmt: skip

@@ -13,16 +13,13 @@ away is started again and goes on from the last whole checkpoint. The results ar
 
 from __future__ import annotations
 
-import logging
-import shlex
-import time
 from pathlib import Path
 from typing import Any
 
 import modal
 
-from qwen_term_retrieval.cloud.modal_containers import GPU, PACKS, container, outputs, packs, train_in_container
-from qwen_term_retrieval.cloud.modal_runs import check_model_is_there, claim_run, hub_flags, rent, upload_pack
+from qwen_term_retrieval.cloud.modal_containers import GPU, container, train_in_container
+from qwen_term_retrieval.cloud.modal_runs import pack_or_dataset, start_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -55,25 +52,8 @@ def main(
     flags of scripts/train.py, in quotes; `--hf-secret` the Modal secret with HF_TOKEN (default huggingface-secret with
     `--push-to-hub`); `--resume` to go on with an earlier run of that name; `--download-to ''` to download nothing.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if pack and dataset:
-        raise ValueError("give --pack (a local folder) or --dataset (a Hub id), not both")
-    run_name = run_name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    own_flags = shlex.split(flags)
-    check_model_is_there(REPOSITORY / "configs" / "recipes" / f"{recipe}.yaml", own_flags)
-    own_flags = claim_run(outputs, run_name, own_flags, resume)
-    if pack:
-        dataset = f"{PACKS}/{upload_pack(packs, Path(pack))}"
-    rent(
-        train,
-        run_name,
-        [*term_flags(recipe, dataset), *hub_flags(push_to_hub, hub_model_id), *own_flags],
-        gpu=gpu,
-        num_gpus=num_gpus,
-        secret=hf_secret or ("huggingface-secret" if push_to_hub else ""),
+    start_run(
+        train, REPOSITORY, recipe, run_name, pack_or_dataset(pack, dataset), flags=flags, resume=resume,
+        push_to_hub=push_to_hub, hub_model_id=hub_model_id, hf_secret=hf_secret, gpu=gpu, num_gpus=num_gpus,
         download_to=download_to,
-    )
-
-
-def term_flags(recipe: str, dataset: str) -> list[str]:
-    return ["--recipe", recipe, *(["--dataset", dataset] if dataset else [])]
+    )  # fmt: skip

@@ -10,9 +10,11 @@ progress_line.py           draws the training bar with the loss
 throughput.py              says how fast a run hears
 token_throughput.py        says how fast a run reads, and what memory it takes
 best_evaluation.py         says which evaluation is the best, for several of these
+codebook_usage.py          says how many of its codes a quantizer uses
 log_line.py                adds numbers to a line of the training log
 """
 
+from qwen_term_retrieval.trainer_callbacks.codebook_usage import CodebookUsageCallback
 from qwen_term_retrieval.trainer_callbacks.hard_negative_refresh import HardNegativeRefreshCallback
 from qwen_term_retrieval.trainer_callbacks.memory_check import MemoryCheckCallback
 from qwen_term_retrieval.trainer_callbacks.non_finite_guard import NonFiniteGuardCallback, NonFiniteStepsError
@@ -24,6 +26,7 @@ from qwen_term_retrieval.trainer_callbacks.throughput import ThroughputCallback
 from qwen_term_retrieval.trainer_callbacks.token_throughput import TokenThroughputCallback
 
 __all__ = [
+    "CodebookUsageCallback",
     "HardNegativeRefreshCallback",
     "MemoryCheckCallback",
     "NonFiniteGuardCallback",

@@ -36,11 +36,17 @@ class AugmentationConfig:
     speech_share: float = 0.5
     """Share, of the clips that something is added to, that get another training clip: somebody else talking."""
     noise_snr_db: Range = (-5.0, 20.0)
-    """Signal-to-noise ratio, mean power over mean power of the whole clip."""
+    """Signal-to-noise ratio: mean power over mean power, where the noise sounds."""
     speech_snr_db: Range = (-5.0, 5.0)
     """The same for somebody else talking."""
     babble_voices: tuple[int, int] = (4, 8)
     """How many training clips are one babble."""
+    noise_span: Range = (1.0, 1.0)
+    """Share of the clip in which what is added sounds."""
+    noise_segments: tuple[int, int] = (1, 1)
+    """Into how many pieces that share is cut, which lie anywhere in the clip."""
+    talkers: tuple[int, int] = (1, 1)
+    """How many other clips take turns, piece by piece, where somebody else is talking."""
     silence_dbfs: float = -60.0
     """A crop of noise with less RMS than this, full scale being 0 dB, is silent, and another is tried."""
     impulse_responses: str | None = None
@@ -93,9 +99,11 @@ class AugmentationConfig:
             )
         if self.silence_seconds[0] < 0:
             raise ValueError(f"augmentation: silence_seconds must not be negative, not {list(self.silence_seconds)}")
-        for name in ("speed", "babble_voices"):
+        for name in ("speed", "babble_voices", "noise_span", "noise_segments", "talkers"):
             if getattr(self, name)[0] <= 0:
                 raise ValueError(f"augmentation: {name} must be positive, not {list(getattr(self, name))}")
+        if self.noise_span[1] > 1:
+            raise ValueError(f"augmentation: noise_span must lie in (0, 1], not {list(self.noise_span)}")
         if not 0 <= self.band_low_hz[0] <= self.band_low_hz[1] < self.band_high_hz[0] <= self.band_high_hz[1] <= 8000:
             raise ValueError("augmentation: band_low_hz must lie below band_high_hz, and both within [0, 8000]")
         if self.augmented_copies < 0:

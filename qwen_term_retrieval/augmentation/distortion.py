@@ -23,6 +23,9 @@ _LOUDEST = 32767.0
 _MU = 255.0
 _TELEPHONE_RATE_HZ = 8000.0
 _TINY = torch.finfo(torch.float64).tiny
+# Where a clip is silent, a ratio to it would leave nothing of what is added there: its power counts as this share, at
+# least, of its mean.
+_QUIETEST = 1e-3
 # Rows computed at a time: a CPU keeps so many in its caches; a device is kept busy by so many, and its memory bounded.
 _CPU_ROWS = 16
 _DEVICE_ROWS = 256
@@ -41,6 +44,7 @@ def collate_distortions(clips: Sequence[Ingredients]) -> dict[str, torch.Tensor]
         "noise_B": _places([clip.added for clip in clips]),
         "noise_RS": _padded([clip.added for clip in clips], np.int16),
         "snr_db_R": torch.tensor(snr_db, dtype=torch.float64),
+        "parts_RG2": _parts([clip for clip in clips if clip.added is not None]),
         "band_B": _places([clip.band_filter for clip in clips]),
         "band_RL": _padded([clip.band_filter for clip in clips], np.float32),
         "telephone_B": torch.tensor([clip.telephone for clip in clips]),
@@ -103,7 +107,11 @@ def _before_gain(
         noise_RS = noise_RS[:, : wave_BS.shape[1]]
         clip_RS = wave_BS[rows]
         snr_db_R = distortions["snr_db_R"][distortions["noise_B"][rows]]
-        gain_R = _loudness(clip_RS) / _loudness(noise_RS).clamp(min=_TINY) * 10 ** (-snr_db_R / 20)
+        loudness_R = _loudness(clip_RS)
+        if distortions["parts_RG2"].shape[1]:
+            parts_RG2 = distortions["parts_RG2"][distortions["noise_B"][rows]]
+            loudness_R = _loudness_in(clip_RS, loudness_R, parts_RG2, num_samples_B[rows])
+        gain_R = loudness_R / _loudness(noise_RS).clamp(min=_TINY) * 10 ** (-snr_db_R / 20)
         clip_RS[:, : noise_RS.shape[1]].addcmul_(noise_RS, torch.where(snr_db_R.isnan(), 1.0, gain_R)[:, None])
         wave_BS[rows] = clip_RS
     rows, response_RL = _rows_with(distortions, "band_B", "band_RL")
@@ -163,6 +171,17 @@ def _loudness(wave_RS: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(wave_RS, dim=1)
 
 
+def _loudness_in(
+    wave_RS: torch.Tensor, loudness_R: torch.Tensor, parts_RG2: torch.Tensor, num_samples_R: torch.Tensor
+) -> torch.Tensor:
+    """Root of the energy of each row in its parts, as (first sample, samples); that of the whole row is known."""
+    energy_RS = F.pad(wave_RS.square().cumsum(1), (1, 0))
+    edges_RG2 = parts_RG2.cumsum(-1)
+    energy_R = energy_RS.gather(1, edges_RG2.flatten(1)).unflatten(1, (-1, 2)).diff(dim=-1).sum((1, 2))
+    share_R = parts_RG2[..., 1].sum(1) / num_samples_R
+    return torch.maximum(energy_R, _QUIETEST * share_R * loudness_R.square()).sqrt()
+
+
 def _peak(wave_RS: torch.Tensor) -> torch.Tensor:
     lowest_R, highest_R = wave_RS.aminmax(dim=1)
     return torch.maximum(-lowest_R, highest_R)
@@ -178,6 +197,16 @@ def _places(arrays: Sequence[np.ndarray | None]) -> torch.Tensor:
     """Numbers those that are there; -1 for the others."""
     there = torch.tensor([array is not None for array in arrays])
     return torch.where(there, there.cumsum(0) - 1, -1)
+
+
+def _parts(clips: Sequence[Ingredients]) -> torch.Tensor:
+    """(first sample, samples) of the parts in which each added sound sounds; no column where all sound all over."""
+    most = max((len(clip.parts) for clip in clips), default=0)
+    parts_RG2 = torch.zeros(len(clips), most, 2, dtype=torch.long)
+    for row_G2, clip in zip(parts_RG2 if most else (), clips, strict=False):
+        parts = clip.parts or ((0, len(clip.pcm)),)
+        row_G2[: len(parts)] = torch.tensor(parts)
+    return parts_RG2
 
 
 def _padded(arrays: Sequence[np.ndarray | None], dtype: type) -> torch.Tensor:

@@ -48,9 +48,10 @@ SoundKind = Literal["noise", "speech", "babble", "white"]
 
 @dataclass(frozen=True)
 class AddedSound:
-    """What is added to a clip: crops, as (recording, first sample), of noise, of one clip, or of several (babble).
+    """What is added to a clip: crops, as (recording, first sample), of noise, of other clips, or of several (babble).
 
-    White noise has no crops and no ratio to the clip, but a level of its own, `dbfs`, and a seed.
+    `parts` of the clip, as (first sample, samples), are those in which it sounds; none: all over it. Clips of speech
+    take turns in them. White noise has no crops and no ratio to the clip, but a level of its own, `dbfs`, and a seed.
     """
 
     kind: SoundKind
@@ -58,6 +59,7 @@ class AddedSound:
     snr_db: float = 0.0
     dbfs: float = 0.0
     seed: int = 0
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ class Ingredients(NamedTuple):
     band_filter: np.ndarray | None = None
     telephone: bool = False
     gain_db: float = 0.0
+    parts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything is still to be applied."""
+        sounds = (self.added, self.impulse_response, self.band_filter)
+        return any(sound is not None for sound in sounds) or self.telephone or self.gain_db != 0
 
 
 class DistortionPlanner:
@@ -123,6 +132,7 @@ class DistortionPlanner:
         noise: recordings of noise; None: babble of `speech`.
         impulse_responses: recorded ones; None: synthetic ones.
         max_samples: what the audio tower takes; no clip is slowed down beyond it.
+        speakers: of each clip of `speech`, any number; where there are several, somebody else talking is another one.
 
     Raises:
         ValueError: noise is asked for and there is nothing to make it of.
@@ -139,8 +149,10 @@ class DistortionPlanner:
         noise: ClipReader | None = None,
         impulse_responses: ClipReader | None = None,
         max_samples: int | None = None,
+        speakers: np.ndarray | None = None,
     ) -> None:
         self.config = config
+        self.speakers = speakers if speakers is not None and len(np.unique(speakers)) > 1 else None
         self.speech = speech
         self.noise = noise
         self.impulse_responses = impulse_responses
@@ -205,6 +217,7 @@ class DistortionPlanner:
             band_filter=None if band_hz is None else band_filter(*band_hz),
             telephone=distortion.telephone,
             gain_db=distortion.gain_db,
+            parts=() if added is None else added.parts,
         )
 
     def _draw_silence(self, generator: np.random.Generator, num_samples: float) -> Silence:
@@ -245,21 +258,37 @@ class DistortionPlanner:
 
     def _draw_sound(self, generator: np.random.Generator, clip: int, num_samples: int) -> AddedSound:
         config = self.config
+        parts = self._draw_parts(generator, num_samples)
+        sounding = sum(length for _, length in parts) if parts else num_samples
         kind: SoundKind
         if generator.random() < config.speech_share:
-            kind, num_crops, snr_db = "speech", 1, generator.uniform(*config.speech_snr_db)
+            kind, snr_db = "speech", generator.uniform(*config.speech_snr_db)
+            num_crops = min(_whole_number(generator, config.talkers), max(1, len(parts)))
         elif self.noise is not None:
             kind, num_crops, snr_db = "noise", 1, generator.uniform(*config.noise_snr_db)
         else:
             low, high = config.babble_voices
             kind, num_crops = "babble", int(generator.integers(low, high + 1))
             snr_db = generator.uniform(*config.noise_snr_db)
-        crops = [self._find_crop(generator, kind, clip, num_samples) for _ in range(num_crops)]
+        crops = [self._find_crop(generator, kind, clip, sounding) for _ in range(num_crops)]
         found = tuple(crop for crop in crops if crop is not None)
         if found:
-            return AddedSound(kind, found, snr_db)
+            return AddedSound(kind, found, snr_db, parts=parts)
         self._report_white_noise(kind)
-        return AddedSound("white", dbfs=generator.uniform(*WHITE_NOISE_DBFS), seed=int(generator.integers(1 << 62)))
+        level, seed = generator.uniform(*WHITE_NOISE_DBFS), int(generator.integers(1 << 62))
+        return AddedSound("white", dbfs=level, seed=seed, parts=parts)
+
+    def _draw_parts(self, generator: np.random.Generator, num_samples: int) -> tuple[tuple[int, int], ...]:
+        """Pieces of a clip, as (first sample, samples), in which something sounds: of any lengths, at any places."""
+        config = self.config
+        if config.noise_span == (1.0, 1.0) and config.noise_segments == (1, 1):
+            return ()  # and nothing is drawn: visits sound as they did before there were parts
+        sounding = max(1, round(generator.uniform(*config.noise_span) * num_samples))
+        number = min(_whole_number(generator, config.noise_segments), sounding)
+        cuts = np.sort(generator.choice(sounding - 1, number - 1, replace=False)) + 1 if number > 1 else np.zeros(0)
+        edges = np.concatenate([[0], cuts, [sounding]]).astype(np.int64)
+        silent = np.sort(generator.integers(num_samples - sounding + 1, size=number))
+        return tuple(zip((edges[:-1] + silent).tolist(), np.diff(edges).tolist(), strict=True))
 
     def _find_crop(
         self, generator: np.random.Generator, kind: SoundKind, clip: int, num_samples: int
@@ -271,6 +300,8 @@ class DistortionPlanner:
             recording = int(generator.integers(len(lengths)))
             length = int(lengths[recording])
             if length == 0 or (recording == clip and kind != "noise"):
+                continue
+            if kind == "speech" and self.speakers is not None and self.speakers[recording] == self.speakers[clip]:
                 continue
             (view,) = recordings.views([recording])
             # A short one is repeated to fill the clip: every crop of it has the same energy.
@@ -284,12 +315,23 @@ class DistortionPlanner:
         return self.noise if kind == "noise" and self.noise is not None else self.speech
 
     def _sound(self, added: AddedSound, num_samples: int) -> np.ndarray:
+        if not added.parts:
+            return self._sounds(added, num_samples)[0]
+        sounds = self._sounds(added, sum(length for _, length in added.parts))
+        heard, begin = np.zeros(num_samples, np.int16), 0
+        for number, (first, length) in enumerate(added.parts):
+            heard[first : first + length] = sounds[number % len(sounds)][begin : begin + length]
+            begin += length
+        return heard
+
+    def _sounds(self, added: AddedSound, num_samples: int) -> list[np.ndarray]:
+        """What takes turns: of speech, each clip; else one sound."""
         if added.kind == "white":
             noise = np.random.default_rng(added.seed).standard_normal(num_samples, np.float32)
-            return np.rint(noise * _FULL_SCALE * 10 ** (added.dbfs / 20)).astype(np.int16)
+            return [np.rint(noise * _FULL_SCALE * 10 ** (added.dbfs / 20)).astype(np.int16)]
         views = self._recordings(added.kind).views([recording for recording, _ in added.crops])
         crops = [_crop(view, start, num_samples) for view, (_, start) in zip(views, added.crops, strict=True)]
-        return crops[0] if added.kind != "babble" else _babble(crops)
+        return crops if added.kind != "babble" else [_babble(crops)]
 
     def _report_white_noise(self, kind: SoundKind) -> None:
         self.num_white_noise += 1
@@ -301,6 +343,11 @@ class DistortionPlanner:
                 self.config.noise if kind == "noise" and self.config.noise else kind,
                 self.config.silence_dbfs,
             )
+
+
+def _whole_number(generator: np.random.Generator, between: tuple[int, int]) -> int:
+    low, high = between
+    return low if low == high else int(generator.integers(low, high + 1))
 
 
 def change_speed(pcm: np.ndarray, speed: float) -> np.ndarray:

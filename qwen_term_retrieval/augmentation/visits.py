@@ -92,9 +92,9 @@ class Augmentation:
         for name in ("term_starts", "term_ends"):
             heard[name] = [None if second is None else distortion.moved(second) for second in row[name]]
         if distortion.added is not None and distortion.added.kind == "speech":
-            ((beside, _),) = distortion.added.crops
-            said = self._spoken[beside]
-            heard["spoken_ids"] = sorted({*row["spoken_ids"], *said["term_ids"], *said["spoken_ids"]})
+            beside = [self._spoken[clip] for clip, _ in distortion.added.crops]
+            also = {identity for said in beside for identity in (*said["term_ids"], *said["spoken_ids"])}
+            heard["spoken_ids"] = sorted({*row["spoken_ids"], *also})
         return heard
 
     def distortion(self, clip: int, draw: int, copy: int = 0) -> Distortion:

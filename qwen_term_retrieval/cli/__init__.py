@@ -11,9 +11,31 @@ retrieval.py   `index`, `evaluate`, `report`, `calibrate`
 explaining.py  `explain`
 synthesis.py   `synthesize`
 models.py      `models`
+converting.py  `convert-nemo`
 """
 
-from qwen_term_retrieval.cli import explaining, models, packs, retrieval, searching, synthesis, text, tokens
+from qwen_term_retrieval.cli import (
+    converting,
+    explaining,
+    models,
+    packs,
+    retrieval,
+    searching,
+    synthesis,
+    text,
+    tokens,
+)
 from qwen_term_retrieval.cli.app import app
 
-__all__ = ["app", "explaining", "models", "packs", "retrieval", "searching", "synthesis", "text", "tokens"]
+__all__ = [
+    "app",
+    "converting",
+    "explaining",
+    "models",
+    "packs",
+    "retrieval",
+    "searching",
+    "synthesis",
+    "text",
+    "tokens",
+]

@@ -5,15 +5,74 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+import shlex
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import modal
 import yaml
 
-from qwen_term_retrieval.cloud.modal_containers import LEFT_OUT, OUTPUTS, hardware, outputs
+from qwen_term_retrieval.cloud.modal_containers import LEFT_OUT, OUTPUTS, PACKS, hardware, outputs, packs
 
 logger = logging.getLogger(__name__)
+
+
+def start_run(
+    train: modal.Function,
+    repository: Path,
+    recipe: str,
+    run_name: str,
+    upload: Callable[[], str],
+    *,
+    flags: str,
+    resume: bool,
+    push_to_hub: bool,
+    hub_model_id: str,
+    hf_secret: str,
+    gpu: str,
+    num_gpus: int,
+    download_to: str,
+) -> None:
+    """Claim a run, upload what it is trained on, and rent: what the entry points of all trainers do.
+
+    Args:
+        train: the app's function, see `rent`.
+        repository: whose recipes these are.
+        recipe: its name; a run without a name is called after it and the time.
+        upload: gives the dataset as the container sees it; nothing for that of the recipe.
+        flags: more of them for the script, as on a command line.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_name = run_name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    own_flags = shlex.split(flags)
+    check_model_is_there(repository / "configs" / "recipes" / f"{recipe}.yaml", own_flags)
+    own_flags = claim_run(outputs, run_name, own_flags, resume)
+    rent(
+        train,
+        run_name,
+        [*recipe_flags(recipe, upload()), *hub_flags(push_to_hub, hub_model_id), *own_flags],
+        gpu=gpu,
+        num_gpus=num_gpus,
+        secret=hf_secret or ("huggingface-secret" if push_to_hub else ""),
+        download_to=download_to,
+    )
+
+
+def recipe_flags(recipe: str, dataset: str = "") -> list[str]:
+    """Flags of any training script."""
+    return ["--recipe", recipe, *(["--dataset", dataset] if dataset else [])]
+
+
+def pack_or_dataset(pack: str, dataset: str) -> Callable[[], str]:
+    """What uploads a local pack, if one is given, and gives the dataset as the container sees it.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if pack and dataset:
+        raise ValueError("give --pack (a local folder) or --dataset (a Hub id), not both")
+    return lambda: f"{PACKS}/{upload_pack(packs, Path(pack))}" if pack else dataset
 
 
 def rent(

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -19,8 +20,11 @@ from qwen_term_retrieval.registration import BUILDER_NAME
 NEEDED = ("audio", "text", "terms", "duration")
 
 
-def load_rows(dataset: str) -> datasets.DatasetDict:
+def load_rows(dataset: str, needed: Sequence[str] = NEEDED) -> datasets.DatasetDict:
     """The rows of every split.
+
+    Args:
+        needed: columns that they must have; those of a term corpus where left out.
 
     Raises:
         FileNotFoundError: neither this machine nor the Hub has it, or there is no audio in it.
@@ -37,7 +41,7 @@ def load_rows(dataset: str) -> datasets.DatasetDict:
         why = "its card names a file that is not there" if folder.is_dir() else "no folder here, nor given by the Hub"
         raise FileNotFoundError(f"no dataset {dataset!r}: {why}: {error}") from error
     for split, rows in splits.items():
-        missing = [column for column in NEEDED if column not in rows.column_names]
+        missing = [column for column in needed if column not in rows.column_names]
         if missing:
             raise ValueError(
                 f"{dataset}, split {split!r}: no column {', '.join(missing)}, only {', '.join(rows.column_names)}. "

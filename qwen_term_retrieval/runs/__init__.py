@@ -1,5 +1,6 @@
 """What a run of any trainer of ours is made of; nothing here knows of terms.
 
+trainer.py        `RunTrainer`: what every trainer of ours overrides
 arguments.py      `RunArguments`: settings of any run
 recipes.py        settings from a YAML recipe and flags
 starting.py       how a run begins: messages, and a folder of its own

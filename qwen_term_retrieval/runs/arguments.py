@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -128,3 +129,18 @@ class RunArguments(TrainingArguments):
         As many as batches, also with accumulation: an epoch's last step may have only one.
         """
         return self.dataloader_num_workers * (self.dataloader_prefetch_factor or 2)
+
+
+def json_mapping(name: str, text: str) -> dict[str, Any]:
+    """A setting that is a mapping, from a flag.
+
+    Raises:
+        ValueError: it is no JSON, or no mapping; names the setting.
+    """
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: not JSON: {error}: {text!r}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name} must be a mapping, such as '{{}}', not {text!r}")
+    return settings

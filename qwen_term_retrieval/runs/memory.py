@@ -142,9 +142,10 @@ def model_memory(model: nn.Module, optimizer: Any) -> dict[str, float]:
 def peak_memory(model: nn.Module, loss_of: Callable[[int], torch.Tensor], size: int) -> Callable[[float], float]:
     """Run a loss of `size` inputs and of twice as many, forward and backward: the line through them gives any number's.
 
-    Gradients are there from the start and not counted; they, mode and random states are left as they were.
+    Gradients are there from the start and not counted; they, buffers, mode and random states are left as they were.
     """
     was_training, peaks = model.training, []
+    buffers = {values: values.clone() for values in model.buffers()}
     before = {values: values.grad for values in model.parameters() if values.requires_grad}
     with RandomState.take(next(model.parameters()).device).replayed():
         try:
@@ -159,6 +160,8 @@ def peak_memory(model: nn.Module, loss_of: Callable[[int], torch.Tensor], size: 
             model.train(was_training)
             for values, gradient in before.items():
                 values.grad = gradient
+            for buffer, was in buffers.items():  # such as what batch normalisation has counted
+                buffer.copy_(was)
     each = max(0.0, (peaks[1] - peaks[0]) / size)
     return lambda inputs: max(0.0, peaks[1] + each * (inputs - 2 * size))
 

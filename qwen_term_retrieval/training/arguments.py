@@ -5,13 +5,11 @@ A default lives in one place: here.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from qwen_term_retrieval.augmentation.config import AugmentationConfig
 from qwen_term_retrieval.losses.objective import LOSSES, WINDOW_REDUCTIONS, Objective
-from qwen_term_retrieval.runs.arguments import RunArguments
+from qwen_term_retrieval.runs.arguments import RunArguments, json_mapping
 
 
 @dataclass
@@ -73,7 +71,7 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         if isinstance(self.text_tower_config, str):
-            self.text_tower_config = _json_mapping("text_tower_config", self.text_tower_config)
+            self.text_tower_config = json_mapping("text_tower_config", self.text_tower_config)
         for name in ("lora_r", "text_lora_r"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
@@ -230,7 +228,7 @@ class TermRetrievalArguments(RunArguments):
         if not 0 <= self.span_jitter < 0.5:
             raise ValueError(f"span_jitter must lie in [0, 0.5), where spans keep a length, not {self.span_jitter}")
         if isinstance(self.augmentation, str):
-            self.augmentation = _json_mapping("augmentation", self.augmentation)
+            self.augmentation = json_mapping("augmentation", self.augmentation)
         if self.augmentation is not None:
             AugmentationConfig.from_dict(self.augmentation)
 
@@ -302,16 +300,6 @@ class TermRetrievalArguments(RunArguments):
             no_term_margin=self.no_term_margin,
             window_temperature=self.window_temperature if self.window_reduction == "logsumexp" else None,
         )
-
-
-def _json_mapping(name: str, text: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON: {error}: {text!r}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{name} must be a mapping, such as '{{}}', not {text!r}")
-    return settings
 
 
 TERM_RETRIEVAL = (ModelArguments, DataArguments, TermRetrievalArguments)

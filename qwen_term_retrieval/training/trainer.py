@@ -10,15 +10,13 @@ What it adds to `transformers.Trainer`:
 
 Two ranks with b clips each take the same steps as one rank with 2b.
 
-Every override of `Trainer` stands here, and leaves the work to a part that the trainer owns; which private parts of
-`transformers` are leaned on stands in `transformers_internals.py`.
+What any trainer of ours overrides stands in `runs/trainer.py`; which private parts of `transformers` are leaned on in
+`transformers_internals.py`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,11 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from huggingface_hub import CommitInfo
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import BestRun, EvalLoopOutput, TrainOutput, number_of_arguments, set_seed
+from transformers.trainer_utils import BestRun, EvalLoopOutput, number_of_arguments, set_seed
 
 from qwen_term_retrieval.evaluation.report import MAIN_METRIC, recall_rows
 from qwen_term_retrieval.losses.objective import Embeddings
@@ -43,8 +40,8 @@ from qwen_term_retrieval.runs.checkpoints import Checkpoints
 from qwen_term_retrieval.runs.loader import EpochLoader
 from qwen_term_retrieval.runs.loss_means import LossMeans
 from qwen_term_retrieval.runs.publishing import Publisher
-from qwen_term_retrieval.runs.resuming import check_resumable, check_same_data, keep_identity
 from qwen_term_retrieval.runs.sampling import GlobalBatchSampler, batch_sampler
+from qwen_term_retrieval.runs.trainer import RunTrainer
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.trainer_callbacks import HardNegativeRefreshCallback
@@ -70,7 +67,7 @@ from qwen_term_retrieval.training.search import (
 from qwen_term_retrieval.transformers_internals import check_internals
 
 
-class TermRetrievalTrainer(Trainer):
+class TermRetrievalTrainer(RunTrainer):
     """Train a `TermRetrievalModel` on rows of the row schema (`load_dataset` of a pack gives them).
 
     Args:
@@ -196,18 +193,6 @@ class TermRetrievalTrainer(Trainer):
         args = self.args
         self.retrieval_model.start_logits(args.temperature, with_bias=args.loss == "sigmoid", bias=args.sigmoid_bias)
 
-    def add_callback(self, callback: Any) -> None:
-        super().add_callback(callback)
-        self.callbacks.follow(self.callback_handler.callbacks)
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See `Trainer.train`. The workers that build batches end with it, also where it raises."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            if isinstance(self.callback_handler.train_dataloader, EpochLoader):
-                self.callback_handler.train_dataloader.close()
-
     # ---- clips and batches ------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -255,10 +240,8 @@ class TermRetrievalTrainer(Trainer):
         return self._miner.mine(self.retrieval_model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of a step; how long they were waited for goes to the log."""
-        began = time.perf_counter()
+        """The batches of a step; see `RunTrainer`."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.callbacks.note_wait(began)
         if self.args.phoneme_loss_weight:
             note_spoken_clips(batches, device)
         return batches, num_items
@@ -287,9 +270,8 @@ class TermRetrievalTrainer(Trainer):
         chunk_size = self.args.gradcache_chunk
         one_size = self.args.max_batch_seconds is None
         if chunk_size is None or (one_size and chunk_size >= self._train_batch_size):
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        else:
-            loss = self._gradcache_step(model, inputs, chunk_size)
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = self._gradcache_step(model, inputs, chunk_size)
         self.callbacks.note_loss(loss)
         return loss
 
@@ -337,52 +319,6 @@ class TermRetrievalTrainer(Trainer):
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=np.empty(0), label_ids=None, metrics=named, num_samples=len(clips))
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Break ties by MRR, and save what is best or last though `save_every_epochs` would pass over it."""
-        best = self.checkpoints.is_best(metrics)
-        super()._determine_best_metric(metrics=metrics, trial=trial)
-        self.checkpoints.note_evaluation(best)
-        return best
-
-    def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]
-        """Leave a run that was resumed at its end where it is."""
-        if self.checkpoints.run_is_over:
-            self.checkpoints.end_run()
-        else:
-            super()._run_epoch(**settings)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The model with its card, and in a checkpoint what it was trained on."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            (folder / "README.md").write_text(self._card(), encoding="utf-8")
-            if self.is_in_train and self.data_identity and output_dir is not None:
-                keep_identity(output_dir, self.data_identity)
-
-    def _load_callback_state(self) -> None:
-        """Restore what callbacks counted: the Trainer makes new ones of them."""
-        super()._load_callback_state()
-        self.callbacks.follow(self.callback_handler.callbacks)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights.
-
-        Raises:
-            ValueError: the checkpoint is of other data, or of a model alone.
-        """
-        check_resumable(resume_from_checkpoint)
-        if self.data_identity:
-            check_same_data(resume_from_checkpoint, self.data_identity)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the model's own card into `output_dir`."""
-        if self.is_world_process_zero():
-            Path(str(self.args.output_dir), "README.md").write_text(self._card(), encoding="utf-8")
-
     @property
     def weights_step(self) -> int:
         """The step that the model's weights are of, see `Checkpoints.weights_step`."""
@@ -398,42 +334,6 @@ class TermRetrievalTrainer(Trainer):
             thresholds=self.card_thresholds,
             step=self.weights_step or None,
             epoch=self.checkpoints.weights_epoch,
-        )
-
-    # ---- the Hub ----------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """See `Publisher.make_repository`."""
-        self.publisher.make_repository(partial(super().init_hf_repo, token=token, private=private))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.publisher.push_checkpoint(Path(checkpoint_folder))
-
-    def _finish_current_push(self) -> None:
-        self.publisher.wait()
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Save the model with its card, and push it under the tag `final`; and `best` where it is.
-
-        Raises:
-            HubPushError: the model is in `output_dir`, but not on the Hub.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        return self.publisher.push_model(
-            commit_message or "End of training", blocking=blocking, token=token, revision=revision
         )
 
     # ---- hyperparameter search --------------------------------------------------------------------------------

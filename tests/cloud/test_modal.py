@@ -19,6 +19,7 @@ from qwen_term_retrieval.cloud.modal_runs import (
     claim_run,
     download_run,
     hub_flags,
+    recipe_flags,
     rent,
     upload_pack,
 )
@@ -102,7 +103,7 @@ def test_the_entrypoint_shows_its_flags_and_says_that_a_token_is_missing(tmp_pat
 
 @pytest.mark.parametrize(("num_gpus", "config"), [(0, "cpu"), (1, "one_gpu"), (4, "eight_gpus"), (8, "eight_gpus")])
 def test_training_is_launched_on_as_many_gpus_as_asked_for(script, num_gpus, config):
-    flags = [*script.term_flags("laptop", "/packs/mine"), "--seed", "3"]
+    flags = [*recipe_flags("laptop", "/packs/mine"), "--seed", "3"]
     command = training_command(TRAIN, Path("/outputs/run"), num_gpus=num_gpus, flags=flags)
     text = " ".join(command)
     assert f"configs/accelerate/{config}.yaml" in text
@@ -117,7 +118,7 @@ def test_the_flags_are_those_of_the_training_script(script):
     from qwen_term_retrieval.runs.recipes import parse_recipe
     from qwen_term_retrieval.training.arguments import TERM_RETRIEVAL
 
-    flags = [*script.term_flags("demo", "packs/mine"), *hub_flags(True, "me/model")]
+    flags = [*recipe_flags("demo", "packs/mine"), *hub_flags(True, "me/model")]
     command = training_command(TRAIN, Path("out"), num_gpus=0, flags=flags)
     _, data, training = parse_recipe(TERM_RETRIEVAL, RECIPES, command[command.index(str(TRAIN)) + 1 :])
     assert (data.dataset, training.output_dir) == ("packs/mine", "out")

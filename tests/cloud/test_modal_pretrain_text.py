@@ -7,7 +7,7 @@ import modal
 import pytest
 
 from qwen_term_retrieval.cloud.launching import training_command
-from qwen_term_retrieval.cloud.modal_runs import hub_flags, upload_folder
+from qwen_term_retrieval.cloud.modal_runs import hub_flags, recipe_flags, upload_folder
 from qwen_term_retrieval.pretraining.text.arguments import TEXT_PRETRAINING
 from qwen_term_retrieval.runs.recipes import RECIPES, parse_recipe
 
@@ -25,7 +25,7 @@ def script():
 
 def test_the_flags_are_those_of_the_script_that_is_launched(script):
     assert isinstance(script.pretrain, modal.Function)
-    flags = [*script.text_flags("text_10m", "/packs/mine"), *hub_flags(True, "me/model")]
+    flags = [*recipe_flags("text_10m", "/packs/mine"), *hub_flags(True, "me/model")]
     command = training_command(PRETRAIN, Path("/outputs/run"), num_gpus=0, flags=flags)
     _, data, args = parse_recipe(TEXT_PRETRAINING, RECIPES, command[command.index(str(PRETRAIN)) + 1 :])
     assert (data.dataset, args.output_dir, args.resume) == ("/packs/mine", "/outputs/run", True)

@@ -5,6 +5,7 @@ mel.py, normalized_mel.py               samples to spectrograms, on the device
 whisper.py, qwen2_audio.py              Whisper's encoder, and Qwen2-Audio's, which averages pairs of its frames
 qwen3.py, qwen3_asr.py, qwen3_omni.py   Qwen3's encoders, and what they share
 parakeet.py, wav2vec2_bert.py           conformers
+fast_conformer.py                       a run of Parakeet's encoder, and batch normalisation by frames
 """
 
 from qwen_term_retrieval.models.audio_towers.parakeet import ParakeetTower

@@ -8,27 +8,23 @@ What it adds to `transformers.Trainer`:
 - validation loss, perplexity and bits a byte inside `evaluation_loop`, and answers to read;
 - a guard that takes no step on a loss or gradient that is not finite on any rank.
 
-Every override of `Trainer` stands here, and leaves the work to a part that the trainer owns.
+What any trainer of ours overrides stands in `runs/trainer.py`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import CommitInfo
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from qwen_term_retrieval.distributed import sum_over_ranks, world_size
 from qwen_term_retrieval.pretraining.text.arguments import TextPretrainingArguments
@@ -44,7 +40,7 @@ from qwen_term_retrieval.runs.checkpoints import Checkpoints
 from qwen_term_retrieval.runs.loader import EpochLoader
 from qwen_term_retrieval.runs.log_file import LogFile
 from qwen_term_retrieval.runs.publishing import MODEL_FILES, Publisher
-from qwen_term_retrieval.runs.resuming import check_resumable, check_same_data, keep_identity
+from qwen_term_retrieval.runs.trainer import RunTrainer
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.tokens.mmap_pairs import MmapPairs, PairBatch
@@ -56,7 +52,7 @@ _PUSHED_FILES = (*MODEL_FILES, "generation_config.json", "tokenizer.json", "toke
 _GENERATED_TOKENS = 64
 
 
-class TextPretrainingTrainer(Trainer):
+class TextPretrainingTrainer(RunTrainer):
     """Train an encoder-decoder or a decoder on pairs.
 
     Args:
@@ -134,20 +130,6 @@ class TextPretrainingTrainer(Trainer):
             callbacks=list(self.callbacks.in_order),
         )
 
-    def add_callback(self, callback: Any) -> None:
-        super().add_callback(callback)
-        self.callbacks.follow(self.callback_handler.callbacks)
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See `Trainer.train`. The workers that build batches end with it, also where it raises."""
-        if self.is_world_process_zero() and not resume_from_checkpoint:
-            self.log_file.go_on_from(-1)  # of a run that was killed before its first checkpoint
-        try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:
-            if isinstance(self.callback_handler.train_dataloader, EpochLoader):
-                self.callback_handler.train_dataloader.close()
-
     # ---- batches ----------------------------------------------------------------------------------------------
 
     def _batching(self, loss_on: Any) -> Callable[[PairBatch], Inputs]:
@@ -173,9 +155,7 @@ class TextPretrainingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of a step, and how many tokens they learn on all ranks; the wait goes to the log."""
-        began = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.callbacks.note_wait(began)
         own = torch.stack([num_labels(batch) for batch in batches]).sum().to(device)
         return batches, sum_over_ranks(own)
 
@@ -190,17 +170,6 @@ class TextPretrainingTrainer(Trainer):
         if return_outputs:
             raise ValueError("a loss is a sum over tokens here; call the model for its outputs")
         return summed_loss(model, inputs) * world_size() / num_items_in_batch
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.callbacks.note_loss(loss)
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Write each line, with what callbacks have added to it, to the log file too."""
-        super().log(logs, start_time)
-        if self.is_world_process_zero():
-            self.log_file.append(self.state.log_history[-1])
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -231,51 +200,6 @@ class TextPretrainingTrainer(Trainer):
         with atomic_file(path) as file:
             file.write(json.dumps(answers, indent=1, ensure_ascii=False).encode())
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        best = self.checkpoints.is_best(metrics)
-        super()._determine_best_metric(metrics=metrics, trial=trial)
-        self.checkpoints.note_evaluation(best)
-        return best
-
-    def _run_epoch(self, **settings: Any) -> None:  # type: ignore[override]
-        """Leave a run that was resumed at its end where it is."""
-        if self.checkpoints.run_is_over:
-            self.checkpoints.end_run()
-        else:
-            super()._run_epoch(**settings)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The model with tokenizer and card, and in a checkpoint what it was trained on."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
-            (folder / "README.md").write_text(self._card(), encoding="utf-8")
-            if self.is_in_train and output_dir is not None:
-                keep_identity(output_dir, self.data_identity)
-
-    def _load_callback_state(self) -> None:
-        """Restore what callbacks counted, and let the log file end where the checkpoint was written."""
-        super()._load_callback_state()
-        if self.is_world_process_zero():
-            self.log_file.go_on_from(self.state.global_step)
-        self.callbacks.follow(self.callback_handler.callbacks)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the weights.
-
-        Raises:
-            ValueError: the checkpoint is of other pairs or other batches, or of a model alone.
-        """
-        check_resumable(resume_from_checkpoint)
-        check_same_data(resume_from_checkpoint, self.data_identity)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def create_model_card(self, **kwargs: Any) -> None:  # type: ignore[override]
-        if self.is_world_process_zero():
-            Path(str(self.args.output_dir), "README.md").write_text(self._card(), encoding="utf-8")
-
     def _card(self) -> str:
         return text_model_card(
             self.text_model.config,
@@ -284,32 +208,3 @@ class TextPretrainingTrainer(Trainer):
             metrics=self.checkpoints.weights_metrics("eval_loss"),
             step=self.checkpoints.weights_step or None,
         )
-
-    # ---- the Hub ----------------------------------------------------------------------------------------------
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        self.publisher.make_repository(partial(super().init_hf_repo, token=token, private=private))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        self.publisher.push_checkpoint(Path(checkpoint_folder))
-
-    def _finish_current_push(self) -> None:
-        self.publisher.wait()
-
-    def push_to_hub(  # type: ignore[override]
-        self, commit_message: str | None = "End of training", blocking: bool = True, token: str | None = None,
-        revision: str | None = None, private: bool | None = None, **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:  # fmt: skip
-        """Save the model with tokenizer and card, and push it under the tag `final`.
-
-        Raises:
-            HubPushError: the model is in `output_dir`, but not on the Hub.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        message = commit_message or "End of training"
-        return self.publisher.push_model(message, blocking=blocking, token=token, revision=revision)

@@ -162,12 +162,16 @@ def test_half_precision_hears_nearly_the_same(kind, way, clips):
         assert torch.cosine_similarity(*pair, dim=0) > 0.98
 
 
-def test_batch_normalisation_is_not_trained(clips):
-    tower = build("parakeet_encoder").train()
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_batch_normalisation_learns_where_the_tower_is_trained(clips, trained):
+    tower = build("parakeet_encoder")
+    tower.encoder.requires_grad_(trained)
+    tower.train()
     before = {name: values.clone() for name, values in tower.encoder.named_buffers() if "running" in name}
     tower(*pad_pcm(clips[:2]))
     assert before
-    assert all(torch.equal(dict(tower.encoder.named_buffers())[name], values) for name, values in before.items())
+    now = dict(tower.encoder.named_buffers())
+    assert [torch.equal(now[name], values) for name, values in before.items()] == [not trained] * len(before)
 
 
 @pytest.mark.parametrize("kind", ALL)

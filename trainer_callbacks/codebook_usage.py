@@ -1,0 +1,104 @@
+"""How many of its codes a quantizer uses: a codebook that says the same of everything teaches nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from qwen_term_retrieval.distributed import sum_over_ranks
+from qwen_term_retrieval.trainer_callbacks.log_line import add_to_log
+
+
+class CodeCounts:
+    """How often each code of each book was given to a token; counted where the tokens lie."""
+
+    def __init__(self) -> None:
+        self._counts_HC: torch.Tensor | None = None
+
+    def add(self, tokens_BTH: torch.Tensor, num_frames_B: torch.Tensor, num_codes: int) -> None:
+        """Count the tokens that belong to clips."""
+        num_books = tokens_BTH.shape[-1]
+        valid_BT = torch.arange(tokens_BTH.shape[1], device=tokens_BTH.device) < num_frames_B[:, None]
+        places_BTH = tokens_BTH + num_codes * torch.arange(num_books, device=tokens_BTH.device)
+        weights_BTH = valid_BT[..., None].expand_as(tokens_BTH)
+        counts = torch.zeros(num_books * num_codes, dtype=torch.long, device=tokens_BTH.device)
+        counts.scatter_add_(0, places_BTH.flatten(), weights_BTH.flatten().long())
+        counts_HC = counts.view(num_books, num_codes)
+        self._counts_HC = counts_HC if self._counts_HC is None else self._counts_HC + counts_HC
+
+    def usage(self, device: torch.device) -> dict[str, float]:
+        """Means over books, of all ranks, each of which calls it and has counted.
+
+        Returns:
+            `used`, codes that came at all; `entropy` of their frequencies in nats; `perplexity`, e to that; `top_share`
+            of the most frequent code.
+        """
+        if self._counts_HC is None:
+            return {"used": 0.0, "entropy": 0.0, "perplexity": 1.0, "top_share": 0.0}
+        counts_HC = sum_over_ranks(self._counts_HC.to(device)).double().cpu()
+        share_HC = counts_HC / counts_HC.sum(1, keepdim=True).clamp(min=1)
+        entropy = float(-torch.special.xlogy(share_HC, share_HC).sum(1).mean())
+        return {
+            "used": float((counts_HC > 0).sum(1).double().mean()),
+            "entropy": entropy,
+            "perplexity": math.exp(entropy),
+            "top_share": float(share_HC.amax(1).mean()),
+        }
+
+
+class CodebookUsageCallback(TrainerCallback):
+    """Add `codes_used`, `code_perplexity` and `top_code_share` of the tokens since the last line to each log line.
+
+    For models whose forward returns `tokens_BTH` and `num_frames_B`, and whose config has `num_codes`. Evaluation does
+    not count. The numbers are those of all ranks, the same on each.
+
+    Example:
+        >>> trainer = PretrainingTrainer(..., callbacks=[CodebookUsageCallback()])  # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._codes = CodeCounts()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.on_train_end()
+        self._codes = CodeCounts()
+        if model is not None:
+            self._hook = model.register_forward_hook(self._count)
+
+    def _count(self, module: Any, inputs: Any, output: Any) -> None:
+        if module.training:
+            self._codes.add(output["tokens_BTH"], output["num_frames_B"], module.config.num_codes)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        usage = self._codes.usage(args.device)
+        self._codes = CodeCounts()
+        numbers = {
+            "codes_used": usage["used"], "code_perplexity": usage["perplexity"], "top_code_share": usage["top_share"]
+        }  # fmt: skip
+        add_to_log(logs, state, {name: float(f"{number:.5g}") for name, number in numbers.items()})
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
