@@ -75,6 +75,8 @@ def process_pool(num_workers: int, context: BaseContext) -> Iterator[ProcessPool
     except OSError as error:
         raise _explained(error) from error
     try:
+        with _without_ctrl_c():
+            pool.submit(int)  # which forks the workers
         yield pool
     except KeyboardInterrupt:
         workers = list((pool._processes or {}).values())  # Python 3.14 has `terminate_workers`
@@ -86,6 +88,19 @@ def process_pool(num_workers: int, context: BaseContext) -> Iterator[ProcessPool
         pool.shutdown(wait=True, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done: while a process is forked, Python (3.11) may lose it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _explained(error: OSError) -> Exception:

@@ -24,14 +24,14 @@ def silent_wav(path, seconds, rate=48_000):
         file.truncate(44 + size)
 
 
-def interrupted(command, has_begun, **environment):
+def interrupted(command, has_begun, num_children=0, **environment):
     """Run a command as a terminal does, press Ctrl-C once it has begun; give its exit code and what it said."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | environment,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not has_begun():
+    while not has_begun() or len(psutil.Process(process.pid).children()) < num_children:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -51,7 +51,9 @@ def test_ctrl_c_while_packing_cancels_what_is_queued_and_says_so_in_a_line(tmp_p
         silent_wav(tmp_path / "corpus" / f"{number}.wav", seconds=4_000)
     command = [*QTR, "pack", tmp_path / "corpus", tmp_path / "pack", "--workers", str(workers), "--quiet"]
     parts = tmp_path / "pack.incomplete"
-    code, output, errors = interrupted(list(map(str, command)), lambda: len([*parts.rglob("*")]) > 1)
+    code, output, errors = interrupted(
+        list(map(str, command)), lambda: len([*parts.rglob("*")]) > 1, num_children=workers if workers > 1 else 0
+    )
     assert code == 130
     assert errors.strip() == "interrupted: the same command goes on from here"
     assert output == ""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_term_retrieval.evaluation import evaluator
+from qwen_term_retrieval.evaluation import evaluator, long_clips
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, evaluate_vectors, rank_pairs
 from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -128,6 +128,20 @@ def test_a_model_is_evaluated_the_way_it_is_searched(listening_model, rows):
     assert metrics["recall"] == pytest.approx(4 / 5)
     assert metrics["precision"] > 0.75
     assert metrics["false_alarms_per_minute"] == 0.0
+
+
+def test_long_clips_are_scored_as_they_are_read_to_the_same_numbers(listening_model, rows, monkeypatch):
+    retriever = TermRetriever(listening_model, verify="none")
+    together = RetrievalEvaluator(rows, distractors=["helicopter", "penicillin"], bank_sizes=[1])
+    expected = together.run(retriever, show_progress=False)
+    # All, some and none of them are long.
+    for seconds in (0.0, sorted(row["duration"] for row in rows)[len(rows) // 2]):
+        monkeypatch.setattr(long_clips, "LONG_SECONDS", seconds)
+        monkeypatch.setattr(evaluator, "LONG_SECONDS", seconds)
+        found = together.run(retriever, show_progress=False)
+        assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
+        assert found.pairs.ranks.tolist() == expected.pairs.ranks.tolist()
+        assert [[m.term for m in own] for own in found.matches] == [[m.term for m in own] for own in expected.matches]
 
 
 def test_words_of_the_text_are_no_false_alarms_and_others_are(listening_model, rows):
