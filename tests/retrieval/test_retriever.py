@@ -1,6 +1,7 @@
 import io
 import logging
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import torch
 
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.windows import window_grid
-from qwen_term_retrieval.retrieval import encoding
+from qwen_term_retrieval.retrieval import embedding, encoding
+from qwen_term_retrieval.retrieval import retriever as retriever_module
 from qwen_term_retrieval.retrieval.calibration import calibrate
 from qwen_term_retrieval.retrieval.index import TermIndexError
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.text.phoneme_processes import phoneme_processes
+from qwen_term_retrieval.text.phonetics import get_phonemizer
 
 TERMS = ["atrial fibrillation", "pneumonia", "kubernetes", "saxophone", "linear algebra"]
 SECOND = np.zeros(16_000, np.int16)
@@ -276,3 +280,75 @@ def test_a_calibrated_threshold_is_the_default_and_keeps_what_was_not_said_out(r
     assert [match.term for match in retriever.search((say("saxophone", speed=1.1), 16_000))] == ["saxophone"]
     assert retriever.search((say("helicopter", speed=1.1), 16_000)) == []
     assert len(retriever.search((say("helicopter"), 16_000), threshold=-1.0, top_k=4)) == 4
+
+
+def test_terms_added_by_four_threads_are_all_there_with_their_own_vectors(retriever, say):
+    clip = (say("saxophone"), 16_000)
+    added = {own: [[f"{word} {'abcd'[own] * 3} {'ghij'[n % 4]}{'klmnopqrst'[n // 4]}" for word in ("red", "big", "old")]
+                   for n in range(40)] for own in range(4)}  # fmt: skip
+    errors, found = [], []
+
+    def guarded(work):
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    def add(own):
+        for terms in added[own]:
+            assert retriever.add_terms(terms) == 3
+            if own == 0:
+                assert retriever.remove_terms(terms[:1]) == 1
+
+    def search():
+        while any(thread.is_alive() for thread in writers):
+            found.append(retriever.search(clip, top_k=1)[0].term)
+
+    writers = [threading.Thread(target=guarded, args=(lambda own=own: add(own),)) for own in range(4)]
+    searchers = [threading.Thread(target=guarded, args=(search,)) for _ in range(2)]
+    for thread in (*writers, *searchers):
+        thread.start()
+    for thread in (*writers, *searchers):
+        thread.join(timeout=120)
+    assert errors == []
+    assert found
+    assert set(found) == {"saxophone"}
+    gone = {terms[0] for terms in added[0]}
+    expected = {*TERMS, *(term for own in added.values() for terms in own for term in terms)} - gone
+    index = retriever.term_index
+    assert sorted(term.text for term in index.terms) == sorted(expected)
+    alone = retriever.model.encode_terms([term.text for term in index.terms])
+    torch.testing.assert_close(index.vectors_ND, alone, rtol=0, atol=1e-5)
+
+
+def test_glossaries_share_one_loaded_model(retriever, say):
+    other = retriever.with_glossary(["trombone", "saxophone quartet"])
+    assert other.model is retriever.model
+    assert [term.text for term in other.term_index.terms] == ["trombone", "saxophone quartet"]
+    assert [term.text for term in retriever.term_index.terms] == TERMS
+    assert retriever.search((say("pneumonia"), 16_000), top_k=1)[0].term == "pneumonia"
+
+
+def test_an_index_made_in_a_folder_is_the_one_made_in_memory(retriever, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(embedding, "STRETCH_TERMS", 2)
+    monkeypatch.setattr(retriever_module, "STRETCH_TERMS", 2)
+    monkeypatch.setattr(embedding, "_SAY_EVERY_SECONDS", 0.0)
+    in_memory = retriever.term_index
+    with caplog.at_level(logging.INFO):
+        in_folder = retriever.index_to(tmp_path / "index", TERMS)
+    assert retriever.term_index is in_folder
+    assert in_folder.terms == in_memory.terms
+    torch.testing.assert_close(in_folder.vectors_ND, in_memory.vectors_ND, rtol=0, atol=1e-6)
+    # Without a terminal, the log says how far it is.
+    assert "encoded 2 of 5 terms" in caplog.text
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        retriever.index_to(tmp_path / "index", TERMS)
+
+
+def test_many_terms_are_pronounced_in_processes_as_they_are_in_one():
+    texts = [f"{a} {b} {c}" for a in TERMS for b in "abcdefghijklmnopqrst" for c in "abcdefghijklmnopqrstuvwxy"]
+    phonemizer = get_phonemizer("espeak:en-us")
+    alone = phonemizer.phonemes(texts)
+    phonemizer._kept = {}
+    with phoneme_processes(20_000):
+        assert phonemizer.phonemes(texts) == alone
