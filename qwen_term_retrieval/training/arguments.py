@@ -60,6 +60,10 @@ class ModelArguments:
         metadata={"help": "Window lengths in encoder frames (Whisper 50, Qwen2-Audio 25 a second); none: whole clip."},
     )
     window_stride: int = field(default=5, metadata={"help": "Encoder frames between window starts."})
+    train_audio_tower: bool = field(
+        default=False,
+        metadata={"help": "Train all of the audio tower's weights, batch normalisation included, in place of LoRA."},
+    )
     lora_r: int = field(default=0, metadata={"help": "Rank of LoRA in the audio tower; 0 keeps the tower frozen."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scaling numerator."})
     lora_dropout: float = field(default=0.1, metadata={"help": "Dropout in front of LoRA."})
@@ -75,6 +79,8 @@ class ModelArguments:
         for name in ("lora_r", "text_lora_r"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.train_audio_tower and self.lora_r:
+            raise ValueError("train_audio_tower trains all weights, lora_r adapters beside them: give one of the two")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout}")
 

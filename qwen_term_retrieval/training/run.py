@@ -200,6 +200,13 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
             model.add_lora(r, model_args.lora_alpha, model_args.lora_dropout, tower=tower)
         elif r and found["r"] != r:
             raise ValueError(f"{setting} is {r}, but {model_args.model} has LoRA of rank {found['r']}: give that, or 0")
+    if model_args.train_audio_tower:
+        if model.config.lora is not None:
+            raise ValueError(
+                f"train_audio_tower: {model_args.model} has LoRA of rank {model.config.lora['r']} in its audio tower; "
+                "leave train_audio_tower out, or give a model whose adapters are merged (`merge_lora`)"
+            )
+        model.train_audio_tower()
     return model
 
 

@@ -40,14 +40,16 @@ class FrameBatchNorm(nn.BatchNorm1d):
         if valid_BT is None or valid_BT.shape != hidden_BCT.shape[::2]:
             valid_BT = hidden_BCT.new_ones(hidden_BCT.shape[::2], dtype=torch.bool)
         normal_BCT, mean_C, var_C, count = _Normalize.apply(hidden_BCT, valid_BT, self.eps)
-        self._note(mean_C, var_C, count)
+        # A pass without a graph is done again with one: of GradCache, or of a checkpoint that is reentrant.
+        if torch.is_grad_enabled() and not self._is_counted:
+            self._note(mean_C, var_C, count)
         weight_C1, bias_C1 = self.weight[:, None], self.bias[:, None]
         # Not on the padding, whose gradient nobody asks for.
         return (normal_BCT * weight_C1 + bias_C1) * valid_BT[:, None].to(normal_BCT.dtype)
 
     @torch.no_grad()
     def _note(self, mean_C: torch.Tensor, var_C: torch.Tensor, count: torch.Tensor) -> None:
-        if self._is_counted or self.running_mean is None or self.running_var is None or self.momentum is None:
+        if self.running_mean is None or self.running_var is None or self.momentum is None:
             return
         self._is_counted = self._valid_BT is not None
         finite = mean_C.isfinite().all() & var_C.isfinite().all()
@@ -65,8 +67,8 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_BCT, valid_BT, eps):
-        weight_B1T = valid_BT[:, None].float()
-        values_BCT = hidden_BCT.float() * weight_B1T
+        weight_B1T = valid_BT[:, None].to(torch.promote_types(hidden_BCT.dtype, torch.float32))
+        values_BCT = hidden_BCT * weight_B1T
         count, mean_C, squares_C = _over_ranks(
             weight_B1T.sum(), values_BCT.sum((0, 2)), lambda mean_C: _squares(values_BCT, mean_C, weight_B1T)
         )
@@ -81,7 +83,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_BCT, *_):
         normal_BCT, weight_B1T, scale_C, count = ctx.saved_tensors
-        grad_BCT = grad_BCT.float() * weight_B1T
+        grad_BCT = grad_BCT * weight_B1T
         sums_2C = torch.stack([grad_BCT.sum((0, 2)), (grad_BCT * normal_BCT).sum((0, 2))])
         if world_size() > 1:
             dist.all_reduce(sums_2C)

@@ -41,10 +41,10 @@ def evaluate_clips(
     """
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64)
-    codes = CodeCounts()
+    codes = CodeCounts(model.config.num_books, model.config.num_codes)
     for batch in _own_batches(clips, batch_size, max_clips):
         output = model(**prepare(batch))
-        codes.add(output.tokens_BTH, output.num_frames_B, model.config.num_codes)
+        codes.add(output.tokens_BTH, output.num_frames_B)
         count = len(output.tokens_NH)
         hits = (output.logits_NCH.argmax(1) == output.tokens_NH).float().mean(1).sum()
         sums += torch.tensor([float(output.loss) * count, float(hits), float(count)], dtype=torch.float64)

@@ -24,13 +24,14 @@ class MaskedTokenLoss(nn.Module):
     def forward(
         self, logits_NCH: torch.Tensor, tokens_NH: torch.Tensor, num_tokens: torch.Tensor | float | None = None
     ) -> torch.Tensor:
-        """In nats, float32; 0, with a graph, where nothing is masked.
+        """In nats, at least in float32; 0, with a graph, where nothing is masked.
 
         Args:
             logits_NCH: of masked tokens alone.
             tokens_NH: their codes.
             num_tokens: divide by so many; None: by N.
         """
-        total = F.cross_entropy(logits_NCH.float(), tokens_NH, reduction="sum") / tokens_NH.shape[1]
+        logits_NCH = logits_NCH.to(torch.promote_types(logits_NCH.dtype, torch.float32))
+        total = F.cross_entropy(logits_NCH, tokens_NH, reduction="sum") / tokens_NH.shape[1]
         count = torch.as_tensor(len(tokens_NH) if num_tokens is None else num_tokens, device=total.device)
         return total / count.clamp(min=1)

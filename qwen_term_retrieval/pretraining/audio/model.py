@@ -237,6 +237,8 @@ class NestForPreTraining(PreTrainedModel):
             if num_samples_B is None:
                 raise ValueError("samples come without num_samples_B")
             self.check_lengths(num_samples_B)
+            if len({each.dtype for each in given}) > 1:
+                given = [each / 32768 if each.dtype == torch.int16 else each for each in given]
             mels, counts = self.mel(torch.cat(given), num_samples_B.repeat(len(given)))
             halves = list(mels.chunk(len(given)))
             num_mel_B = counts[: len(num_samples_B)]
