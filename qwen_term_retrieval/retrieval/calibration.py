@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_term_retrieval.text.glossary import normalize_term, spoken_spellings
+from qwen_term_retrieval.text.spellings import normalize_term, spoken_spellings
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.index import TermIndex

@@ -34,11 +34,13 @@ from qwen_term_retrieval.retrieval.index_folder import (
     SOUNDS,
     TermIndexError,
     check_target,
+    entry_columns,
     group_terms,
     read_meta,
 )
 from qwen_term_retrieval.retrieval.scoring import BestTerms, blocks_of_scores
-from qwen_term_retrieval.text.glossary import SpellingTable, Term, normalize_term
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.spellings import SpellingTable, normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundIndex
 
@@ -85,6 +87,7 @@ class TermIndex:
         self.sounds: SoundIndex | None = None
         self._num_pronounced = 0
         self._alphabet = ""
+        self.has_weights = False
 
     @property
     def terms(self) -> Sequence[Term]:
@@ -151,7 +154,7 @@ class TermIndex:
 
         Args:
             terms: they may repeat.
-            vectors: (N, D), one for each of the terms' `spellings`, in order; or a function that gives those of the
+            vectors: (N, D), one for each of the terms' `sayings`, in order; or a function that gives those of the
                 terms that are new, and of no others.
 
         Returns:
@@ -167,20 +170,21 @@ class TermIndex:
             vectors_ND = self._checked(terms, vectors)
             judged = list(self._judged(terms))
             new = [term for term, is_new in judged if is_new]
-            keep_N = torch.tensor([is_new for term, is_new in judged for _ in term.spellings], dtype=torch.bool)
+            keep_N = torch.tensor([is_new for term, is_new in judged for _ in term.sayings], dtype=torch.bool)
             vectors_ND = vectors_ND[keep_N.to(vectors_ND.device)]
         positions, rows = self._positions(), []
         for position, term in enumerate(new, start=len(self._terms)):
             for spelling in term.spellings:
                 positions.add(spelling, term.language, position)
-                rows.append(position)
+            rows += [position] * len(term.sayings)
         self._terms += new
+        self.has_weights = self.has_weights or any(term.weight != 1.0 for term in new)
         self.vectors_ND = torch.cat([self.vectors_ND, vectors_ND.to(self.device, torch.float32)])
         self._term_of_row_N = torch.cat([self._term_of_row_N, torch.tensor(rows, dtype=torch.int64).to(self.device)])
         return new
 
     def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:
-        num_spellings = sum(len(term.spellings) for term in terms)
+        num_spellings = sum(len(term.sayings) for term in terms)
         if vectors_ND.shape != (num_spellings, self.dim):
             raise ValueError(
                 f"{len(terms)} terms with {num_spellings} spellings need vectors "
@@ -248,6 +252,7 @@ class TermIndex:
         part._term_of_row_N = place_of_T.to(self.device)[self._term_of_row_N[rows_N]]
         part._terms = [term for term, chosen in zip(self._terms, chosen_T.tolist(), strict=True) if chosen]
         part._position_of_spelling = None
+        part.has_weights = self.has_weights
         if self.sounds is not None:
             sounds = SoundIndex(self.sounds.num_classes)
             sounds.add(self.pronunciations.renumbered(np.where(chosen_T.numpy(), place_of_T.numpy(), -1)))
@@ -359,9 +364,8 @@ class TermIndex:
     def _write(self, folder: Path) -> None:
         np.save(folder / "vectors.npy", self.vectors_ND.cpu().numpy())
         owners = self._term_of_row_N.tolist()
-        spellings = [spelling for term in self._terms for spelling in term.spellings]
         columns = {
-            "spelling": spellings,
+            **entry_columns(self._terms),
             "term": pa.array(owners, pa.int64()),
             "term_id": pa.array([self._terms[owner].term_id for owner in owners], pa.int64()),
             "language": pa.array([self._terms[owner].language for owner in owners], pa.string()),
@@ -419,6 +423,7 @@ class TermIndex:
         if (len(index._terms), *index.vectors_ND.shape) != (meta["num_terms"], meta["num_vectors"], meta["dim"]):
             raise TermIndexError(f"{folder}: its files disagree about how many terms there are. Index again.")
         index._position_of_spelling = None
+        index.has_weights = any(term.weight != 1.0 for term in index._terms)
         if meta.get("num_sounds") is not None:
             index._use_sounds(SoundIndex.open(folder / SOUNDS, meta["num_sounds"]))
             index._alphabet = meta["alphabet"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from qwen_term_retrieval.storage.staging import check_free
 from qwen_term_retrieval.text.glossary import Term
@@ -54,8 +57,34 @@ def read_meta(folder: Path, *, complete: bool = True) -> dict[str, Any]:
     return meta
 
 
+def entry_columns(terms: Sequence[Term]) -> dict[str, Any]:
+    """Columns of `terms.parquet` with a row a vector: what is said, and what else an entry holds."""
+    rows = [(term, way) for term in terms for way in term.sayings]
+    return {
+        "spelling": [str(way) for _, way in rows],
+        "spellings": pa.array([term.spellings for term, _ in rows], pa.list_(pa.string())),
+        "pronunciations": pa.array([term.pronunciations for term, _ in rows], pa.list_(pa.string())),
+        "weight": pa.array([term.weight for term, _ in rows], pa.float64()),
+        "threshold": pa.array([term.threshold for term, _ in rows], pa.float64()),
+    }
+
+
 def group_terms(columns: dict[str, list[Any]]) -> list[Term]:
-    """Rows of `terms.parquet` to terms; a term's first row is the spelling to show, the others its aliases."""
+    """Rows of `terms.parquet` to terms, of which each may have several."""
+    if "spellings" not in columns:
+        return _group_spellings(columns)
+    names = ("term", "term_id", "language", "spellings", "pronunciations", "weight", "threshold")
+    terms: list[Term] = []
+    for owner, identity, language, (text, *aliases), said, weight, threshold in zip(
+        *(columns[name] for name in names), strict=True
+    ):
+        if owner == len(terms):
+            terms.append(Term(text, identity, tuple(aliases), language, tuple(said), weight, threshold))
+    return terms
+
+
+def _group_spellings(columns: dict[str, list[Any]]) -> list[Term]:
+    """Rows of an earlier index: a term's first row is the spelling to show, the others are its aliases."""
     spellings: list[list[str]] = []
     of_term: list[tuple[int, str | None]] = []
     languages = columns.get("language") or [None] * len(columns["term"])  # earlier indexes have no such column

@@ -58,7 +58,7 @@ def search_recordings(
         group = recordings[first : first + _FILES_AT_ONCE]
         nearest = retriever.nearest_batch(group, top_k=top_k, show_progress=show_progress)
         for recording, found in zip(group, nearest, strict=True):
-            matches = [match for match in found if threshold is None or match.confidence >= threshold]
+            matches = [match for match in found if match.reaches(threshold)]
             yield Heard(recording, matches, found[0] if found else None)
 
 

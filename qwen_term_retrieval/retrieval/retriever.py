@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
+from qwen_term_retrieval.models.text_towers.tower import speaker_of
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
@@ -37,7 +37,7 @@ from qwen_term_retrieval.retrieval.second_look import (
 from qwen_term_retrieval.retrieval.spelling_look import NUM_SPELLED, SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
-from qwen_term_retrieval.text.pronouncing import check_glossary
+from qwen_term_retrieval.text.pronouncing import check_glossary, speakable
 from qwen_term_retrieval.verification.verifier import Verifier
 
 logger = logging.getLogger(__name__)
@@ -182,15 +182,16 @@ class TermRetriever:
         """Embed a glossary and make it the one that is searched; an earlier one is put aside.
 
         Args:
-            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […], "language": "fr"}`), the path of a
-                glossary file, or the folder of an index that this model made. A model with phonemizers of several
-                languages says each term in its own; others ignore it.
+            terms: a `Glossary`, a list of terms (or of mappings, see `Glossary`), the path of a glossary file, or the
+                folder of an index that this model made. A model with phonemizers of several languages says each term
+                in its own; others ignore it. Terms in a writing that the model cannot read are left out, with a
+                warning.
             batch_size: spellings embedded at once.
             show_progress: draw a progress bar where there is a terminal.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the entry and the remedy; also where the model has no
-                phonemizer for an entry's language.
+                phonemizer for an entry's language, or can say nothing of any entry.
         """
         if isinstance(terms, str | Path) and Path(terms).is_dir():
             return self.load_index(terms)
@@ -198,8 +199,14 @@ class TermRetriever:
             glossary = Glossary.from_file(terms)
         else:
             glossary = terms if isinstance(terms, Glossary) else Glossary(terms)
+        glossary = self._speakable(glossary)
         self._index = self.make_index(glossary, batch_size=batch_size, show_progress=show_progress)
         return self._index
+
+    def _speakable(self, glossary: Glossary) -> Glossary:
+        """A glossary without what this model cannot say anything of; see `speakable`."""
+        speaker = speaker_of(self.model.text_tower)
+        return glossary if speaker is None else speakable(glossary, speaker)
 
     def make_index(self, glossary: Glossary, *, batch_size: int = 1024, show_progress: bool = True) -> TermIndex:
         """Embed a glossary, and leave the one that is searched as it is; see `index`."""
@@ -213,7 +220,7 @@ class TermRetriever:
 
     def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int = 1024) -> int:
         """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new."""
-        glossary = Glossary(terms, language=self.term_index.language)
+        glossary = self._speakable(Glossary(terms, language=self.term_index.language))
         return len(self._embed_into(self.term_index, glossary, batch_size))
 
     def remove_terms(self, terms: Iterable[str], language: str | None = None) -> int:
@@ -238,15 +245,15 @@ class TermRetriever:
         self, index: TermIndex, glossary: Glossary, batch_size: int, show_progress: bool = False
     ) -> list[Term]:
         """Add a glossary to an index, and say what was new."""
-        pronouncer = pronouncer_of(self.model.text_tower)
-        if pronouncer is not None:
-            check_glossary(glossary, pronouncer)
+        speaker = speaker_of(self.model.text_tower)
+        if speaker is not None:
+            check_glossary(glossary, speaker)
 
         def embed(terms: list[Term]) -> torch.Tensor:
-            spellings = [spelling for term in terms for spelling in term.spellings]
-            languages = [term.language for term in terms for _ in term.spellings]
+            sayings = [way for term in terms for way in term.sayings]
+            languages = [term.language for term in terms for _ in term.sayings]
             return self.model.encode_terms(
-                spellings, batch_size=batch_size, show_progress=show_progress, languages=languages
+                sayings, batch_size=batch_size, show_progress=show_progress, languages=languages
             )
 
         new = index.add(glossary, embed)
@@ -296,9 +303,7 @@ class TermRetriever:
         likeliest = self.nearest_batch(
             clips, top_k=top_k, sampling_rate=sampling_rate, batch_size=batch_size, show_progress=show_progress
         )
-        if threshold is None:
-            return likeliest
-        return [[match for match in matches if match.confidence >= threshold] for matches in likeliest]
+        return [[match for match in matches if match.reaches(threshold)] for matches in likeliest]
 
     def nearest_batch(
         self,
@@ -396,17 +401,18 @@ class TermRetriever:
         if frames < 2 or not chunk.pcm.any():
             return merger.add([], heard_to)
         ((_, ((found,),)),) = self._hear_chunks([(0, chunk)], 1, [self.term_index], top_k)
-        return merger.add((match for match in found if match.confidence >= threshold), heard_to)
+        return merger.add((match for match in found if match.reaches(threshold)), heard_to)
 
     def _hear_chunks(
         self, chunks: Sequence[tuple[int, Chunk]], batch_size: int, indexes: Sequence[TermIndex], top_k: int
     ) -> Iterator[tuple[list[int], list[list[list[TermMatch]]]]]:
         """Batches of chunks: the clips they are of, and by index the best terms of each."""
         look, verifier = self.second_look, self.verifier
+        scale = self.model.logit_scale.exp().item()
         encoded = self.encoder.encode_chunks(chunks, batch_size, with_phonemes=look is not None)
         for positions, batch, windows in encoded:
             if look is None or verifier is None:
-                yield positions, [nearest(windows, index, top_k) for index in indexes]
+                yield positions, [nearest(windows, index, top_k, scale) for index in indexes]
                 continue
             answers = []
             for index in indexes:

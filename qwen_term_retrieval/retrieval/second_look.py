@@ -119,6 +119,10 @@ class SecondLook:
         strengths_P = verifier.strengths_of(evidence.features_PF)
         margins_P = margins(strengths_P, looked.chunk_P, evidence.starts_P, evidence.ends_P)
         probability_P = verifier.probabilities(strengths_P, margins_P, len(index))
+        if index.has_weights:
+            odds_P = probability_P / (1 - probability_P).clip(min=1e-12)
+            odds_P *= [index.terms[place].weight for place in looked.places_P.tolist()]
+            probability_P = odds_P / (1 + odds_P)
         spans_P2 = (
             np.stack([evidence.starts_P, evidence.ends_P], axis=1) + looked.first_P[:, None]
         ) / self.head.frame_rate
@@ -218,7 +222,7 @@ def verifier_of(model: TermRetrievalModel, verify: Verify) -> Verifier | None:
 
 def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> list[list[NDArray[np.int16]]]:
     """Every way to say each term, by all of its spellings; warns of terms that cannot be said."""
-    spelled = [(spelling, term.language, row) for row, term in enumerate(terms) for spelling in term.spellings]
+    spelled = [(way, term.language, row) for row, term in enumerate(terms) for way in term.sayings]
     ways: list[list[NDArray[np.int16]]] = [[] for _ in terms]
     # A hundred thousand take some ten seconds; the bar is for those who wait, at a terminal.
     with tqdm(total=len(spelled), desc="pronouncing", unit="term", disable=None, delay=2.0, leave=False) as bar:
@@ -250,9 +254,21 @@ def _by_windows(
     return rows
 
 
-def nearest(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
-    """The nearest terms of each chunk by cosine, best first, each with the span of its best window."""
-    return [[_match(index, *place) for place in found] for found in _nearest_places(windows, index, top_k)]
+def nearest(windows: AudioEmbeddings, index: TermIndex, top_k: int, logit_scale: float = 1.0) -> list[list[TermMatch]]:
+    """The nearest terms of each chunk by cosine, best first, each with the span of its best window.
+
+    A term's weight multiplies its share of the model's softmax: `log(weight) / logit_scale` comes on top of its cosine.
+    """
+    if not index.has_weights:
+        return [[_match(index, *place) for place in found] for found in _nearest_places(windows, index, top_k)]
+    answers = []
+    for found in _nearest_places(windows, index, max(top_k, NUM_CANDIDATES)):
+        weighed = [
+            (place, min(1.0, score + math.log(index.terms[place].weight) / logit_scale), start, end)
+            for place, score, start, end in found
+        ]
+        answers.append([_match(index, *each) for each in sorted(weighed, key=lambda each: -each[1])[:top_k]])
+    return answers
 
 
 def _nearest_places(
@@ -273,5 +289,12 @@ def _match(
 ) -> TermMatch:
     term = index.terms[place]
     return TermMatch(
-        term.text, score, round(start, 3), round(end, 3), term.term_id, term.language, probability=probability
+        term.text,
+        score,
+        round(start, 3),
+        round(end, 3),
+        term.term_id,
+        term.language,
+        probability=probability,
+        threshold=term.threshold,
     )

@@ -9,8 +9,9 @@ languages.py        language codes, one way of writing each
 wordlists.py        large lists of real terms from pinned packages
 """
 
-from qwen_term_retrieval.text.glossary import Glossary, Term, normalize_term, term_id
+from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme, PhonemizerError, get_phonemizer, register_phonemizer
+from qwen_term_retrieval.text.spellings import normalize_term, term_id
 
 __all__ = [
     "Glossary",

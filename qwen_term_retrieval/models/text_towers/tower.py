@@ -75,6 +75,11 @@ def pronouncer_of(tower: nn.Module) -> Pronouncer | None:
     return next((encoder.pronouncer for encoder in encoders if encoder.config.languages), None)
 
 
+def speaker_of(tower: nn.Module) -> Pronouncer | None:
+    """What says the terms of a tower, in whichever language; None where it has no phoneme encoder."""
+    return next((module.pronouncer for module in tower.modules() if isinstance(module, PhonemeEncoder)), None)
+
+
 def phonemizers_of(tower: nn.Module) -> dict[str, Any]:
     """`phonemizer` and `languages` of the tower's phoneme encoder; none where it has none."""
     for module in tower.modules():
