@@ -8,11 +8,13 @@ tokens.py      `tokenize`
 text.py        `text convert`, `split`, `inspect`, `train-tokenizer`
 retrieval.py   `search`, `index`, `evaluate`, `report`, `calibrate`
 explaining.py  `explain`
+pronouncing.py  `pronounce`
+argument_order.py  the model of `search`, first or last
 synthesis.py   `synthesize`
 models.py      `models`
 """
 
-from qwen_term_retrieval.cli import explaining, models, packs, retrieval, synthesis, text, tokens
+from qwen_term_retrieval.cli import explaining, models, packs, pronouncing, retrieval, synthesis, text, tokens
 from qwen_term_retrieval.cli.app import app
 
-__all__ = ["app", "explaining", "models", "packs", "retrieval", "synthesis", "text", "tokens"]
+__all__ = ["app", "explaining", "models", "packs", "pronouncing", "retrieval", "synthesis", "text", "tokens"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen_term_retrieval.cli.app import MODELS, Quiet, app, log_to_terminal
+from qwen_term_retrieval.cli.argument_order import glossary_and_clips
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a trained model.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, Hub id or name of a trained model.")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Pack, corpus folder or Hub id.")]
 Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
@@ -55,12 +56,17 @@ TrainSplit = Annotated[
 
 @app.command(rich_help_panel=MODELS)
 def search(
-    model: Model,
-    glossary: Annotated[
-        Path,
-        typer.Argument(metavar="GLOSSARY", help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`."),
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="GLOSSARY AUDIO…",
+            help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`; then audio files.",
+        ),
     ],
-    clips: Annotated[list[Path], typer.Argument(metavar="CLIPS", help="Audio files.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Name (see `qtr models`), folder or Hub id; default: the one that came along."),
+    ] = None,
     top_k: Annotated[
         int, typer.Option(min=1, help="Most terms to show for a file; with --each-time, for a second of it.")
     ] = 10,
@@ -89,14 +95,15 @@ def search(
 
     For example:
 
-        qtr search outputs/demo glossary.txt clip.wav
-        qtr search me/model glossary.txt *.wav --threshold 0.6 --json
-        qtr search outputs/mine glossary.txt lecture.mp3 --each-time
+        qtr search glossary.txt clip.wav
+        qtr search glossary.txt *.wav --model me/model --threshold 0.6 --json
+        qtr search glossary.txt lecture.mp3 --model outputs/mine --each-time
     """
     from qwen_term_retrieval.retrieval.recordings import check_recordings, hear_each_time, search_recordings
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_with_libraries(quiet)
+    model, glossary, clips = glossary_and_clips(arguments, model, quiet)
     terms = terms_of(glossary)
     check_recordings(clips)
     retriever = TermRetriever.from_pretrained(
@@ -170,7 +177,7 @@ def index(
     For example:
 
         qtr index outputs/demo icd10.csv indexes/icd10
-        qtr search outputs/demo indexes/icd10 clip.wav
+        qtr search indexes/icd10 clip.wav --model outputs/demo
     """
     from qwen_term_retrieval.retrieval.index_folder import check_target
     from qwen_term_retrieval.retrieval.retriever import TermRetriever

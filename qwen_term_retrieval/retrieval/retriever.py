@@ -23,6 +23,7 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import speaker_of
+from qwen_term_retrieval.models.weights.shipped import model_place
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
@@ -62,7 +63,7 @@ class TermRetriever:
             pronunciations, without a vector) or "both".
 
     Example:
-        >>> retriever = TermRetriever.from_pretrained("outputs/term_retrieval")       # doctest: +SKIP
+        >>> retriever = TermRetriever.from_pretrained()                               # doctest: +SKIP
         >>> retriever.index(["atrial fibrillation", "myocardial infarction"])         # doctest: +SKIP
         >>> retriever.search("clip.wav", top_k=1)                                     # doctest: +SKIP
         [TermMatch(term='atrial fibrillation', score=0.83, start=0.4, end=1.6)]
@@ -90,7 +91,7 @@ class TermRetriever:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path | TermRetrievalModel,
+        model: str | Path | TermRetrievalModel | None = None,
         *,
         revision: str | None = None,
         windows: Windows = "auto",
@@ -98,7 +99,9 @@ class TermRetriever:
         first_stage: FirstStage = "windows",
         device: str | torch.device | None = None,
     ) -> TermRetriever:
-        """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
+        """Load a model by folder, Hub id or name (or take a loaded one) and put it on `device`; default: a GPU if any.
+
+        Without a model, the default one of those that came along; `qtr models` lists their names.
 
         LoRA of a model that is loaded here is folded into its weights, see `fold_lora`; a loaded one stays as it is.
 
@@ -108,6 +111,8 @@ class TermRetriever:
             ValueError: a revision of a folder, or of a loaded model.
             VerifierError: what is asked for, the model cannot do.
         """
+        if not isinstance(model, TermRetrievalModel):
+            model = model_place(model)
         if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
             given = "a loaded model" if isinstance(model, TermRetrievalModel) else f"the folder {model}"
             raise ValueError(

@@ -1,7 +1,12 @@
 """Terms: what counts as one, and how it is pronounced.
 
-glossary.py         terms, normalised, and their identities
+glossary.py         glossaries: terms, each once, and what was left out
 glossary_files.py   glossary files to entries
+entries.py          what an entry may say, checked
+spellings.py        which spellings are one term
+spoken.py           what is written, as it is said
+units.py            amounts in words
+scripts.py          which writing a voice can read
 phonetics.py        text to phonemes, by engine
 pronouncing.py      several phonemizers as one: by language, and every way to say a term
 alphabet.py         texts to the classes of a phoneme head

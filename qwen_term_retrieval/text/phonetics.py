@@ -189,6 +189,9 @@ class EspeakPhonemizer(GraphemeToPhoneme):
     def _symbols(self, text: str) -> list[str]:
         # Composed: of an accent that stands apart from its letter, as macOS writes file names, espeak-ng makes a sound.
         composed = unicodedata.normalize("NFC", text.replace("\0", " "))
+        # Of a letter that it cannot read it says the name, "Chinese letter".
+        for letter in set(self.unread(composed)):
+            composed = composed.replace(letter, " ")
         buffer = ctypes.create_string_buffer(composed.encode())
         rest = ctypes.c_void_p(ctypes.addressof(buffer))
         symbols: list[str] = []

@@ -34,14 +34,14 @@ SYMBOLS = {
     "psi": "pressure-pound-force-per-square-inch", "mmHg": "pressure-millimeter-ofhg",
     "kB": "digital-kilobyte", "KB": "digital-kilobyte", "MB": "digital-megabyte", "GB": "digital-gigabyte",
     "TB": "digital-terabyte", "PB": "digital-petabyte", "mol": "concentr-mole",
-    "mmol": "concentr-millimole", "mph": "speed-mile-per-hour", "%": "concentr-percent", "‰": "concentr-permille",
+    "mph": "speed-mile-per-hour", "%": "concentr-percent", "‰": "concentr-permille",
     "°": "angle-degree", "°C": "temperature-celsius", "°F": "temperature-fahrenheit", "px": "graphics-pixel",
 }  # fmt: skip
 # English for what CLDR has no name of, one and many.
 _ENGLISH_ONLY = {
     "dB": ("decibel", "decibels"), "IU": ("international unit", "international units"), "mEq": ("milliequivalent",
     "milliequivalents"), "rpm": ("revolution per minute", "revolutions per minute"), "bpm": ("beat per minute",
-    "beats per minute"), "fps": ("frame per second", "frames per second"),
+    "beats per minute"), "fps": ("frame per second", "frames per second"), "mmol": ("millimole", "millimoles"),
     "kbps": ("kilobit per second", "kilobits per second"), "Mbps": ("megabit per second", "megabits per second"),
     "Gbps": ("gigabit per second", "gigabits per second"), "Gy": ("gray", "grays"), "kDa": ("kilodalton",
     "kilodaltons"), "bp": ("base pair", "base pairs"), "kbp": ("kilobase pair", "kilobase pairs"),
