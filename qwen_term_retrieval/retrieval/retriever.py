@@ -24,6 +24,7 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import speaker_of
 from qwen_term_retrieval.models.weights.shipped import model_place
+from qwen_term_retrieval.retrieval.calibration import fits_glossary
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder, Windows
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
@@ -206,7 +207,19 @@ class TermRetriever:
             glossary = terms if isinstance(terms, Glossary) else Glossary(terms)
         glossary = self._speakable(glossary)
         self._index = self.make_index(glossary, batch_size=batch_size, show_progress=show_progress)
+        self._warn_of_threshold()
         return self._index
+
+    def _warn_of_threshold(self) -> None:
+        config, num_terms = self.model.config, len(self.term_index)
+        if self.verifier is None and config.threshold and not fits_glossary(config.threshold_terms, num_terms):
+            logger.warning(
+                "the threshold %.3f was chosen among %d terms, and this glossary holds %d: among fewer it hides what "
+                "was said, among more it lets through what was not. Give one, or choose it with `qtr calibrate`",
+                config.threshold,
+                config.threshold_terms,
+                num_terms,
+            )
 
     def _speakable(self, glossary: Glossary) -> Glossary:
         """A glossary without what this model cannot say anything of; see `speakable`."""

@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.phoneme_head import PhonemeHead
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.stream import Chunk
@@ -225,7 +225,7 @@ def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> lis
     spelled = [(way, term.language, row) for row, term in enumerate(terms) for way in term.sayings]
     ways: list[list[NDArray[np.int16]]] = [[] for _ in terms]
     # A hundred thousand take some ten seconds; the bar is for those who wait, at a terminal.
-    with tqdm(total=len(spelled), desc="pronouncing", unit="term", disable=None, delay=2.0, leave=False) as bar:
+    with Progress(total=len(spelled), desc="pronouncing", unit="term", delay=2.0, leave=False) as bar:
         for first in range(0, len(spelled), _SPELLINGS_AT_ONCE):
             texts, languages, rows = zip(*spelled[first : first + _SPELLINGS_AT_ONCE], strict=True)
             for row, said in zip(rows, alphabet.pronunciations(texts, languages), strict=True):
