@@ -36,7 +36,7 @@ def models(
 
         qtr models                 # those that came along: qtr search glossary.txt clip.wav --model NAME
         qtr models me/terms        # TermRetriever.from_pretrained("me/terms", revision="best")
-        qtr models outputs/mine    # qtr search outputs/mine/checkpoint-600 glossary.txt clip.wav
+        qtr models outputs/mine    # qtr search glossary.txt clip.wav --model outputs/mine/checkpoint-600
         qtr models me/             # the models of `me` on the Hub; `/` alone: of everyone
     """
     from qwen_term_retrieval.models.weights.revisions import folder_checkpoints, hub_models, hub_revisions
