@@ -1,4 +1,4 @@
-# make demo         install, train on the demo corpus, evaluate, search a recording     (minutes, CPU)
+# make demo         install, search with the model that came along, train on the demo corpus, evaluate  (minutes, CPU)
 # make test         install, lint, type-check, test
 # make test-floors  test against the lowest versions that pyproject.toml names; torch alone is the tested version, since
 #                   its floor comes as a CUDA build of gigabytes where pip knows of no other
@@ -17,6 +17,7 @@ FLOOR_TESTS := $(addprefix tests/,house audio corpora packs text losses retrieva
 .DEFAULT_GOAL := demo
 
 demo: install
+	-$(BIN)/qtr search builders/term_audio/glossary.json builders/term_audio/demo/test/kokoro-am_michael/0077.ogg
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py --resume
 
 test: lint

@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from qwen_term_retrieval.retrieval.retriever import TermRetriever as TermRetriever
     from qwen_term_retrieval.text.glossary import Glossary as Glossary
     from qwen_term_retrieval.text.glossary import Term as Term
-    from qwen_term_retrieval.text.glossary import normalize_term as normalize_term
+    from qwen_term_retrieval.text.spellings import normalize_term as normalize_term
     from qwen_term_retrieval.tokens.large_token_dataset import LargeTokenDataset as LargeTokenDataset
     from qwen_term_retrieval.tokens.mmap_pairs import MmapPairs as MmapPairs
     from qwen_term_retrieval.tokens.mmap_pairs import pack_pairs as pack_pairs
@@ -94,7 +94,7 @@ _HOME = {
     "legacy_utterances": "corpora.readers.legacy_shards",
     "make_part": "packs.writing.parts",
     "merge_packs": "packs.merging",
-    "normalize_term": "text.glossary",
+    "normalize_term": "text.spellings",
     "matches_to_pandas": "retrieval.formats.tables",
     "pack_corpus": "packs.packing",
     "pack_pairs": "tokens.mmap_pairs",

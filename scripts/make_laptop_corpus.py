@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qwen_term_retrieval.refusals import one_line_errors
 from qwen_term_retrieval.synthesis.laptop import NUM_CLIPS, NUM_KOKORO, make_laptop_corpus
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 
 def main() -> None:

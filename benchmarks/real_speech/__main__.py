@@ -53,8 +53,8 @@ from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, SecondLook
-from qwen_term_retrieval.text.glossary import MAX_TERM_WORDS, normalize_term
 from qwen_term_retrieval.text.phonetics import get_phonemizer
+from qwen_term_retrieval.text.spellings import MAX_TERM_WORDS, normalize_term
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
 logger = logging.getLogger("real_speech")

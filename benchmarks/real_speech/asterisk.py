@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.real_speech.spelling import letters_of
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.storage.packages import RegistryPackage, fetch_package
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 # Licence: CC-BY-SA-3.0.
 RECORDINGS = RegistryPackage(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 _SIGNS = {
     "%": " percent ", "$": " dollar ", "&": " and ", "@": " at ", "+": " plus ", "=": " equals ",

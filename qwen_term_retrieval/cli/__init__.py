@@ -9,6 +9,8 @@ text.py        `text convert`, `split`, `inspect`, `train-tokenizer`
 searching.py   `search`
 retrieval.py   `index`, `evaluate`, `report`, `calibrate`
 explaining.py  `explain`
+pronouncing.py  `pronounce`
+argument_order.py  the model of `search`, first or last
 synthesis.py   `synthesize`
 models.py      `models`
 converting.py  `convert-nemo`
@@ -19,6 +21,7 @@ from qwen_term_retrieval.cli import (
     explaining,
     models,
     packs,
+    pronouncing,
     retrieval,
     searching,
     synthesis,
@@ -33,6 +36,7 @@ __all__ = [
     "explaining",
     "models",
     "packs",
+    "pronouncing",
     "retrieval",
     "searching",
     "synthesis",

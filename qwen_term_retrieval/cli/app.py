@@ -89,7 +89,7 @@ def qtr() -> None:
         accelerate launch scripts/train.py --recipe laptop --dataset packs/mine --output_dir outputs/mine
         qtr models outputs/mine             # its checkpoints
         qtr report outputs/mine packs/mine reports/mine
-        qtr search outputs/mine glossary.txt clip.wav
+        qtr search glossary.txt clip.wav --model outputs/mine
 
     `qtr COMMAND --help` explains each command with examples.
     """

@@ -27,19 +27,23 @@ def models(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list in place of a table.")] = False,
 ) -> None:
-    """List the revisions of a model on the Hub, the checkpoints of a run, or the models of an author.
+    """List the models that came along, the revisions of one on the Hub, the checkpoints of a run, an author's models.
 
     A run with `--push_to_hub` tags what it pushes: `step-600`, and `best` and `final`, which move. Each tag is a
     `revision` to load; each checkpoint folder is a model to load.
 
     For example:
 
+        qtr models                 # those that came along: qtr search glossary.txt clip.wav --model NAME
         qtr models me/terms        # TermRetriever.from_pretrained("me/terms", revision="best")
-        qtr models outputs/mine    # qtr search outputs/mine/checkpoint-600 glossary.txt clip.wav
-        qtr models me/             # the models of `me`; without MODEL, of everyone
+        qtr models outputs/mine    # qtr search glossary.txt clip.wav --model outputs/mine/checkpoint-600
+        qtr models me/             # the models of `me` on the Hub; `/` alone: of everyone
     """
     from qwen_term_retrieval.models.weights.revisions import folder_checkpoints, hub_models, hub_revisions
 
+    if not name and not author:
+        _show_shipped(as_json)
+        return
     if author and name:
         raise ValueError(f"give --author {author} or {name}, not both")
     if name and Path(name).is_dir():
@@ -54,6 +58,26 @@ def models(
         typer.echo(_table(records))
     else:
         typer.echo(f"no models of this library by {author or name.rstrip('/') or 'anyone'} on the Hub")
+
+
+def _show_shipped(as_json: bool) -> None:
+    from qwen_term_retrieval.models.weights.shipped import shipped_models
+
+    records = [
+        {
+            "name": model.name,
+            "base tower": model.base_tower,
+            "bytes": model.num_bytes,
+            "languages": list(model.languages),
+            "licence": model.licence,
+            **{name: model.recall.get(name) for name in ("speech", "bank", "recall@1", "recall@10")},
+        }
+        for model in shipped_models()
+    ]
+    if as_json:
+        typer.echo(json.dumps(records, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(_table(records) if records else "no model came along with this installation")
 
 
 def _revision_record(revision: Revision) -> dict[str, Any]:

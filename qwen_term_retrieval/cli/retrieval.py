@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a trained model.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, Hub id or name of a trained model.")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Pack, corpus folder or Hub id.")]
 Revision = Annotated[
     str | None, typer.Option(help="Of a model on the Hub: a tag, branch or commit that `qtr models` lists.")
@@ -68,7 +68,7 @@ def index(
     For example:
 
         qtr index outputs/demo icd10.csv indexes/icd10
-        qtr search outputs/demo indexes/icd10 clip.wav
+        qtr search indexes/icd10 clip.wav --model outputs/demo
         qtr verify indexes/icd10
     """
     from qwen_term_retrieval.retrieval.indexes.folder import check_target
@@ -217,6 +217,7 @@ def calibrate(
     max_false_alarms_per_hour: Annotated[
         float | None, typer.Option(min=0, help="False alarms to stay below; for a model with a phoneme head.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the threshold, leave the model as it is.")] = False,
     device: Device = None,
     dtype: Dtype = None,
     quiet: Quiet = False,
@@ -246,6 +247,7 @@ def calibrate(
     terms, rows = terms_of(glossary), load_split(dataset, split)
     retriever = TermRetriever.from_pretrained(model, device=device, dtype=dtype)
     retriever.index(terms, show_progress=not quiet)
+    previous = retriever.threshold
     if retriever.model.phoneme_head is not None:
         chosen = calibrate_verifier(
             retriever,
@@ -258,17 +260,20 @@ def calibrate(
         raise ValueError("--max-false-alarms-per-hour takes a model with a phoneme head")
     else:
         chosen = choose_cosine(retriever, rows, target_precision=target_precision, show_progress=not quiet)
+    before = "none" if previous is None else f"{previous:.4f}"
+    typer.echo(
+        f"threshold {before} → {chosen.threshold:.4f}: precision {chosen.precision:.3f}, recall {chosen.recall:.3f}, "
+        f"F1 {chosen.f1:.3f} on {split!r}{'; a dry run, nothing was written' if dry_run else ''}"
+    )
+    if dry_run:
+        return
     retriever.model.config.save_pretrained(model)
     card = Path(model, "README.md")
     if card.is_file():
         row = {"dataset": dataset, "split": split, **asdict(chosen)}
         del row["threshold"]
-        text = with_threshold(card.read_text(encoding="utf-8"), retriever.model.config, [row])
+        text = with_threshold(card.read_text(encoding="utf-8"), retriever.model.config, [row], previous)
         card.write_text(text, encoding="utf-8")
-    typer.echo(
-        f"threshold {chosen.threshold:.4f}: precision {chosen.precision:.3f}, recall {chosen.recall:.3f}, "
-        f"F1 {chosen.f1:.3f} on {split!r}"
-    )
 
 
 def terms_of(glossary: Path) -> Glossary | Path:

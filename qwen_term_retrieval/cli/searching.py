@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from qwen_term_retrieval.cli.app import MODELS, Quiet, app
-from qwen_term_retrieval.cli.retrieval import Device, Dtype, Model, Revision, Threshold, log_with_libraries, terms_of
+from qwen_term_retrieval.cli.argument_order import glossary_and_clips
+from qwen_term_retrieval.cli.retrieval import Device, Dtype, Revision, Threshold, log_with_libraries, terms_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,18 @@ Format = Annotated[
 
 @app.command(rich_help_panel=MODELS)
 def search(
-    model: Model,
-    glossary: Annotated[
-        Path,
-        typer.Argument(metavar="GLOSSARY", help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`."),
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="GLOSSARY AUDIO…",
+            help="Glossary (.txt, .csv, .json, .parquet …) or a folder of `qtr index`; then recordings: files, URLs, "
+            "folders and all below, patterns.",
+        ),
     ],
-    clips: Annotated[
-        list[str], typer.Argument(metavar="CLIPS", help="Recordings: files, URLs, folders and all below, patterns.")
-    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Name (see `qtr models`), folder or Hub id; default: the one that came along."),
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Most terms of a clip, or of a second of a recording.")] = 10,
     threshold: Threshold = None,
     target_precision: Annotated[
@@ -83,9 +87,9 @@ def search(
 
     For example:
 
-        qtr search outputs/demo glossary.txt clip.wav
-        qtr search me/model glossary.txt recordings/ --threshold 0.6 --on-error skip --format csv --out found.csv
-        qtr search outputs/mine glossary.txt lecture.mp4 --format srt --out subtitles/
+        qtr search glossary.txt clip.wav
+        qtr search glossary.txt recordings/ --threshold 0.6 --on-error skip --format csv --out found.csv
+        qtr search glossary.txt lecture.mp4 --model outputs/mine --format srt --out subtitles/
     """
     from qwen_term_retrieval.retrieval.formats.formats import format_named
     from qwen_term_retrieval.retrieval.formats.writing import targets_of, write_answers
@@ -94,6 +98,7 @@ def search(
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
     log_with_libraries(quiet)
+    model, glossary, clips = glossary_and_clips(arguments, model, quiet)
     if each_time and best:
         raise ValueError("--each-time and --best: give one of them")
     if json_lines and format not in ("text", "jsonl"):

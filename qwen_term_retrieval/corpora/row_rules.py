@@ -23,7 +23,7 @@ from qwen_term_retrieval.corpora.utterance import (
     split_of_path,
 )
 from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.text.glossary import MAX_TERM_WORDS
+from qwen_term_retrieval.text.spellings import MAX_TERM_WORDS
 
 Row = Mapping[str, Any]
 

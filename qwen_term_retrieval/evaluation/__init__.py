@@ -12,8 +12,9 @@ report_pictures.py      the pictures of an evaluation
 training_curves.py      the picture of a run
 alignment_picture.py    the picture of a term laid over a clip
 html_report.py          the page of `qtr report`, with its pictures and clips
+shipping.py             a trained model made one that comes along, with its card
 
-`report.html.jinja` is that page's text.
+`report.html.jinja` is that page's text, `shipped_card.md.jinja` that card's.
 """
 
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, evaluate_vectors

@@ -21,7 +21,6 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.evaluation.long_clips import LONG_SECONDS, runs_of_clips, scores_of_long_clip
 from qwen_term_retrieval.evaluation.ranking import (
@@ -32,6 +31,7 @@ from qwen_term_retrieval.evaluation.ranking import (
 )
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.calibration import count_known_terms, gold_ids, judge_matches, unlabelled_ids
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -283,8 +283,7 @@ class RetrievalEvaluator:
         ranks: dict[int, list[RankedPairs]] = {size: [] for size in banks}
         matches: list[list[TermMatch]] = []
         span_errors: list[tuple[float, float]] = []
-        hidden = None if show_progress else True
-        with tqdm(total=len(self.rows), desc="evaluating", unit="clip", disable=hidden) as bar:
+        with Progress(total=len(self.rows), desc="evaluating", unit="clip", shown=show_progress) as bar:
             for first in range(0, len(self.rows), _CLIPS_AT_ONCE):
                 rows = [self.rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(self.rows)))]
                 neutral = [sorted(unlabelled_ids(row, index)) for row in rows]

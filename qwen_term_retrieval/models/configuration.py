@@ -33,6 +33,7 @@ class TermRetrievalConfig(PreTrainedConfig):
         temperature: where `logit_scale` starts: 1 / temperature.
         logit_bias: where the bias of the sigmoid loss starts; None: the model has none.
         threshold: the cosine from which a term counts as heard; None until `calibrate` has chosen one.
+        threshold_terms: how many terms were searched when it was chosen.
         phoneme_head: None, or the settings of `PhonemeHeadConfig`; `TermRetrievalModel.add_phoneme_head` makes one.
         verifier: None, or how scores become probabilities, see `Verifier`; `fit_verifier` finds out.
         lora: None, or fields of `peft.LoraConfig` (`r`, `lora_alpha`, `lora_dropout`) for the audio tower.
@@ -64,6 +65,7 @@ class TermRetrievalConfig(PreTrainedConfig):
     lora: dict[str, Any] | None = None
     text_lora: dict[str, Any] | None = None
     threshold: float | None = None
+    threshold_terms: int | None = None
     phoneme_head: dict[str, Any] | None = None
     verifier: dict[str, Any] | None = None
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import xxhash
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
@@ -28,6 +27,7 @@ from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.models.evaluation_mode import evaluation_mode
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.weights.checkpoints import tower_sha256
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.packages import cache_root
 
@@ -131,12 +131,11 @@ class FrameCache:
         if not batches:
             return
         writer = _SegmentWriter(self.folder, self._dtype)
-        disable = None if show_progress else True
         num_clips = sum(map(len, batches))
         try:
             with (
                 evaluation_mode(model),
-                tqdm(total=num_clips, desc="audio frames", unit="clip", disable=disable) as bar,
+                Progress(total=num_clips, desc="audio frames", unit="clip", shown=show_progress) as bar,
             ):
                 for indices in batches:
                     pcm_BS, num_samples_B = pad_pcm(

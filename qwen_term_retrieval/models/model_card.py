@@ -46,6 +46,7 @@ def model_card(
     data: str | None = None,
     recall: Sequence[Mapping[str, Any]] | None = None,
     thresholds: Sequence[Mapping[str, Any]] | None = None,
+    previous_threshold: float | None = None,
     step: int | None = None,
     epoch: float | None = None,
 ) -> str:
@@ -58,12 +59,13 @@ def model_card(
         recall: one mapping a row of the recall table, all with the same keys, such as
             `{"bank": "10,000 terms", "n": 342, "recall@1": 0.91, "recall@10": 0.98}`.
         thresholds: rows of the same kind on what the config's threshold does: precision, recall, false alarms.
+        previous_threshold: the one that it had before.
         step, epoch: of training, that the weights are of.
     """
     towers = (config.audio_tower, *config.text_tower.split(" + "))
     base_models = [tower for tower in towers if isinstance(tower, str) and _HUB_ID.fullmatch(tower)]
     title = repository.rpartition("/")[2] or "Term retriever"
-    known = {"step": step, "epoch": epoch, "threshold": config.threshold}
+    known = {"step": step, "epoch": epoch, "threshold": threshold_of(config)}
     metadata = ModelCardData(
         library_name="qwen_term_retrieval",
         tags=TAGS,
@@ -81,6 +83,8 @@ def model_card(
         data=data,
         recall=recall,
         thresholds=thresholds,
+        previous_threshold=previous_threshold,
+        threshold=threshold_of(config),
         step=step,
         epoch=epoch,
     )
@@ -88,9 +92,12 @@ def model_card(
 
 
 def with_threshold(
-    card: str, config: TermRetrievalConfig, thresholds: Sequence[Mapping[str, Any]] | None = None
+    card: str,
+    config: TermRetrievalConfig,
+    thresholds: Sequence[Mapping[str, Any]] | None = None,
+    previous: float | None = None,
 ) -> str:
-    """The card of a model whose threshold was chosen anew: what it says of it, and all else as it was.
+    """The card of a model whose threshold was chosen anew: what it says of it and of the one before, and all else.
 
     A card without a section on the threshold is somebody's own, and comes back unchanged.
 
@@ -100,11 +107,16 @@ def with_threshold(
     if not _THRESHOLD_SECTION.search(card):
         return card
     read_card(card)
-    (section,) = _THRESHOLD_SECTION.findall(model_card(config, thresholds=thresholds))
+    (section,) = _THRESHOLD_SECTION.findall(model_card(config, thresholds=thresholds, previous_threshold=previous))
     changed = ModelCard(_THRESHOLD_SECTION.sub(lambda _: section, card))
     about = changed.data.to_dict().get("term_retrieval") or {}
-    changed.data["term_retrieval"] = about | {"threshold": config.threshold}
+    changed.data["term_retrieval"] = about | {"threshold": threshold_of(config)}
     return str(changed)
+
+
+def threshold_of(config: TermRetrievalConfig) -> float | None:
+    """What a match must reach: a probability where the model verifies what it finds, else a cosine."""
+    return config.threshold if config.verifier is None else config.verifier["threshold"]
 
 
 def read_card(text: str) -> CardNumbers:

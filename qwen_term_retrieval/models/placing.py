@@ -7,22 +7,25 @@ from pathlib import Path
 import torch
 
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.models.weights.shipped import model_place
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def placed_model(
-    model: str | Path | TermRetrievalModel,
+    model: str | Path | TermRetrievalModel | None,
     *,
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> TermRetrievalModel:
-    """A model for searches, loaded by folder or Hub id, or one that is loaded; see `TermRetriever.from_pretrained`.
+    """A model for searches, loaded by folder, Hub id or name, or one that is loaded; see `TermRetriever.from_pretrained`.
 
     Raises:
         ValueError: a revision of a folder, or of a loaded model; a device that there is not here, or no dtype.
     """
+    if not isinstance(model, TermRetrievalModel):
+        model = model_place(model)
     if revision is not None and (isinstance(model, TermRetrievalModel) or Path(model).is_dir()):
         given = "a loaded model" if isinstance(model, TermRetrievalModel) else f"the folder {model}"
         raise ValueError(

@@ -28,6 +28,7 @@ from qwen_term_retrieval.models.text_towers.tower import TextTower, pretrained_t
 from qwen_term_retrieval.models.weights.base_weights import checked_digest, is_trained, load_strictly
 from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.weights.model_names import check_model_name
+from qwen_term_retrieval.models.weights.shipped import model_place, no_such_model
 
 
 class TermRetrievalPreTrainedModel(PreTrainedModel):
@@ -236,7 +237,7 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model, from a folder or the Hub, and the base towers it names.
+        """Load a saved model, by folder, Hub id or the name of one that came along, and the base towers it names.
 
         Base towers come frozen, those that were trained included: `train_audio_tower` goes on training one.
 
@@ -245,11 +246,12 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
             CheckpointError: a base tower cannot be had, or is not the one the model was trained on.
             PhonemizerError: the phonemizer is missing, or is not the one the model was trained with.
         """
-        check_model_name(pretrained_model_name_or_path, kwargs.get("revision"))
+        place = model_place(pretrained_model_name_or_path)
+        check_model_name(place, kwargs.get("revision"))
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(place, *args, **kwargs)
         except (OSError, HFValidationError) as error:
-            name, revision = str(pretrained_model_name_or_path), kwargs.get("revision")
+            name, revision = str(place), kwargs.get("revision")
             if Path(name).is_dir():
                 if type(error) is not OSError:  # not one of transformers
                     raise
@@ -257,7 +259,8 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
             at = f" at revision {revision!r}" if revision else ""
             raise FileNotFoundError(
                 f"no model {name!r}{at}: it is no folder here, and the Hub did not give it: "
-                f"{str(error).splitlines()[0]}" + (f" `qtr models {name}` lists the revisions." if revision else "")
+                f"{str(error).splitlines()[0]}"
+                + (f" `qtr models {name}` lists the revisions." if revision else no_such_model(name))
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers makes new, trainable parameters of those that the checkpoint lacks.
@@ -265,9 +268,18 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
         model._load_base_weights()
         return loaded
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save the config and every parameter that is not an unmodified base tower."""
+    def save_pretrained(self, save_directory: Any, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+        """Save the config and every parameter that is not an unmodified base tower.
+
+        Args:
+            dtype: of the weights on disk, float16 for half the size; they are loaded in the model's own precision.
+        """
         self._choose_saved_keys()
+        if dtype is not None:
+            state = self.state_dict() if kwargs.get("state_dict") is None else kwargs["state_dict"]
+            kwargs["state_dict"] = {
+                name: values.to(dtype) if values.is_floating_point() else values for name, values in state.items()
+            }
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(  # type: ignore[override]

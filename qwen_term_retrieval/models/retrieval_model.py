@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import AutoModel
 from transformers.utils import ModelOutput
 
@@ -38,6 +37,7 @@ from qwen_term_retrieval.models.text_towers.text_cache import TextCache
 from qwen_term_retrieval.models.text_towers.tower import build_text_tower, phonemizers_of
 from qwen_term_retrieval.models.weights.base_weights import build_audio_tower
 from qwen_term_retrieval.models.windows import window_grid
+from qwen_term_retrieval.progress import Progress
 
 _MAX_LOGIT_SCALE = 100.0
 
@@ -340,7 +340,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         self.audio_tower.check_lengths(torch.tensor([len(samples) for samples in pcm]), names)
         vectors: list[Any] = [None] * len(pcm)
         spans: list[Any] = [None] * len(pcm)
-        with tqdm(total=len(pcm), desc="encoding clips", unit="clip", disable=not show_progress) as bar:
+        with Progress(total=len(pcm), desc="encoding clips", unit="clip", shown=show_progress) as bar:
             for batch in length_buckets([len(samples) for samples in pcm], batch_size):
                 pcm_BS, num_samples_B = pad_pcm([pcm[index] for index in batch])
                 num_frames_B = self.audio_tower.num_frames(num_samples_B)
@@ -372,7 +372,13 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         vectors_ND = torch.empty(len(terms), self.config.embedding_dim)
         with (
             evaluation_mode(self),
-            tqdm(total=len(terms), desc="encoding terms", unit="term", disable=not show_progress, leave=None) as bar,
+            Progress(
+                total=len(terms),
+                desc="encoding terms",
+                unit="term",
+                shown=show_progress,
+                leave=None,
+            ) as bar,
         ):
             for batch in length_buckets([len(term) for term in terms], batch_size):
                 of_batch = [languages[index] for index in batch] if languages is not None else None
@@ -412,7 +418,7 @@ class TermRetrievalModel(TermRetrievalPreTrainedModel):
         pooled_NH = torch.empty(len(texts), tower.hidden_size)
         with (
             evaluation_mode(self),
-            tqdm(total=len(texts), desc="encoding texts", unit="text", disable=not show_progress) as bar,
+            Progress(total=len(texts), desc="encoding texts", unit="text", shown=show_progress) as bar,
         ):
             for batch in length_buckets([len(text) for text in texts], batch_size):
                 inputs = tower.tokenize([texts[index] for index in batch])

@@ -21,12 +21,12 @@ import datasets
 import pyarrow as pa
 import soundfile
 from pyarrow import parquet
-from tqdm import tqdm
 
 from qwen_term_retrieval.corpora.corpus import SeenKeys
 from qwen_term_retrieval.packs.feature import Clip
 from qwen_term_retrieval.packs.pack import Pack
 from qwen_term_retrieval.packs.row_schema import conformed
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 
@@ -77,7 +77,7 @@ def export_pack(
         folder.mkdir()
         with (
             ThreadPoolExecutor(num_workers or os.cpu_count()) as threads,
-            tqdm(total=len(opened), unit=" clips", desc="exporting", disable=True if quiet else None) as progress,
+            Progress(total=len(opened), unit=" clips", desc="exporting", shown=not quiet) as progress,
         ):
             write(opened, folder, format, threads, progress)
         (folder / MARK).write_text(f"exported from pack {opened.uuid}\n", encoding="utf-8")
@@ -97,7 +97,7 @@ def _clip(pack: Pack, row: dict[str, Any]) -> Clip:
     return Clip(**row["audio"], sampling_rate=pack.sampling_rate)
 
 
-def _write_files(pack: Pack, folder: Path, suffix: str, threads: ThreadPoolExecutor, progress: tqdm) -> None:
+def _write_files(pack: Pack, folder: Path, suffix: str, threads: ThreadPoolExecutor, progress: Progress) -> None:
     def write(name: str, row: dict[str, Any]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _file_name(split: str, key: str, number: int, suffix: str, taken: SeenKeys) 
     return f"{split}/_/{number:08d}.{suffix}"
 
 
-def _write_dataset(pack: Pack, folder: Path, _format: str, threads: ThreadPoolExecutor, progress: tqdm) -> None:
+def _write_dataset(pack: Pack, folder: Path, _format: str, threads: ThreadPoolExecutor, progress: Progress) -> None:
     features = datasets.Features(
         {**datasets.Features.from_arrow_schema(pack.schema), "audio": datasets.Audio(pack.sampling_rate)}
     )

@@ -8,8 +8,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.packs.format.key_index import keys_name, named_keys
 from qwen_term_retrieval.packs.format.pack_json import PACK_JSON, write_pack_json
@@ -17,6 +15,7 @@ from qwen_term_retrieval.packs.format.shards import index_name, index_of, shard_
 from qwen_term_retrieval.packs.pack import Pack
 from qwen_term_retrieval.packs.row_schema import split_totals, table_name, united_schema
 from qwen_term_retrieval.packs.writing.tables import write_card
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.staging import check_free, link_or_copy, publish, staging_of
 
 
@@ -48,7 +47,7 @@ def merge_packs(packs: Sequence[str | Path], out: str | Path, *, overwrite: bool
         folder.mkdir()
         increments, files, moves = _renumbered(opened)
         total = sum(source.stat().st_size for source, _ in moves)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="merging", disable=True if quiet else None) as progress:
+        with Progress(total=total, unit="B", unit_scale=True, desc="merging", shown=not quiet) as progress:
             for source, name in moves:
                 link_or_copy(source, folder / name)
                 progress.update(source.stat().st_size)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qwen_term_retrieval.text.glossary import normalize_term, spoken_spellings
+from qwen_term_retrieval.text.spellings import normalize_term, spoken_spellings
 
 if TYPE_CHECKING:
     from qwen_term_retrieval.retrieval.index import TermIndex
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+
+# Fewer clips, or fewer terms said in them, choose a threshold by chance.
+FEW_CLIPS = 50
+# A glossary that many times larger or smaller than the one a cosine was chosen with needs another threshold.
+_MOST_RATIO = 5
 
 
 class CalibrationError(ValueError):
@@ -201,9 +207,28 @@ def calibrate(
             f"the glossary holds none of the {num_said} terms said in the clips: there is nothing to find. Give the "
             "glossary of these clips, or clips in which its terms are said"
         )
+    warn_of_few(len(rows), num_known)
     clips = [row["audio"] for row in rows]
     matches = retriever.nearest_batch(clips, top_k=top_k, show_progress=show_progress)
     judged = judge_matches(matches, rows, retriever.term_index)
     calibration = choose_threshold(judged.scores, judged.right, judged.num_gold, target_precision=target_precision)
     retriever.threshold = calibration.threshold
+    retriever.model.config.threshold_terms = len(retriever.term_index)
     return calibration
+
+
+def warn_of_few(num_clips: int, num_said: int) -> None:
+    """Say that a threshold of few clips is little more than chance."""
+    if min(num_clips, num_said) < FEW_CLIPS:
+        logger.warning(
+            "%d clips that say %d terms of the glossary: a threshold chosen on so few is little more than chance. "
+            "Some %d are enough",
+            num_clips,
+            num_said,
+            FEW_CLIPS,
+        )
+
+
+def fits_glossary(threshold_terms: int | None, num_terms: int) -> bool:
+    """Whether a cosine's threshold was chosen among about as many terms as these, as far as it is known."""
+    return threshold_terms is None or 1 / _MOST_RATIO <= num_terms / threshold_terms <= _MOST_RATIO

@@ -2,7 +2,7 @@
 
 Each stretch is pronounced once, in several processes where that pays, for the text tower and for the phoneme head.
 
-Shapes: R spellings, D embedding.
+Shapes: R rows (the ways that terms are said), D embedding.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _SAY_EVERY_SECONDS = 15.0
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """A stretch of terms. vectors_RD: float32, a row a spelling. ways: of each term, None where nobody asked."""
+    """A stretch of terms.
+
+    vectors_RD: float32, a row for each way that a term is said. ways: as classes of the head, None where nobody asked.
+    """
 
     terms: Sequence[Term]
     vectors_RD: torch.Tensor
@@ -72,15 +75,15 @@ class TermEmbedder:
                 advance(len(own))
 
     def _encode(self, terms: Sequence[Term]) -> torch.Tensor:
-        spellings = [spelling for term in terms for spelling in term.spellings]
-        languages = [term.language for term in terms for _ in term.spellings]
-        return self.model.encode_terms(spellings, batch_size=self.batch_size, languages=languages)
+        sayings = [(way, term.language) for term in terms for way in term.sayings]
+        ways, languages = [way for way, _ in sayings], [language for _, language in sayings]
+        return self.model.encode_terms(ways, batch_size=self.batch_size, languages=languages)
 
     # ---- for `TermIndex.add` ----------------------------------------------------------------------------------
 
     def vectors(self, terms: Sequence[Term]) -> torch.Tensor:
-        """The vectors of all spellings; how the terms sound is kept for `speaker`."""
-        vectors_RD = torch.empty(sum(len(term.spellings) for term in terms), self.model.config.embedding_dim)
+        """The vectors of every way that the terms are said; how the terms sound is kept for `speaker`."""
+        vectors_RD = torch.empty(sum(len(term.sayings) for term in terms), self.model.config.embedding_dim)
         first, said = 0, {}
         for stretch in self.stretches(terms):
             vectors_RD[first : first + len(stretch.vectors_RD)] = stretch.vectors_RD

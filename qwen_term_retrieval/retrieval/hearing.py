@@ -14,7 +14,7 @@ from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
-from qwen_term_retrieval.retrieval.second_look import SecondLook, match_at, nearest, nearest_places, places_again
+from qwen_term_retrieval.retrieval.second_look import SecondLook, nearest, nearest_each_time
 from qwen_term_retrieval.retrieval.spelling_look import NUM_SPELLED, SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger
 from qwen_term_retrieval.verification.verifier import Verifier
@@ -75,7 +75,7 @@ class Hearer:
     ) -> list[list[TermMatch]]:
         look, verifier = self.second_look, self.verifier
         if look is None or verifier is None:
-            return nearest(windows, index, top_k)
+            return nearest(windows, index, top_k, self._logit_scale)
         found = look.matches(look.look(windows, index, batch), verifier, index, max(top_k, NUM_SPELLED))
         if self.spelling_look is not None:
             found = [self.spelling_look.reorder(chunk, own) for chunk, own in zip(batch, found, strict=True)]
@@ -87,13 +87,12 @@ class Hearer:
         """What reaches the threshold in each chunk, each time that it is said."""
         if self.verifier is not None:
             found = self._matches(windows, index, batch, top_k)
-            return [[match for match in own if match.confidence >= threshold] for own in found]
-        answers = []
-        for row, places in enumerate(nearest_places(windows, index, top_k)):
-            heard = [place for place in places if place[1] >= threshold]
-            heard += places_again(windows, index, row, heard, [threshold] * len(heard))
-            answers.append([match_at(index, *place) for place in heard])
-        return answers
+            return [[match for match in own if match.reaches(threshold)] for own in found]
+        return nearest_each_time(windows, index, top_k, self._logit_scale, threshold)
+
+    @property
+    def _logit_scale(self) -> float:
+        return self.encoder.model.logit_scale.exp().item()
 
     def _can_hear(self, chunk: Chunk) -> bool:
         """Chunks at a stream's end may be too short for the tower, and nothing is heard in silence."""

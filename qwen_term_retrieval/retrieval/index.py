@@ -39,7 +39,8 @@ from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.retrieval.indexes.state import IndexHits, IndexState, TermsOf
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable, spelling_key
-from qwen_term_retrieval.text.glossary import Term, normalize_term
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.spellings import normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundIndex
 
@@ -87,6 +88,15 @@ class TermIndex:
         self._state = IndexState()
         self._writing = threading.RLock()
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether an entry has a weight of its own."""
+        return self._state.has_weights
+
+    def weights(self, places: Sequence[int]) -> NDArray[np.float64]:
+        """What each of these terms' entry says that its odds are multiplied by."""
+        return self._state.weights(places)
+
     def snapshot(self) -> TermIndex:
         """The index as it is now, at no cost: nothing that is done to this one afterwards is seen there."""
         return self._like(self._state)
@@ -108,7 +118,7 @@ class TermIndex:
     @property
     def vector_term_ids(self) -> list[int]:
         """The term id of every row of `vectors_ND`."""
-        return [term.term_id for term in self.terms for _ in term.spellings]
+        return [term.term_id for term in self.terms for _ in term.sayings]
 
     @property
     def held(self) -> str:
@@ -173,7 +183,7 @@ class TermIndex:
 
         Args:
             terms: they may repeat.
-            vectors: (N, D), one for each of the terms' `spellings`, in order; or a function that gives those of the
+            vectors: (N, D), one for each of the terms' `sayings`, in order; or a function that gives those of the
                 terms that are new, and of no others.
             speaker: says how terms sound; None leaves terms without sounds until `pronounce`.
 
@@ -195,7 +205,7 @@ class TermIndex:
             if not new:
                 return []
             keys = [key for _, is_new, own in judged if is_new for key in own]
-            keep_R = torch.tensor([is_new for term, is_new, _ in judged for _ in term.spellings], dtype=torch.bool)
+            keep_R = torch.tensor([is_new for term, is_new, _ in judged for _ in term.sayings], dtype=torch.bool)
             if not keep_R.all():
                 vectors_RD = vectors_RD[keep_R.to(vectors_RD.device)]
                 sounds = speaker.sounds_of(new) if speaker is not None else None
@@ -226,7 +236,7 @@ class TermIndex:
         return replace(part, vectors_RD=vectors_RD, sketch=Sketch.of(vectors_RD, with_tail=True))
 
     def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:
-        num_spellings = sum(len(term.spellings) for term in terms)
+        num_spellings = sum(len(term.sayings) for term in terms)
         if vectors_ND.shape != (num_spellings, self.dim):
             raise ValueError(
                 f"{len(terms)} terms with {num_spellings} spellings need vectors "

@@ -22,7 +22,8 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_blocks
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.placing import placed_model
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
+from qwen_term_retrieval.models.text_towers.tower import speaker_of
+from qwen_term_retrieval.retrieval.calibration import fits_glossary
 from qwen_term_retrieval.retrieval.embedding import STRETCH_TERMS, TermEmbedder
 from qwen_term_retrieval.retrieval.encoding import ChunkBar, ClipEncoder, Windows, clips_of
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
@@ -40,7 +41,7 @@ from qwen_term_retrieval.retrieval.second_look import (
 from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
-from qwen_term_retrieval.text.pronouncing import check_glossary
+from qwen_term_retrieval.text.pronouncing import check_glossary, speakable
 from qwen_term_retrieval.verification.verifier import Verifier
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class TermRetriever:
             pronunciations, without a vector) or "both".
 
     Example:
-        >>> retriever = TermRetriever.from_pretrained("outputs/term_retrieval")       # doctest: +SKIP
+        >>> retriever = TermRetriever.from_pretrained()                               # doctest: +SKIP
         >>> retriever.index(["atrial fibrillation", "myocardial infarction"])         # doctest: +SKIP
         >>> retriever.search("clip.wav", top_k=1)                                     # doctest: +SKIP
         [TermMatch(term='atrial fibrillation', score=0.83, start=0.4, end=1.6)]
@@ -89,7 +90,7 @@ class TermRetriever:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path | TermRetrievalModel,
+        model: str | Path | TermRetrievalModel | None = None,
         *,
         revision: str | None = None,
         windows: Windows = "auto",
@@ -98,7 +99,9 @@ class TermRetriever:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> TermRetriever:
-        """Load a model by folder or Hub id (or take a loaded one) and put it on `device`; default: a GPU if any.
+        """Load a model by folder, Hub id or name (or take a loaded one) and put it on `device`; default: a GPU if any.
+
+        Without a model, the default one of those that came along; `qtr models` lists their names.
 
         `dtype`: "float32", "bfloat16" or "float16"; default: as it is. Half precision halves memory, and is fast on
         GPUs; scores change in the third place.
@@ -173,22 +176,41 @@ class TermRetriever:
         """Embed a glossary and make it the one that is searched; an earlier one is put aside.
 
         Args:
-            terms: a `Glossary`, a list of terms (or of `{"term": …, "aliases": […], "language": "fr"}`), the path of a
-                glossary file, or the folder of an index that this model made. A model with phonemizers of several
-                languages says each term in its own; others ignore it.
+            terms: a `Glossary`, a list of terms (or of mappings, see `Glossary`), the path of a glossary file, or the
+                folder of an index that this model made. A model with phonemizers of several languages says each term
+                in its own; others ignore it. Terms in a writing that the model cannot read are left out, with a
+                warning.
             hold: how the vectors are held: by default as suits their number, see `retrieval/index.py`.
             batch_size: spellings embedded at once; None: what suits the text tower.
             show_progress: a progress bar at a terminal, lines in the log where there is none.
 
         Raises:
             FileNotFoundError, ValueError: naming the file, the entry and the remedy; also where the model has no
-                phonemizer for an entry's language.
+                phonemizer for an entry's language, or can say nothing of any entry.
         """
         if isinstance(terms, str | Path) and Path(terms).is_dir():
             return self.load_index(terms)
-        glossary = _glossary_of(terms)
-        self._index = self.make_index(glossary, hold=hold, batch_size=batch_size, show_progress=show_progress)
+        self._index = self.make_index(
+            self._speakable(_glossary_of(terms)), hold=hold, batch_size=batch_size, show_progress=show_progress
+        )
+        self._warn_of_threshold()
         return self._index
+
+    def _warn_of_threshold(self) -> None:
+        config, num_terms = self.model.config, len(self.term_index)
+        if self.verifier is None and config.threshold and not fits_glossary(config.threshold_terms, num_terms):
+            logger.warning(
+                "the threshold %.3f was chosen among %d terms, and this glossary holds %d: among fewer it hides what "
+                "was said, among more it lets through what was not. Give one, or choose it with `qtr calibrate`",
+                config.threshold,
+                config.threshold_terms,
+                num_terms,
+            )
+
+    def _speakable(self, glossary: Glossary) -> Glossary:
+        """A glossary without what this model cannot say anything of; see `speakable`."""
+        speaker = speaker_of(self.model.text_tower)
+        return glossary if speaker is None else speakable(glossary, speaker)
 
     def make_index(
         self,
@@ -225,7 +247,7 @@ class TermRetriever:
         """
         folder = Path(folder)
         check_target(folder, overwrite)
-        glossary = _glossary_of(terms)
+        glossary = self._speakable(_glossary_of(terms))
         logger.info("%s: %s", glossary.source, glossary.summary())
         self._check_languages(glossary)
         index = self._empty_index(glossary, hold)
@@ -271,7 +293,7 @@ class TermRetriever:
 
         Any thread may add, remove and search at any time: a search sees one state of the glossary.
         """
-        glossary = Glossary(terms, language=self.term_index.language)
+        glossary = self._speakable(Glossary(terms, language=self.term_index.language))
         return len(self._embed_into(self.term_index, glossary, batch_size))
 
     def remove_terms(self, terms: Iterable[str], language: str | None = None) -> int:
@@ -302,9 +324,9 @@ class TermRetriever:
         return index.add(glossary, embedder.vectors, embedder.speaker)
 
     def _check_languages(self, glossary: Glossary) -> None:
-        pronouncer = pronouncer_of(self.model.text_tower)
-        if pronouncer is not None:
-            check_glossary(glossary, pronouncer)
+        speaker = speaker_of(self.model.text_tower)
+        if speaker is not None:
+            check_glossary(glossary, speaker)
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -347,9 +369,7 @@ class TermRetriever:
         """
         threshold = self.checked_threshold(threshold)
         (likeliest,) = self._search([self.term_index], clips, top_k, sampling_rate, batch_size, show_progress)
-        if threshold is None:
-            return likeliest
-        return [[match for match in matches if match.confidence >= threshold] for matches in likeliest]
+        return [[match for match in matches if match.reaches(threshold)] for matches in likeliest]
 
     def nearest_batch(
         self,

@@ -19,12 +19,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.models.phoneme_head import PhonemeHead
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -140,6 +140,10 @@ class SecondLook:
         strengths_P = verifier.strengths_of(evidence.features_PF)
         margins_P = margins(strengths_P, looked.chunk_P, evidence.starts_P, evidence.ends_P, looked.places_P)
         probability_P = verifier.probabilities(strengths_P, margins_P, len(index))
+        if index.has_weights:
+            odds_P = probability_P / (1 - probability_P).clip(min=1e-12)
+            odds_P *= index.weights(looked.places_P.tolist())
+            probability_P = odds_P / (1 + odds_P)
         spans_P2 = (
             np.stack([evidence.starts_P, evidence.ends_P], axis=1) + looked.first_P[:, None]
         ) / self.head.frame_rate
@@ -240,10 +244,10 @@ def verifier_of(model: TermRetrievalModel, verify: Verify) -> Verifier | None:
 
 def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> list[list[NDArray[np.int16]]]:
     """Every way to say each term, by all of its spellings; warns of terms that cannot be said."""
-    spelled = [(spelling, term.language, row) for row, term in enumerate(terms) for spelling in term.spellings]
+    spelled = [(way, term.language, row) for row, term in enumerate(terms) for way in term.sayings]
     ways: list[list[NDArray[np.int16]]] = [[] for _ in terms]
     # A hundred thousand take some ten seconds; the bar is for those who wait, at a terminal.
-    with tqdm(total=len(spelled), desc="pronouncing", unit="term", disable=None, delay=2.0, leave=False) as bar:
+    with Progress(total=len(spelled), desc="pronouncing", unit="term", delay=2.0, leave=False) as bar:
         for first in range(0, len(spelled), _SPELLINGS_AT_ONCE):
             texts, languages, rows = zip(*spelled[first : first + _SPELLINGS_AT_ONCE], strict=True)
             for row, said in zip(rows, alphabet.pronunciations(texts, languages), strict=True):
@@ -319,9 +323,48 @@ def places_again(
     return sorted(again, key=lambda each: -each[1])
 
 
-def nearest(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[TermMatch]]:
+def nearest(windows: AudioEmbeddings, index: TermIndex, top_k: int, logit_scale: float) -> list[list[TermMatch]]:
     """The nearest terms of each chunk by cosine, best first, each with the span of its best window."""
-    return [[match_at(index, *place) for place in found] for found in nearest_places(windows, index, top_k)]
+    found = weighed_places(windows, index, top_k, logit_scale)
+    return [[match_at(index, *place) for place in own] for own in found]
+
+
+def nearest_each_time(
+    windows: AudioEmbeddings, index: TermIndex, top_k: int, logit_scale: float, threshold: float
+) -> list[list[TermMatch]]:
+    """Of the nearest terms of each chunk those that reach the threshold, or their own, each time that they are said."""
+    answers = []
+    for row, places in enumerate(weighed_places(windows, index, top_k, logit_scale)):
+        told = [(place, match) for place in places if (match := match_at(index, *place)).reaches(threshold)]
+        more = (np.log(index.weights([place for (place, *_), _ in told])) / logit_scale).tolist()
+        more_of = {place: extra for ((place, *_), _), extra in zip(told, more, strict=True)}
+        least = [
+            (threshold if match.threshold is None else match.threshold) - more_of[place] for (place, *_), match in told
+        ]
+        again = places_again(windows, index, row, [place for place, _ in told], least)
+        answers.append(
+            [match for _, match in told]
+            + [match_at(index, place, min(1.0, score + more_of[place]), *span) for place, score, *span in again]
+        )
+    return answers
+
+
+def weighed_places(windows: AudioEmbeddings, index: TermIndex, top_k: int, logit_scale: float) -> list[list[Place]]:
+    """`nearest_places` by what the weights of terms make of their cosines.
+
+    A term's weight multiplies its share of the model's softmax: `log(weight) / logit_scale` comes on top of its cosine.
+    """
+    if not index.has_weights:
+        return nearest_places(windows, index, top_k)
+    answers = []
+    for found in nearest_places(windows, index, max(top_k, NUM_CANDIDATES)):
+        extra = np.log(index.weights([place for place, *_ in found])) / logit_scale
+        weighed = [
+            (place, min(1.0, score + more), start, end)
+            for (place, score, start, end), more in zip(found, extra.tolist(), strict=True)
+        ]
+        answers.append(sorted(weighed, key=lambda each: -each[1])[:top_k])
+    return answers
 
 
 def nearest_places(windows: AudioEmbeddings, index: TermIndex, top_k: int) -> list[list[Place]]:
@@ -341,5 +384,12 @@ def match_at(
     """The term at a place of the index, as it was heard; times in seconds."""
     term = index.terms[place]
     return TermMatch(
-        term.text, score, round(start, 3), round(end, 3), term.term_id, term.language, probability=probability
+        term.text,
+        score,
+        round(start, 3),
+        round(end, 3),
+        term.term_id,
+        term.language,
+        probability=probability,
+        threshold=term.threshold,
     )

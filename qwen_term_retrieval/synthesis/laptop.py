@@ -22,7 +22,7 @@ from qwen_term_retrieval.synthesis.engines import get_engine
 from qwen_term_retrieval.synthesis.everyday import everyday_phrase, fragment, letter_phrase, number_phrase
 from qwen_term_retrieval.synthesis.rendering import RenderReport, SpeechRequest
 from qwen_term_retrieval.text import wordlists
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 import soundfile
-from tqdm.auto import tqdm
 
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.synthesis.engines import ENGINE_NAMES, get_engine
@@ -119,7 +119,7 @@ def render(
     # Fast engines first; and by hash, so that what a run leaves that is stopped is a fair sample of its voices.
     missing.sort(key=lambda request: (ENGINE_NAMES.index(request.engine), request.path))
     chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
-    with tqdm(total=len(missing), unit="clip", desc="speech", disable=None if show_progress else True) as progress:
+    with Progress(total=len(missing), unit="clip", desc="speech", shown=show_progress) as progress:
         for outcomes in _run_chunks(chunks, num_workers):
             progress.update(len(outcomes))
             for request, seconds, complaint in outcomes:

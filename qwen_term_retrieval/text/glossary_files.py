@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_COLUMNS = ("term", "aliases", "language")
+# Of a table; read as they are written, because a column of numbers would lose "0", and "007" its zeros.
+_TEXT_COLUMNS = ("term", "aliases", "language", "pronunciations", "pronunciation", "weight", "threshold")
 
 
 def read_entries(path: Path) -> Iterable[str | Mapping[str, Any]]:
@@ -66,8 +67,7 @@ def _read_table(path: Path, delimiter: str | None = None) -> list[Mapping[str, A
         if delimiter is None:
             table = parquet.read_table(path)
         else:
-            # As they are written: a column of numbers would lose "0", and "007" its zeros.
-            as_text = csv.ConvertOptions(column_types=dict.fromkeys(_COLUMNS, pa.string()))
+            as_text = csv.ConvertOptions(column_types=dict.fromkeys(_TEXT_COLUMNS, pa.string()))
             layout = csv.ParseOptions(delimiter=delimiter)
             table = csv.read_csv(path, parse_options=layout, convert_options=as_text)
     except pa.ArrowInvalid as error:
@@ -76,8 +76,7 @@ def _read_table(path: Path, delimiter: str | None = None) -> list[Mapping[str, A
         raise ValueError(
             f"{path}: no column 'term'; it has {table.column_names}. Rename the column of terms to 'term'."
         )
-    columns = [name for name in _COLUMNS if name in table.column_names]
-    return [row | {"term": str(row["term"] or "")} for row in table.select(columns).to_pylist()]
+    return [row | {"term": str(row["term"] or "")} for row in table.to_pylist()]
 
 
 def _read_text(path: Path) -> str:

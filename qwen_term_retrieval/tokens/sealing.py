@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from tqdm import tqdm
 
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.staging import copy_part
 from qwen_term_retrieval.tokens.parts import TokenPartResult, ids_path, read_lengths
@@ -41,9 +41,7 @@ def seal_token_shards(
     total = int(part_ends[-1])
     headers = []
     num_dropped = 0
-    with tqdm(
-        desc="sealing", total=total, unit=" tokens", unit_scale=True, disable=True if quiet else None
-    ) as progress:
+    with Progress(desc="sealing", total=total, unit=" tokens", unit_scale=True, shown=not quiet) as progress:
         for number, start in enumerate(range(0, total, shard_tokens)):
             stop = min(start + shard_tokens, total)
             path = folder / token_shard_name(number)

@@ -95,7 +95,13 @@ class DataArguments:
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default="validation", metadata={"help": "Split that picks the best checkpoint."})
-    test_split: str | None = field(default="test", metadata={"help": "Split evaluated once, at the end."})
+    eval_fraction: float = field(
+        default=0.1,
+        metadata={"help": "How much of the training split is held out where the data has no `eval_split`."},
+    )
+    test_split: str | None = field(
+        default="test", metadata={"help": "Split evaluated once, at the end; none where the data has no such split."}
+    )
     glossary: str | None = field(
         default=None, metadata={"help": "Glossary file: gives aliases one identity and widens the evaluation bank."}
     )

@@ -18,6 +18,7 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
 from qwen_term_retrieval.evaluation.report import recall_rows, recall_table, threshold_line, threshold_rows
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.packs.holding_out import hold_out
 from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
@@ -156,12 +157,28 @@ def check_same_model(config: TermRetrievalConfig, checkpoint: str) -> None:
 def checked_rows(data_args: DataArguments) -> datasets.DatasetDict:
     """The splits of the dataset, checked before anything costly starts."""
     splits = load_rows(data_args.dataset)
+    hold_out_missing(splits, data_args)
     for name in ("train_split", "eval_split", "test_split"):
         split = getattr(data_args, name)
         if split:
             rows = split_of(splits, split, data_args.dataset, f"--{name}")
             check_durations(rows, f"{data_args.dataset}, split {split!r}", data_args.max_clip_seconds)
     return splits
+
+
+def hold_out_missing(splits: datasets.DatasetDict, data_args: DataArguments) -> None:
+    """Make the split that picks the best checkpoint where the data has none, and say so; no test split is made.
+
+    Only of the default names: a split that somebody named must be there.
+    """
+    train, evaluated = data_args.train_split, data_args.eval_split
+    if evaluated == DataArguments.eval_split and evaluated not in splits and train in splits:
+        where = f"{data_args.dataset}, split {train!r}"
+        splits[train], splits[evaluated], how = hold_out(splits[train], data_args.eval_fraction, where)
+        heading("held out", f"{data_args.dataset} has no split {evaluated!r}: {how}")
+    if data_args.test_split == DataArguments.test_split and data_args.test_split not in splits:
+        heading("no test", f"{data_args.dataset} has no split {data_args.test_split!r}: nothing is judged at the end")
+        data_args.test_split = None
 
 
 def check_durations(rows: datasets.Dataset, where: str, max_seconds: float) -> None:
@@ -187,7 +204,9 @@ def build_model(model_args: ModelArguments, args: TermRetrievalArguments) -> Ter
     torch.manual_seed(args.seed)
     if model_args.model:
         model = TermRetrievalModel.from_pretrained(model_args.model, attn_implementation=model_args.attn_implementation)
-        model.config.threshold = model.config.verifier = None  # of the weights as they were
+        model.config.threshold = model.config.threshold_terms = model.config.verifier = (
+            None  # of the weights as they were
+        )
         warn_of_ignored(model_args, model.config)
     else:
         model = TermRetrievalModel(model_config(model_args))

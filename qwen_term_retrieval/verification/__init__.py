@@ -1,5 +1,6 @@
 """What the sounds of a clip say about a term: emissions of a phoneme head against pronunciations.
 
+pronounced.py      a glossary as a model says it, for people to look over
 pronunciations.py  `PronunciationBank`: the sounds of a glossary, as arrays
 prefix_tree.py     what pronunciations have in common at their start, held once
 sound_search.py    the best pronunciations of a prefix tree for a clip's frames

@@ -13,7 +13,7 @@ from benchmarks.real_speech.asterisk import (
     utterances,
 )
 from qwen_term_retrieval.storage.packages import PackageError
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 
 @pytest.fixture(scope="module")

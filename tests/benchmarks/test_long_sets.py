@@ -24,7 +24,7 @@ from qwen_term_retrieval.errors import BadAudioError, CorpusError
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.storage.packages import PackageError
-from qwen_term_retrieval.text.glossary import spoken_spellings, term_id
+from qwen_term_retrieval.text.spellings import spoken_spellings, term_id
 from qwen_term_retrieval.verification.evidence import FEATURES
 from qwen_term_retrieval.verification.verifier import BELIEFS, Verifier
 from tests.doubles.tiny_trainer import tiny_model

@@ -10,7 +10,8 @@ import soundfile
 
 from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.synthesis.demo import demo_rows
-from qwen_term_retrieval.text.glossary import Glossary, normalize_term
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.spellings import normalize_term
 
 FOLDER = Path(__file__).parents[2] / "builders" / "term_audio"
 SPLITS = ("train", "validation", "test")

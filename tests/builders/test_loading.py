@@ -1,6 +1,7 @@
 """What a name of a dataset may be: a pack, a corpus folder, a folder with a card; and what each error says."""
 
 import csv
+import logging
 import shutil
 from pathlib import Path
 
@@ -64,7 +65,20 @@ def test_a_split_that_is_not_there_is_named_with_what_makes_one(recordings):
     with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'validation'\]. Put the .* with --split"):
         load_split(str(recordings), "test")
     with pytest.raises(ValueError, match="column `split`; or choose another with --test_split"):
-        checked_rows(DataArguments(dataset=str(recordings)))
+        checked_rows(DataArguments(dataset=str(recordings), test_split="exam"))
+
+
+def test_a_corpus_without_the_usual_splits_is_trained_on_all_the_same(recordings, caplog):
+    caplog.set_level(logging.INFO)
+    shutil.rmtree(recordings / "validation")
+    arguments = DataArguments(dataset=str(recordings), eval_fraction=0.4)
+    rows = checked_rows(arguments)
+    assert {split: len(rows[split]) for split in rows} == {"train": 2, "validation": 1}
+    assert not {*rows["train"]["text"]} & {*rows["validation"]["text"]}
+    assert arguments.test_split is None
+    said = caplog.text
+    assert "has no split 'validation': 1 of 3 clips are held out to judge by (by text" in said
+    assert "has no split 'test': nothing is judged at the end" in said
 
 
 def rows_without_duration(folder):

@@ -48,6 +48,7 @@ def test_the_wheel_installs_alone_and_holds_the_top_level_folders(tmp_path):
     templates = {str(path.relative_to(site / "qwen_term_retrieval")) for path in site.rglob("qwen*/**/*.jinja")}
     assert templates == {
         "evaluation/report.html.jinja",
+        "evaluation/shipped_card.md.jinja",
         "models/model_card.md.jinja",
         "pretraining/text/preparation/quality.html.jinja",
     }

@@ -22,7 +22,7 @@ def unit_vectors(*shape, seed=0):
 def make_index(entries, dim=8, seed=0):
     terms = list(Glossary(entries))
     index = TermIndex(dim, fingerprint="a model")
-    index.add(terms, unit_vectors(sum(len(term.spellings) for term in terms), dim, seed=seed))
+    index.add(terms, unit_vectors(sum(len(term.sayings) for term in terms), dim, seed=seed))
     return index
 
 
@@ -71,7 +71,7 @@ def test_blocked_search_equals_scoring_everything_at_once(
 def test_aliases_are_collapsed_into_their_term():
     index = TermIndex(2, fingerprint="m")
     index.add(
-        [Term("heart attack", 1, ("myocardial infarction", "MI")), Term("stroke", 2)],
+        [Term("heart attack", 1, ("myocardial infarction", "infarct")), Term("stroke", 2)],
         torch.tensor([[1.0, 0.0], [0.99, 0.14], [0.98, 0.2], [0.0, 1.0]]),
     )
     hits = index.search(torch.tensor([[[1.0, 0.0]]]), top_k=3)
@@ -264,7 +264,7 @@ def test_only_what_is_new_is_embedded_and_it_is_said():
 
     def embed(terms):
         embedded.append([term.text for term in terms])
-        return unit_vectors(sum(len(term.spellings) for term in terms), 8)
+        return unit_vectors(sum(len(term.sayings) for term in terms), 8)
 
     new = index.add([Term("aorta", 1), Term("vein", 2, ("vena",)), Term("Vena", 3)], embed)
     assert embedded == [["vein"]]

@@ -23,7 +23,7 @@ from qwen_term_retrieval.synthesis.laptop import laptop_rows
 from qwen_term_retrieval.synthesis.ogg import encode_opus, with_serial_zero
 from qwen_term_retrieval.synthesis.speech import Speech, at_16_khz
 from qwen_term_retrieval.text import wordlists
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 VOICES = [("espeak", "en-gb-scotland+f2@60"), ("flite", "slt"), ("kokoro", "af_sky")]
 

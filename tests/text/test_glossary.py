@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from qwen_term_retrieval.text.glossary import Glossary, normalize_term, term_id
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.spellings import normalize_term, term_id
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,10 @@ def test_normalizing_twice_changes_nothing(text):
 def test_blanks_and_repeats_are_left_out_and_counted():
     glossary = Glossary(["sepsis", "  ", "Sepsis!", "…", "shock"])
     assert glossary.texts == ["sepsis", "shock"]
-    assert glossary.summary() == "2 terms, 2 blank and 1 repeated entries left out"
+    assert glossary.summary() == (
+        "2 terms, 2 blank and 1 repeated entries left out (entry 2, '  ': nothing is said; "
+        "entry 3, 'Sepsis!': said as 'sepsis'; entry 4, '…': nothing is said)"
+    )
 
 
 def test_aliases_share_the_id_of_their_term():
@@ -104,7 +108,9 @@ def test_an_alias_never_takes_another_terms_spelling():
     assert glossary[1].aliases == ("ASA",)
     assert glossary.id_of("aspirin") == glossary[0].term_id
     assert (glossary.num_duplicates, glossary.num_foreign_aliases) == (0, 1)
-    assert glossary.summary() == "2 terms, aliases left out that another term has: 1"
+    assert glossary.summary() == (
+        "2 terms, aliases left out that another term has: 1 (entry 2, alias 'Aspirin': said as 'aspirin')"
+    )
 
 
 FILES = {
@@ -213,5 +219,6 @@ def test_a_bare_string_is_no_list_of_letters():
     with pytest.raises(ValueError, match=r"'San Francisco' is one string; one term is a list of one"):
         Glossary("San Francisco")
     assert (
-        repr(Glossary(["sepsis", "Sepsis"])) == "<Glossary glossary: 1 terms, 0 blank and 1 repeated entries left out>"
+        repr(Glossary(["sepsis", "Sepsis"])) == "<Glossary glossary: 1 terms, 0 blank and 1 repeated entries left out "
+        "(entry 2, 'Sepsis': said as 'sepsis')>"
     )

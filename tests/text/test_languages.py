@@ -16,8 +16,9 @@ from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.runs.sampling import Visit
-from qwen_term_retrieval.text.glossary import Glossary, term_id
+from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.phonetics import get_phonemizer
+from qwen_term_retrieval.text.spellings import term_id
 from qwen_term_retrieval.training.arguments import ModelArguments, TermRetrievalArguments
 from qwen_term_retrieval.training.recall import search_bank
 from qwen_term_retrieval.training.run import build_model

@@ -2,7 +2,7 @@ import pytest
 
 from qwen_term_retrieval.storage.packages import PackageError
 from qwen_term_retrieval.text import wordlists
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 
 def read(function):

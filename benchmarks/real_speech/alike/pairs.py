@@ -22,8 +22,8 @@ from benchmarks.real_speech.spelling import letters_of, spell_out
 from benchmarks.real_speech.term_banks import make_banks
 from qwen_term_retrieval.audio.decoding import clip_pcm
 from qwen_term_retrieval.evaluation.roc import area_under_roc, equal_error_rate
-from qwen_term_retrieval.text.glossary import spoken_spellings
 from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme
+from qwen_term_retrieval.text.spellings import spoken_spellings
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
 Kind = Literal["own", "hard", "easy"]

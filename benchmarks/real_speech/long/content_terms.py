@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from benchmarks.real_speech.spelling import spell_out
-from qwen_term_retrieval.text.glossary import spoken_spellings
+from qwen_term_retrieval.text.spellings import spoken_spellings
 
 MAX_WORDS = 4
 _STOP_WORDS_BY_KIND = {

@@ -18,7 +18,7 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.corpora.readers.parquet_dataset import find_tables
 from qwen_term_retrieval.corpora.readers.parquet_rows import parquet_rows
 from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 COLUMNS = ("audio", "file_id", "audio_start", "text", "dictionary", "keywords")
 _WHERE_TO_GET_IT = (

@@ -21,7 +21,7 @@ from qwen_term_retrieval.evaluation.ranking import TIE_TOLERANCE, bootstrap_inte
 from qwen_term_retrieval.evaluation.spotting import spotting_metrics
 from qwen_term_retrieval.retrieval.calibration import JudgedMatches
 from qwen_term_retrieval.retrieval.matches import TermMatch
-from qwen_term_retrieval.text.glossary import spoken_spellings, term_id
+from qwen_term_retrieval.text.spellings import spoken_spellings, term_id
 
 NEVER_ANSWERED = 1 << 40  # the rank of a term said that is not among the answers
 CUTOFF = 10

@@ -21,7 +21,7 @@ from benchmarks.real_speech.long.content_terms import content_terms, terms_in
 from benchmarks.real_speech.long.recordings import Place, Recording, SearchedSet
 from benchmarks.real_speech.spelling import letters_of
 from benchmarks.real_speech.term_banks import NUM_DISTRACTORS, TermBanks, make_banks
-from qwen_term_retrieval.text.glossary import spoken_spellings
+from qwen_term_retrieval.text.spellings import spoken_spellings
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
 SEED = 20261130

@@ -19,7 +19,7 @@ from benchmarks.real_speech.baselines import Matcher
 from benchmarks.real_speech.long.recordings import Place
 from benchmarks.real_speech.spelling import letters_of, spell_out
 from qwen_term_retrieval.retrieval.matches import TermMatch
-from qwen_term_retrieval.text.glossary import term_id
+from qwen_term_retrieval.text.spellings import term_id
 
 MAX_RUN_WORDS = 5
 _RUNS_AT_ONCE = 64

@@ -30,6 +30,7 @@ from qwen_term_retrieval.models.lora import base_state
 from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.text_towers.text_cache import TextCache
 from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
+from qwen_term_retrieval.text.spoken import as_written
 
 # Where multimodal checkpoints keep their language model, as released and as transformers 5 names it in memory.
 _LANGUAGE_MODEL_PREFIXES = {"qwen2_audio": ("language_model.model.", "model.language_model.")}
@@ -118,6 +119,7 @@ class HFTextEncoder(nn.Module):
 
         Where every text is in the cache, its pooled vectors `pooled_NH` instead. `languages` are not looked at.
         """
+        texts = list(map(as_written, texts))
         if self.cache is not None and self.cache.has(texts):
             return {"pooled_NH": self.cache.get(texts)}
         if self._tokenizer is None:
@@ -125,7 +127,7 @@ class HFTextEncoder(nn.Module):
             if self._tokenizer.pad_token is None:
                 self._tokenizer.pad_token = self._tokenizer.eos_token
         limit = min(self._tokenizer.model_max_length, getattr(self.encoder.config, "max_position_embeddings", 512))
-        inputs = self._tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = self._tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
         return {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
 
     def forward(

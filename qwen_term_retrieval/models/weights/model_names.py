@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from qwen_term_retrieval.did_you_mean import did_you_mean
+from qwen_term_retrieval.models.weights.shipped import shipped_models
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _CONFIG = "config.json"
@@ -29,7 +30,7 @@ def check_model_name(name: Any, revision: str | None = None) -> None:
     text = str(name)
     if not text or Path(text).expanduser().is_dir():
         return
-    near = did_you_mean(text, _models_beside(Path(text)))
+    near = did_you_mean(text, [*_models_beside(Path(text)), *(model.name for model in shipped_models())])
     is_id = _HUB_ID.fullmatch(text) is not None and not isinstance(name, Path)
     if is_id and isinstance(try_to_load_from_cache(text, _CONFIG, revision=revision), str):
         return

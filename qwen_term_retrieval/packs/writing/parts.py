@@ -28,7 +28,7 @@ from qwen_term_retrieval.packs.format.shards import CLIP_ALIGNMENT, FORMAT_VERSI
 from qwen_term_retrieval.packs.row_schema import ROW_COLUMNS
 from qwen_term_retrieval.packs.writing.segments import Blocks, clips, recordings
 from qwen_term_retrieval.storage.atomic import atomic_file
-from qwen_term_retrieval.text.glossary import normalize_term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 UTTERANCES_PER_PART = 64
 SPAN_SLACK_S = 0.05

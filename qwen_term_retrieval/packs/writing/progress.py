@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 import datasets
-from tqdm import tqdm
 
 from qwen_term_retrieval.corpora.corpus import CorpusReader, read_corpus
 from qwen_term_retrieval.corpora.utterance import Utterance
+from qwen_term_retrieval.progress import Progress
 
 Source: TypeAlias = str | Path | datasets.Dataset | datasets.DatasetDict | Iterable[Utterance]
 
@@ -26,7 +26,7 @@ def utterances_of(source: Source) -> Iterable[Utterance]:
 class PackingBar:
     """Clips done and clips a second, hours of audio and hours a second, and the time left."""
 
-    def __init__(self, bar: tqdm) -> None:
+    def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._hours = 0.0
 
@@ -41,8 +41,8 @@ class PackingBar:
 @contextmanager
 def packing_bar(utterances: Iterable[Utterance], *, quiet: bool) -> Iterator[PackingBar]:
     """A bar over the clips of `utterances`, on terminals only; with the time left where their number can be known."""
-    with tqdm(desc="packing", unit=" clips", disable=True if quiet else None) as bar:
-        if not bar.disable:
+    with Progress(desc="packing", unit=" clips", shown=not quiet) as bar:
+        if bar.is_seen:
             bar.total = _num_utterances(utterances)
         yield PackingBar(bar)
 

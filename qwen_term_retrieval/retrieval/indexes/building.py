@@ -111,7 +111,7 @@ def _build(
         folder.mkdir(parents=True)
         with atomic_file(staging / _PLAN) as file:
             file.write(json.dumps(plan).encode())
-    counts_T = np.fromiter((len(term.spellings) for term in terms), np.int64, len(terms))
+    counts_T = np.fromiter((len(term.sayings) for term in terms), np.int64, len(terms))
     first_rows_T1 = np.concatenate([[0], counts_T.cumsum()])
     done = _num_done(staging, stretch_terms, len(terms))
     if done:

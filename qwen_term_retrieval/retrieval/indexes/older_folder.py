@@ -28,7 +28,10 @@ def open_first_version(folder: Path, meta: Mapping[str, Any]) -> IndexState:
         sounds = PartSounds.of(opened.bank)
     if not terms:
         return IndexState()
-    return IndexState((Part(TermTable.of(terms), vectors_RD, sounds=sounds),), (None,))
+    return IndexState(
+        (Part(TermTable.of(terms, num_rows=[len(term.spellings) for term in terms]), vectors_RD, sounds=sounds),),
+        (None,),
+    )
 
 
 def group_terms(columns: dict[str, list[Any]]) -> list[Term]:

@@ -3,7 +3,7 @@
 An index is a list of parts, as a log-structured store is: what is added becomes a part of its own, small ones are
 joined, and what is removed is a mask beside the part.
 
-Shapes: B queries, W windows, T terms, R rows (spellings), K results, D embedding.
+Shapes: B queries, W windows, T terms, R rows (the ways that terms are said), K results, D embedding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Part:
     """Terms and their vectors.
 
     Args:
-        terms: with R spellings.
+        terms: said in R ways.
         vectors_RD: float32, in memory, on a GPU, or mapped from a file.
         sketch: where there are many rows, see `sketch.py`.
         graph: where the search is to be approximate, see `graph.py`.

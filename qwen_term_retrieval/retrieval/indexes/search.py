@@ -59,7 +59,7 @@ def _search_all(
     device, num_queries = vectors_RD.device, len(query_BWD)
     query_BWD = query_BWD.to(device, vectors_RD.dtype)
     # Of the best `keep` spellings, at least `top_k` belong to different terms.
-    keep = top_k * part.terms.most_spellings
+    keep = top_k * part.terms.most_rows
     term_of_row_R = torch.from_numpy(np.asarray(part.terms.term_of_row)).to(device, torch.int64)
     gone_R = None if gone_R is None else gone_R.to(device)
     best = BestTerms.empty(num_queries, device, aliases=keep > top_k)
@@ -124,7 +124,7 @@ def _add_what_can_be_best(
 
     `most_R` is spent; `closer` gives a closer bound for some rows.
     """
-    size = best.top_k * best.most_spellings + _MORE_THAN_ASKED
+    size = best.top_k * best.most_rows + _MORE_THAN_ASKED
     # Until enough different terms are scored, nothing is known of what they must reach.
     while best.least == -np.inf:
         top = most_R.topk(min(size, len(most_R)))
@@ -152,7 +152,7 @@ class _Best:
 
     def __init__(self, part: Part, query_WD: torch.Tensor, top_k: int):
         self.part, self.query_WD, self.top_k = part, query_WD, top_k
-        self.most_spellings = part.terms.most_spellings
+        self.most_rows = part.terms.most_rows
         self._rows, self._scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
         self.least = -np.inf
         """What the last of the best terms scores at least; -inf while there are fewer than asked for."""
@@ -169,7 +169,7 @@ class _Best:
         """The best row of each of the best terms, best first, equal scores in the order of the index."""
         order = np.lexsort((self._rows, -self._scores))
         terms = self.part.terms.term_of_row[self._rows[order]]
-        if self.most_spellings > 1:
+        if self.most_rows > 1:
             order = order[np.sort(np.unique(terms, return_index=True)[1])]
         order = order[: self.top_k]
         self._rows, self._scores = self._rows[order], self._scores[order]

@@ -97,6 +97,21 @@ class IndexState:
             numbers, live = wanted[own] - self._firsts[part], self._lives[part]
             yield part, own, numbers if live is None else live[numbers]
 
+    # ---- what entries say -------------------------------------------------------------------------------------
+
+    @cached_property
+    def has_weights(self) -> bool:
+        return any(part.terms.weights_T is not None for part in self.parts)
+
+    def weights(self, places: Sequence[int]) -> NDArray[np.float64]:
+        """The weights of these terms."""
+        found = np.ones(len(places))
+        for part, own, numbers in self._places_by_part(places):
+            weights_T = self.parts[part].terms.weights_T
+            if weights_T is not None:
+                found[own] = weights_T[numbers]
+        return found
+
     # ---- spellings --------------------------------------------------------------------------------------------
 
     @cached_property

@@ -3,7 +3,8 @@
 A spelling is looked up by the hash of what it is known by (`spelling_keys`), in a sorted column; what is found is
 compared with the spelling itself, so that two spellings of one hash are told apart.
 
-Shapes: T terms, R rows (spellings; those of a term stand side by side, the one to show first).
+Shapes: T terms, R rows (the ways that a term is said; those of a term stand side by side), S spellings (those of a term
+side by side, the one to show first).
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from qwen_term_retrieval.text.glossary import Term, normalize_term
+from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.languages import primary_language
+from qwen_term_retrieval.text.spellings import normalize_term
 
-COLUMNS = ("first_rows", "term_ids", "keys", "key_rows")
+COLUMNS = ("first_rows", "first_spellings", "term_ids", "keys", "key_spellings")
+_AXIS_OF = {"first_rows": "T1", "first_spellings": "T1", "term_ids": "T", "keys": "S", "key_spellings": "S"}
 SPELLINGS = "spellings.arrow"
 LANGUAGES = "languages.arrow"
 EXTRAS = "extras.arrow"
@@ -51,39 +54,49 @@ class TermTable(Sequence[Term]):
     """Terms, in order; it never changes.
 
     Args:
-        spellings: string array (R,).
+        spellings: string array (S,).
         languages: string array (T,), null where it is not known.
         extras: string array (T,): a JSON object of what else a term says, null where that is nothing.
-        first_rows_T1: int32, rows of term t are `first_rows_T1[t] : first_rows_T1[t + 1]`.
+        first_rows_T1: int32, the vectors of term t are `first_rows_T1[t] : first_rows_T1[t + 1]`.
+        first_spellings_T1: int32, the same of spellings.
         term_ids_T: int64.
-        keys_R: uint64, ascending: hashes of `spelling_key`.
-        key_rows_R: int32, the row that each belongs to.
+        keys_S: uint64, ascending: hashes of `spelling_key`.
+        key_spellings_S: int32, the spelling that each belongs to.
     """
 
     spellings: pa.Array
     languages: pa.Array
     extras: pa.Array
     first_rows_T1: NDArray[np.int32]
+    first_spellings_T1: NDArray[np.int32]
     term_ids_T: NDArray[np.int64]
-    keys_R: NDArray[np.uint64]
-    key_rows_R: NDArray[np.int32]
+    keys_S: NDArray[np.uint64]
+    key_spellings_S: NDArray[np.int32]
 
     @classmethod
-    def of(cls, terms: Sequence[Term], keys: Sequence[str] | None = None) -> TermTable:
-        """A table of these terms; `keys` are those of all spellings, where they are known already."""
+    def of(
+        cls, terms: Sequence[Term], keys: Sequence[str] | None = None, num_rows: Sequence[int] | None = None
+    ) -> TermTable:
+        """A table of these terms.
+
+        Args:
+            terms: in order.
+            keys: of all spellings, where they are known already.
+            num_rows: how many vectors each term has; None: one for each way that it is said.
+        """
         if keys is None:
             keys = [spelling_key(spelling, term.language) for term in terms for spelling in term.spellings]
-        counts_T = np.fromiter((1 + len(term.aliases) for term in terms), np.int32, len(terms))
-        hashes_R = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
-        order_R = np.argsort(hashes_R, kind="stable")
+        hashes_S = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
+        order_S = np.argsort(hashes_S, kind="stable")
         return cls(
             pa.array([spelling for term in terms for spelling in term.spellings], pa.large_string()),
             pa.array([term.language for term in terms], pa.string()),
             pa.array(map(_extra, terms), pa.string()) if _OTHERS else pa.nulls(len(terms), pa.string()),
-            np.concatenate([[0], counts_T.cumsum()]).astype(np.int32),
+            _firsts(np.fromiter(num_rows or (len(term.sayings) for term in terms), np.int32, len(terms))),
+            _firsts(np.fromiter((1 + len(term.aliases) for term in terms), np.int32, len(terms))),
             np.fromiter((term.term_id for term in terms), np.int64, len(terms)),
-            hashes_R[order_R],
-            order_R.astype(np.int32),
+            hashes_S[order_S],
+            order_S.astype(np.int32),
         )
 
     @classmethod
@@ -92,19 +105,19 @@ class TermTable(Sequence[Term]):
         if len(tables) == 1 and kept[0] is None:
             return tables[0]
         parts = [_part(table, kept_T) for table, kept_T in zip(tables, kept, strict=True)]
-        num_rows = np.cumsum([0, *(len(part.spellings) for part in parts)])
-        keys_R = np.concatenate([part.keys_R for part in parts])
-        rows_R = np.concatenate([part.key_rows_R + first for part, first in zip(parts, num_rows, strict=False)])
-        order_R = np.lexsort((rows_R, keys_R))
-        firsts = [part.first_rows_T1[:-1] + first for part, first in zip(parts, num_rows, strict=False)]
+        firsts = np.cumsum([0, *(len(part.spellings) for part in parts)])
+        keys_S = np.concatenate([part.keys_S for part in parts])
+        spelling_S = np.concatenate([part.key_spellings_S + first for part, first in zip(parts, firsts, strict=False)])
+        order_S = np.lexsort((spelling_S, keys_S))
         return cls(
             pa.concat_arrays([part.spellings for part in parts]),
             pa.concat_arrays([part.languages for part in parts]),
             pa.concat_arrays([part.extras for part in parts]),
-            np.concatenate([*firsts, num_rows[-1:]]).astype(np.int32),
+            _firsts(np.concatenate([np.diff(part.first_rows_T1) for part in parts])),
+            _firsts(np.concatenate([np.diff(part.first_spellings_T1) for part in parts])),
             np.concatenate([part.term_ids_T for part in parts]),
-            keys_R[order_R],
-            rows_R[order_R].astype(np.int32),
+            keys_S[order_S],
+            spelling_S[order_S].astype(np.int32),
         )
 
     def __len__(self) -> int:
@@ -112,10 +125,21 @@ class TermTable(Sequence[Term]):
 
     @property
     def num_rows(self) -> int:
-        return len(self.spellings)
+        return int(self.first_rows_T1[-1])
 
     @cached_property
-    def most_spellings(self) -> int:
+    def weights_T(self) -> NDArray[np.float64] | None:
+        """The weight of each term; None where all are 1."""
+        if self.extras.null_count == len(self):
+            return None
+        weights_T = np.ones(len(self))
+        for place in np.flatnonzero(self.extras.is_valid().to_numpy(zero_copy_only=False)).tolist():
+            weights_T[place] = json.loads(self.extras[place].as_py()).get("weight", 1.0)
+        return None if (weights_T == 1).all() else weights_T
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Of any term."""
         return int(np.diff(self.first_rows_T1).max(initial=0))
 
     @cached_property
@@ -139,14 +163,14 @@ class TermTable(Sequence[Term]):
     def __getitem__(self, place: int | slice) -> Term | list[Term]:
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
-        first, end = int(self.first_rows_T1[place]), int(self.first_rows_T1[place + 1])
+        first, end = int(self.first_spellings_T1[place]), int(self.first_spellings_T1[place + 1])
         text, *aliases = self.spellings.slice(first, end - first).to_pylist()
         extra = self.extras[place].as_py()
         return _term(text, int(self.term_ids_T[place]), aliases, self.languages[place].as_py(), extra)
 
     def __iter__(self) -> Iterator[Term]:
         texts, languages = self.spellings.to_pylist(), self.languages.to_pylist()
-        firsts, ids, extras = self.first_rows_T1.tolist(), self.term_ids_T.tolist(), self.extras.to_pylist()
+        firsts, ids, extras = self.first_spellings_T1.tolist(), self.term_ids_T.tolist(), self.extras.to_pylist()
         for place, identity in enumerate(ids):
             text, *aliases = texts[firsts[place] : firsts[place + 1]]
             yield _term(text, identity, aliases, languages[place], extras[place])
@@ -165,22 +189,22 @@ class TermTable(Sequence[Term]):
     ) -> list[int | None]:
         """`find` of many."""
         found: list[int | None] = [None] * len(keys)
-        if not self.num_rows:
+        if not len(self.keys_S):
             return found
-        firsts = np.searchsorted(self.keys_R, hashes)
-        inside = firsts < self.num_rows
-        inside[inside] = self.keys_R[firsts[inside]] == hashes[inside]
+        firsts = np.searchsorted(self.keys_S, hashes)
+        inside = firsts < len(self.keys_S)
+        inside[inside] = self.keys_S[firsts[inside]] == hashes[inside]
         for number in np.flatnonzero(inside).tolist():
             found[number] = self._first_at(int(firsts[number]), keys[number], removed_T)
         return found
 
     def _first_at(self, first: int, key: str, removed_T: NDArray[np.bool_] | None) -> int | None:
-        hashed = self.keys_R[first]
-        while first < self.num_rows and self.keys_R[first] == hashed:
-            row = int(self.key_rows_R[first])
-            place = int(np.searchsorted(self.first_rows_T1, row, side="right")) - 1
+        hashed = self.keys_S[first]
+        while first < len(self.keys_S) and self.keys_S[first] == hashed:
+            number = int(self.key_spellings_S[first])
+            place = int(np.searchsorted(self.first_spellings_T1, number, side="right")) - 1
             there = removed_T is None or not removed_T[place]
-            if there and spelling_key(self.spellings[row].as_py(), self.languages[place].as_py()) == key:
+            if there and spelling_key(self.spellings[number].as_py(), self.languages[place].as_py()) == key:
                 return place
             first += 1
         return None
@@ -208,7 +232,12 @@ class TermTable(Sequence[Term]):
 
 
 def _field(name: str) -> str:
-    return {"first_rows": "first_rows_T1", "term_ids": "term_ids_T", "keys": "keys_R", "key_rows": "key_rows_R"}[name]
+    return f"{name}_{_AXIS_OF[name]}"
+
+
+def _firsts(counts_T: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Where those of each term begin, and where the last end."""
+    return np.concatenate([[0], counts_T.cumsum()]).astype(np.int32)
 
 
 def _read_column(path: Path) -> pa.Array:
@@ -220,19 +249,20 @@ def _part(table: TermTable, kept_T: NDArray[np.bool_] | None) -> TermTable:
     """The terms that are kept, in memory."""
     if kept_T is None:
         return table
-    kept_R = table.rows_of(kept_T)
-    row_now_R = (np.cumsum(kept_R) - 1).astype(np.int32)
-    kept_keys_R = kept_R[table.key_rows_R]
-    counts_T = np.diff(table.first_rows_T1)[kept_T]
-    mask_R, mask_T = pa.array(kept_R), pa.array(kept_T)
+    counts_T = np.diff(table.first_spellings_T1)
+    kept_S = kept_T.repeat(counts_T)
+    now_S = (np.cumsum(kept_S) - 1).astype(np.int32)
+    kept_keys_S = kept_S[table.key_spellings_S]
+    mask_T = pa.array(kept_T)
     return TermTable(
-        table.spellings.filter(mask_R),
+        table.spellings.filter(pa.array(kept_S)),
         table.languages.filter(mask_T),
         table.extras.filter(mask_T),
-        np.concatenate([[0], counts_T.cumsum()]).astype(np.int32),
+        _firsts(np.diff(table.first_rows_T1)[kept_T]),
+        _firsts(counts_T[kept_T]),
         np.asarray(table.term_ids_T)[kept_T],
-        np.asarray(table.keys_R)[kept_keys_R],
-        row_now_R[table.key_rows_R[kept_keys_R]],
+        np.asarray(table.keys_S)[kept_keys_S],
+        now_S[table.key_spellings_S[kept_keys_S]],
     )
 
 

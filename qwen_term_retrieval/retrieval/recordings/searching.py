@@ -125,7 +125,7 @@ def _search_clips(
     found = iter(retriever.nearest_batch(clips, top_k=top_k, show_progress=show_progress))
     for recording, pcm in whole:
         nearest = next(found) if pcm.any() else []
-        matches = [match for match in nearest if threshold is None or match.confidence >= threshold]
+        matches = [match for match in nearest if match.reaches(threshold)]
         heard = Heard(
             recording,
             threshold,
@@ -142,7 +142,7 @@ def _search_long(
     retriever: TermRetriever, recording: Opened, top_k: int, threshold: float | None, show_progress: bool
 ) -> tuple[Heard, list[TermMatch], bool]:
     ((*nearest,),) = retriever.nearest_batch([recording.recording], top_k=top_k, show_progress=show_progress)
-    matches = [match for match in nearest if threshold is None or match.confidence >= threshold]
+    matches = [match for match in nearest if match.reaches(threshold)]
     first = next(iter(nearest), None)
     heard = Heard(recording, threshold, matches=matches, nearest=first, seconds=recording.seconds)
     return heard, matches, True

@@ -30,16 +30,9 @@ import xxhash
 from qwen_term_retrieval.augmentation.visits import Augmentation
 from qwen_term_retrieval.runs.resuming import rows_identity
 from qwen_term_retrieval.runs.sampling import Visit
-from qwen_term_retrieval.text.glossary import (
-    Glossary,
-    SpellingTable,
-    Term,
-    distinct_terms,
-    normalize_term,
-    spoken_spellings,
-    term_id,
-)
+from qwen_term_retrieval.text.glossary import Glossary, Term, distinct_terms
 from qwen_term_retrieval.text.pronouncing import Pronouncer, check_glossary
+from qwen_term_retrieval.text.spellings import SpellingTable, normalize_term, spoken_spellings, term_id
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +85,7 @@ def check_languages(rows: datasets.Dataset, glossary: Glossary, pronouncer: Pron
             first = languages.index(language)
             raise ValueError(
                 f"{languages.count(language)} rows are in {language!r}, the first has the key {rows[first]['key']!r}: "
-                f"{pronouncer.unread(language)}, or drop these rows with `rows.filter`."
+                f"{pronouncer.unknown_language(language)}, or drop these rows with `rows.filter`."
             )
     check_glossary(glossary, pronouncer)
     foreign = [term for term in spoken_terms(rows) if pronouncer.has_own(term.language)]

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.distributed import rank, world_size
 from qwen_term_retrieval.models.embeddings import Spans
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import pronouncer_of
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.pronouncing import Pronouncer
@@ -111,7 +111,7 @@ def mine_hard_negatives(
     # The bank passes through the cache once for all of them.
     waiting: list[_Batch] = []
     # Wiped when it stands below the bar of the training.
-    for batch in tqdm(batches, desc="mining negatives", unit="batch", disable=quiet, leave=None):
+    for batch in Progress(batches, desc="mining negatives", unit="batch", shown=not quiet, leave=None):
         rows = clips.__getitems__([Visit(int(clip), draw=0) for clip in share[batch]])
         said = [[row_of_spelling[identity] for identity in said_in(row) if identity in row_of_spelling] for row in rows]
         waiting.append((share[batch], said, *_embed_queries(model, rows, load_audio, row_of_spelling, spelling_ND)))

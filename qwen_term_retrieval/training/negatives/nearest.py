@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
 
 NO_TERM = -1
@@ -66,7 +66,7 @@ def nearest_wrong_terms(
     clips, count_C = np.unique(clip_Q, return_counts=True)
     end_C = np.cumsum(count_C)
     table_CK = np.full((len(excluded), k), NO_TERM, np.int32)
-    with tqdm(total=len(clips), desc="nearest terms", unit="clip", disable=not show_progress, leave=None) as bar:
+    with Progress(total=len(clips), desc="nearest terms", unit="clip", shown=show_progress, leave=None) as bar:
         for block in _blocks_of_clips(count_C):
             queries = slice(end_C[block.start] - count_C[block.start], end_C[block.stop - 1])
             exclusions = _Exclusions([excluded[clip] for clip in clips[block]])

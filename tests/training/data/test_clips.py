@@ -4,7 +4,8 @@ import datasets
 import pytest
 
 from qwen_term_retrieval.runs.sampling import Visit
-from qwen_term_retrieval.text.glossary import Glossary, term_id
+from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.spellings import term_id
 from qwen_term_retrieval.training.data.clips import TrainingClips, annotate_terms, training_glossary
 
 

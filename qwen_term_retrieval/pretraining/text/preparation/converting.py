@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from qwen_term_retrieval.corpora.locations import walk
 from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.pretraining.text.preparation.pairs import SUFFIXES, BadRow, is_pairs_file, read_pairs
 from qwen_term_retrieval.pretraining.text.preparation.parquet import PairWriter
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def convert_pairs(
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as file, PairWriter(file) as writer:
         rows = (row for path in files for row in read_pairs(path, columns))
-        for row in tqdm(rows, desc="converting", unit=" pairs", disable=True if quiet else None):
+        for row in Progress(rows, desc="converting", unit=" pairs", shown=not quiet):
             if isinstance(row, BadRow):
                 _leave_out(row, summary, on_error)
             else:

@@ -12,11 +12,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from qwen_term_retrieval.did_you_mean import did_you_mean
 from qwen_term_retrieval.pretraining.text.preparation.converting import ConversionSummary, check_free_file
 from qwen_term_retrieval.pretraining.text.preparation.parquet import PairWriter
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.text import wordlists
 from qwen_term_retrieval.text.phonetics import PhonemizerError, get_phonemizer
@@ -97,6 +96,6 @@ def write_corpus(name: str, out: str | Path, *, overwrite: bool = False, quiet: 
     check_free_file(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as file, PairWriter(file) as writer:
-        for pair in tqdm(CORPORA[name](), desc=name, unit=" pairs", disable=True if quiet else None):
+        for pair in Progress(CORPORA[name](), desc=name, unit=" pairs", shown=not quiet):
             writer.write(*pair)
     return ConversionSummary(out, writer.num_rows)

@@ -17,7 +17,6 @@ import jinja2
 import numpy as np
 import tokenizers
 from tabulate import tabulate
-from tqdm import tqdm
 
 from qwen_term_retrieval.pretraining.text.preparation.converting import Sources, pairs_files
 from qwen_term_retrieval.pretraining.text.preparation.duplicates import first_occurrences, text_hashes
@@ -25,6 +24,7 @@ from qwen_term_retrieval.pretraining.text.preparation.lengths import Lengths
 from qwen_term_retrieval.pretraining.text.preparation.pairs import COLUMNS
 from qwen_term_retrieval.pretraining.text.preparation.parquet import num_rows, parquet_batches
 from qwen_term_retrieval.pretraining.text.preparation.splitting import normalized_response
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 
 _NUM_FIRST_ROWS = 3
@@ -169,7 +169,7 @@ def _pair_hashes(
     quiet: bool,
 ) -> Iterator[np.ndarray]:
     total = sum(map(num_rows, files))
-    with tqdm(desc="inspecting", total=total, unit=" pairs", disable=True if quiet else None) as progress:
+    with Progress(desc="inspecting", total=total, unit=" pairs", shown=not quiet) as progress:
         for path in files:
             for batch in parquet_batches(path, COLUMNS):
                 pairs = list(_accepted(zip(*(batch[name].to_pylist() for name in COLUMNS), strict=True), report))

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-from tqdm import tqdm
 
 from qwen_term_retrieval.errors import CorpusError
 from qwen_term_retrieval.pretraining.text.preparation.converting import Sources, pairs_files
 from qwen_term_retrieval.pretraining.text.preparation.duplicates import RowSet, first_occurrences, text_hashes
 from qwen_term_retrieval.pretraining.text.preparation.pairs import COLUMNS
 from qwen_term_retrieval.pretraining.text.preparation.parquet import PairWriter, num_rows, parquet_batches
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 
@@ -112,7 +112,7 @@ def pairs_of(files: list[Path], description: str, quiet: bool) -> Iterator[tuple
         CorpusError: a row without one of them.
     """
     total = sum(map(num_rows, files))
-    with tqdm(desc=description, total=total, unit=" pairs", disable=True if quiet else None) as progress:
+    with Progress(desc=description, total=total, unit=" pairs", shown=not quiet) as progress:
         for path in files:
             row = 0
             for batch in parquet_batches(path, COLUMNS):
