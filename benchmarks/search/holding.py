@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.search.banks import glossary_of
 from qwen_term_retrieval.retrieval.index import TermIndex
-from qwen_term_retrieval.text.glossary import Term, term_id
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.spellings import term_id
 
 _SEARCHERS, _WRITERS = 8, 4
 _IN_A_PROCESS = """

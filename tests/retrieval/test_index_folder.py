@@ -15,7 +15,8 @@ from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.retrieval.indexes import building
 from qwen_term_retrieval.retrieval.indexes.folder import damages_of
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
-from qwen_term_retrieval.text.glossary import Term, term_id
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.spellings import term_id
 
 DIM = 8
 

@@ -7,7 +7,8 @@ import torch
 
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
-from qwen_term_retrieval.text.glossary import Term, term_id
+from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.spellings import term_id
 
 DIM, SEARCHERS, WRITERS, ROUNDS = 16, 8, 4, 40
 

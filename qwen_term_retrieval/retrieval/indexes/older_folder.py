@@ -28,10 +28,8 @@ def open_first_version(folder: Path, meta: Mapping[str, Any]) -> IndexState:
         sounds = PartSounds.of(opened.bank)
     if not terms:
         return IndexState()
-    return IndexState(
-        (Part(TermTable.of(terms, num_rows=[len(term.spellings) for term in terms]), vectors_RD, sounds=sounds),),
-        (None,),
-    )
+    table = TermTable.of(terms, num_rows=[len(term.spellings) for term in terms])
+    return IndexState((Part(table, vectors_RD, sounds=sounds),), (None,))
 
 
 def group_terms(columns: dict[str, list[Any]]) -> list[Term]:

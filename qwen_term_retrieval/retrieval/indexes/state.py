@@ -101,13 +101,13 @@ class IndexState:
 
     @cached_property
     def has_weights(self) -> bool:
-        return any(part.terms.weights_T is not None for part in self.parts)
+        return any(part.terms.weights is not None for part in self.parts)
 
     def weights(self, places: Sequence[int]) -> NDArray[np.float64]:
         """The weights of these terms."""
         found = np.ones(len(places))
         for part, own, numbers in self._places_by_part(places):
-            weights_T = self.parts[part].terms.weights_T
+            weights_T = self.parts[part].terms.weights
             if weights_T is not None:
                 found[own] = weights_T[numbers]
         return found

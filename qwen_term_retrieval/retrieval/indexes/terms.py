@@ -128,7 +128,7 @@ class TermTable(Sequence[Term]):
         return int(self.first_rows_T1[-1])
 
     @cached_property
-    def weights_T(self) -> NDArray[np.float64] | None:
+    def weights(self) -> NDArray[np.float64] | None:
         """The weight of each term; None where all are 1."""
         if self.extras.null_count == len(self):
             return None
