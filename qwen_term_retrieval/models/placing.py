@@ -19,7 +19,7 @@ def placed_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> TermRetrievalModel:
-    """A model for searches, loaded by folder, Hub id or name, or one that is loaded; see `TermRetriever.from_pretrained`.
+    """A model for searches, by folder, Hub id or name, or one that is loaded; see `TermRetriever.from_pretrained`.
 
     Raises:
         ValueError: a revision of a folder, or of a loaded model; a device that there is not here, or no dtype.
