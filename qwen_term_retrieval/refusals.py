@@ -65,13 +65,12 @@ def message_of(error: BaseException) -> str:
     """The message of a refusal; of the operating system's, what it refused and what helps, without its number.
 
     >>> message_of(PermissionError(13, "Permission denied", "/root/pack"))
-    '/root/pack: permission denied; give another place, or the right to it'
+    '/root/pack: Permission denied; give another place, or the right to it'
     """
-    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+    if not isinstance(error, OSError) or error.strerror is None or not isinstance(error.filename, str | bytes):
         return str(error)
     remedy = _REMEDIES.get(error.errno or 0, "")
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    return f"{os.fsdecode(error.filename)}: {reason}{f'; {remedy}' if remedy else ''}"
+    return f"{os.fsdecode(error.filename)}: {error.strerror}{f'; {remedy}' if remedy else ''}"
 
 
 def is_refusal(error: BaseException) -> bool:

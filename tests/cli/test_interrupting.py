@@ -103,5 +103,5 @@ def test_a_full_dev_shm_and_a_read_only_place_are_named_with_what_helps(mounts, 
     assert "/dev/shm is full" in full
     assert "--workers 1" in full
     assert read_only.startswith(f"error: {tmp_path}/only/pack")
-    assert "read-only file system; it cannot be written to: give another place" in read_only
+    assert "Read-only file system; it cannot be written to: give another place" in read_only
     assert "Errno" not in result.stderr
