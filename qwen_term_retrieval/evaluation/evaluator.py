@@ -341,7 +341,7 @@ class RetrievalEvaluator:
             windows = retriever.encoder.encode(audio, batch_size=batch_size)
             for pairs, bank in zip(ranked, banks, strict=True):
                 pairs.append(_rank(windows, own, excused, bank.vectors_ND, bank.vector_term_ids))
-            matches += nearest(windows, banks[-1], self.top_k)
+            matches += nearest(windows, banks[-1], self.top_k, retriever.encoder.logit_scale)
         return matches, [_joined(pairs) for pairs in ranked]
 
     def _rank_verified(

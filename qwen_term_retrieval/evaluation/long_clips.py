@@ -51,7 +51,7 @@ def scores_of_long_clip(
             best_N = torch.cat([scores_CWN.amax(dim=(0, 1)) for _, scores_CWN in blocks])
             before_N = best_of_bank[place]
             best_of_bank[place] = best_N if before_N is None else torch.maximum(before_N, best_N)
-        for own in nearest(windows, banks[-1], top_k):
+        for own in nearest(windows, banks[-1], top_k, retriever.encoder.logit_scale):
             matches.add(own)
     scores = [
         torch.zeros(len(bank.vectors_ND)) if best_N is None else best_N.cpu()

@@ -67,6 +67,11 @@ class ClipEncoder:
         """The longest window; 0 where a clip is one."""
         return 0.0 if self.sizes is None else max(self.sizes) / self.model.frame_rate
 
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies a cosine by."""
+        return self.model.logit_scale.exp().item()
+
     def chunker(self, hop_seconds: float | None = None) -> Chunker:
         """Cuts a recording for this grid.
 

@@ -75,7 +75,7 @@ class Hearer:
     ) -> list[list[TermMatch]]:
         look, verifier = self.second_look, self.verifier
         if look is None or verifier is None:
-            return nearest(windows, index, top_k, self._logit_scale)
+            return nearest(windows, index, top_k, self.encoder.logit_scale)
         found = look.matches(look.look(windows, index, batch), verifier, index, max(top_k, NUM_SPELLED))
         if self.spelling_look is not None:
             found = [self.spelling_look.reorder(chunk, own) for chunk, own in zip(batch, found, strict=True)]
@@ -88,11 +88,7 @@ class Hearer:
         if self.verifier is not None:
             found = self._matches(windows, index, batch, top_k)
             return [[match for match in own if match.reaches(threshold)] for own in found]
-        return nearest_each_time(windows, index, top_k, self._logit_scale, threshold)
-
-    @property
-    def _logit_scale(self) -> float:
-        return self.encoder.model.logit_scale.exp().item()
+        return nearest_each_time(windows, index, top_k, self.encoder.logit_scale, threshold)
 
     def _can_hear(self, chunk: Chunk) -> bool:
         """Chunks at a stream's end may be too short for the tower, and nothing is heard in silence."""

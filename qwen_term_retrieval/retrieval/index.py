@@ -112,13 +112,13 @@ class TermIndex:
 
     @property
     def vectors_ND(self) -> torch.Tensor:  # noqa: N802
-        """All vectors, a row a spelling, in the order of the terms."""
+        """All vectors, a row for each way that a term is said, in the order of the terms."""
         return self._state.vectors if self._state.parts else torch.zeros(0, self.dim)
 
     @property
     def vector_term_ids(self) -> list[int]:
         """The term id of every row of `vectors_ND`."""
-        return [term.term_id for term in self.terms for _ in term.sayings]
+        return self._state.row_ids.tolist()
 
     @property
     def held(self) -> str:

@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 
 from qwen_term_retrieval.workers import end_with_parent
+
+logger = logging.getLogger(__name__)
 
 LEAST_TEXTS = 20_000
 _LEAST_AT_ONCE = 2048
@@ -49,4 +52,9 @@ def in_processes(say: Callable[[str, Sequence[str]], list[str]], name: str, text
     if pool is None or len(texts) < _LEAST_AT_ONCE:
         return None
     jobs = [texts[first : first + _PER_JOB] for first in range(0, len(texts), _PER_JOB)]
-    return [each for part in pool.map(say, [name] * len(jobs), jobs) for each in part]
+    try:
+        return [each for part in pool.map(say, [name] * len(jobs), jobs) for each in part]
+    except (BrokenExecutor, RuntimeError) as error:
+        # The pool is another thread's, and was closed; or a worker was killed.
+        logger.warning("pronouncing goes on in one process: %s", error)
+        return None

@@ -213,6 +213,15 @@ class IndexState:
         ]
         return kept[0] if len(kept) == 1 else torch.cat(kept)
 
+    @property
+    def row_ids(self) -> NDArray[np.int64]:
+        """The term id of every row of `vectors`."""
+        parts = [np.zeros(0, np.int64)]
+        for part, gone in zip(self.parts, self.removed, strict=True):
+            ids_R = np.asarray(part.terms.term_ids_T)[part.terms.term_of_row]
+            parts.append(ids_R if gone is None else ids_R[~part.terms.rows_of(gone)])
+        return np.concatenate(parts)
+
     def search(self, query_BWD: torch.Tensor, mask_BW: torch.Tensor, top_k: int) -> IndexHits:
         """The best terms of each query: exact but in parts with a graph, equal scores in the order of the index."""
         found = [

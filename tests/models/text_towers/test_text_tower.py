@@ -293,3 +293,15 @@ def test_two_poolings_that_disagree_are_refused(decoder):
         build_text_tower(str(decoder), {"pooling": "mean"}, pooling="cls")
     with pytest.raises(ValueError, match="text_pooling must be one of auto, cls, mean, last, pyramid, not 'max'"):
         TermRetrievalConfig(text_pooling="max")
+
+
+def test_many_terms_share_what_their_sounds_have_in_common_and_get_the_vectors_of_each_alone(phoneme_encoder):
+    texts = [
+        f"{term} {word}" for term in TERMS for word in ("of", "the", "in", "a long way", "seven") for _ in range(12)
+    ]
+    texts += [f"{a}{b}tion" for a in LETTERS for b in LETTERS]
+    with torch.no_grad():
+        together = phoneme_encoder(**phoneme_encoder.tokenize(texts))
+        alone = torch.cat([phoneme_encoder(**phoneme_encoder.tokenize([text])) for text in texts[::7]])
+    assert len(texts) >= 256
+    torch.testing.assert_close(together[::7], alone, rtol=0, atol=1e-12)
