@@ -58,7 +58,7 @@ _ALONE = {
 }  # fmt: skip
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 # Of nearly all terms nothing is written out, and one look says so.
-_ORDINARY = re.compile(r"[a-z' ]*(?:[A-Z][a-z' ]+)*")
+_ORDINARY = re.compile(r"[a-z',;:()\[\] ]*(?:[A-Z][a-z',;:()\[\] ]+)*(?<=[a-z)])")
 
 
 class AsSaid(str):
@@ -148,6 +148,7 @@ def _rule(pattern: str, *ways: str) -> _Rule:
     return re.compile(pattern), lambda found: tuple(found.expand(way) for way in ways)
 
 
+@functools.cache
 def _amounts(language: str | None) -> list[_Rule]:
     """Numbers with units, and units by units, in the words of the language."""
     own = primary_language(language)

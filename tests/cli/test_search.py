@@ -200,10 +200,17 @@ def test_evaluate_names_the_splits_there_are(model_folder, dataset):
 
 def test_a_calibrated_threshold_is_stored_and_used(model_folder, dataset, recordings):
     (model_folder / "README.md").write_text(model_card(TermRetrievalConfig.from_pretrained(model_folder)))
-    result = qtr("calibrate", model_folder, dataset, recordings / "terms.txt", "--split", "test")
+    calibrate = ("calibrate", model_folder, dataset, recordings / "terms.txt", "--split", "test")
+    before = (model_folder / "config.json").read_bytes()
+    result = qtr(*calibrate, "--dry-run")
     assert result.exit_code == 0, result.output
+    assert re.search(r"threshold none → 0\.\d{4}: .*; a dry run, nothing was written", result.stdout)
+    assert (model_folder / "config.json").read_bytes() == before
+    result = qtr(*calibrate)
     threshold = json.loads((model_folder / "config.json").read_text())["threshold"]
-    assert f"threshold {threshold:.4f}" in result.stdout
+    assert f"threshold none → {threshold:.4f}" in result.stdout
+    assert f"threshold {threshold:.4f} → {threshold:.4f}" in qtr(*calibrate).stdout
+    assert f"Before, it was {threshold:.4f}." in (model_folder / "README.md").read_text()
     assert read_card((model_folder / "README.md").read_text()).threshold == threshold
     found = qtr("search", model_folder, recordings / "terms.txt", recordings / "kubernetes.wav", "--json")
     assert [json.loads(line)["term"] for line in found.stdout.splitlines() if line[0] == "{"] == ["kubernetes"]
