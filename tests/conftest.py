@@ -33,21 +33,6 @@ def demo_rows():
     return datasets.load_dataset("builders/term_audio")
 
 
-SPOKEN_TERMS = (
-    "atrial fibrillation",
-    "myocardial infarction",
-    "kubernetes",
-    "pneumonia",
-    "photosynthesis",
-    "helicopter",
-    "thermometer",
-    "penicillin",
-    "gradient descent",
-    "linear algebra",
-    "saxophone",
-)
-
-
 @pytest.fixture(scope="session")
 def say():
     """`say(text, voice="en-us", speed=1.0)`: int16 speech at 16 kHz."""
@@ -77,6 +62,7 @@ def listening_model(say):
     from qwen_term_retrieval.audio.collate import pad_pcm
     from qwen_term_retrieval.models.pooling import pool_pyramid
     from qwen_term_retrieval.models.retrieval_model import TermRetrievalConfig, TermRetrievalModel
+    from tests.doubles.spoken_terms import SPOKEN_TERMS
 
     def solve(head, x_PH, y_PD, ridge):
         x_PH, y_PD = x_PH.double(), y_PD.double()

@@ -100,7 +100,7 @@ def recall_rows_of(results: Sequence[Mapping[str, Any]], system: str) -> list[di
             raise ValueError(f"{result['test_set']}: no system {system!r}; there are {', '.join(result['systems'])}")
         measured = result["systems"][system]
         for bank, recall in measured["recall"].items():
-            believed = measured.get("believed", {}).get(bank, {}).get("0.5", {})
+            kept = result.get("belief", {}).get(bank, {}).get("stored", {})
             rows.append(
                 {
                     "speech": f"{result['test_set']}: {result['speakers']}",
@@ -108,8 +108,8 @@ def recall_rows_of(results: Sequence[Mapping[str, Any]], system: str) -> list[di
                     "bank": f"{result['banks'][bank]:,} terms",
                     "recall@1": recall["R@1"],
                     "recall@10": recall["R@10"],
-                    "precision": believed.get("precision"),
-                    "recall": believed.get("recall"),
+                    "precision": kept.get("precision"),
+                    "recall": kept.get("recall"),
                 }
             )
     return rows

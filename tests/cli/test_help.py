@@ -6,7 +6,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from qwen_term_retrieval.cli import app
-from qwen_term_retrieval.retrieval import recordings
+from qwen_term_retrieval.retrieval.encoding import CHUNK_SECONDS
 
 COMMANDS = get_command(app).commands
 
@@ -38,8 +38,8 @@ def test_the_table_in_the_help_of_pack_has_one_left_edge():
 def test_the_help_of_search_says_what_its_settings_count():
     search = COMMANDS["search"]
     (top_k,) = [option for option in search.params if option.name == "top_k"]
-    assert "with --each-time, for a second" in top_k.help
-    assert f"searched {recordings._FILES_AT_ONCE} at a time" in search.callback.__doc__
+    assert "of a second of a recording" in top_k.help
+    assert f"more than {CHUNK_SECONDS:g} s" in search.callback.__doc__
 
 
 def test_the_help_of_the_whole_names_every_command_in_a_group():

@@ -12,7 +12,7 @@ from qwen_term_retrieval.evaluation import shipping
 from qwen_term_retrieval.evaluation.shipping import recall_rows_of, ship_model
 from qwen_term_retrieval.models.weights import shipped
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from tests.conftest import SPOKEN_TERMS
+from tests.doubles.spoken_terms import SPOKEN_TERMS
 
 FACTS = {
     "data": "Eleven terms.",
@@ -30,9 +30,9 @@ MEASURED = {
     "systems": {
         "verified": {
             "recall": {"+10k": {"R@1": 0.875, "R@10": 0.9861}},
-            "believed": {"+10k": {"0.5": {"precision": 0.97, "recall": 0.556}}},
         }
     },
+    "belief": {"+10k": {"stored": {"precision": 0.97, "recall": 0.556}}},
 }
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from tests.conftest import SPOKEN_TERMS
+from tests.doubles.spoken_terms import SPOKEN_TERMS
 
 IPA = "s æ k s ə f oʊ n"
 

@@ -21,13 +21,9 @@ from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.verification.evidence import FEATURES
 from qwen_term_retrieval.verification.verifier import BELIEFS, Verifier
+from tests.doubles.spoken_terms import SPOKEN_TERMS
 from tests.doubles.tiny_trainer import tiny_model
 
-# What `hearing_model` knows.
-SPOKEN_TERMS = (
-    "atrial fibrillation", "myocardial infarction", "kubernetes", "pneumonia", "photosynthesis", "helicopter",
-    "thermometer", "penicillin", "gradient descent", "linear algebra", "saxophone",
-)  # fmt: skip
 # Near twins of what is said, and terms that sound like nothing of it.
 OTHERS = ("helicopters", "ammonia", "violin", "mitochondria", "atrial flutter", "harbour", "gastritis", "seventeen")
 RATE = 16_000
