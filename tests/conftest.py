@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.doubles.small_corpora import corpus, hf_home, make_corpus, noise  # noqa: F401
+from tests.doubles.spoken_terms import SPOKEN_TERMS
 
 
 def pytest_collection_modifyitems(items):
@@ -62,7 +63,6 @@ def listening_model(say):
     from qwen_term_retrieval.audio.collate import pad_pcm
     from qwen_term_retrieval.models.pooling import pool_pyramid
     from qwen_term_retrieval.models.retrieval_model import TermRetrievalConfig, TermRetrievalModel
-    from tests.doubles.spoken_terms import SPOKEN_TERMS
 
     def solve(head, x_PH, y_PD, ridge):
         x_PH, y_PD = x_PH.double(), y_PD.double()
