@@ -84,7 +84,8 @@ class TermEmbedder:
     def vectors(self, terms: Sequence[Term]) -> torch.Tensor:
         """The vectors of every way that the terms are said; how the terms sound is kept for `speaker`."""
         vectors_RD = torch.empty(sum(len(term.sayings) for term in terms), self.model.config.embedding_dim)
-        first, said = 0, {}
+        first = 0
+        said: dict[int, list[NDArray[np.int16]]] = {}
         for stretch in self.stretches(terms):
             vectors_RD[first : first + len(stretch.vectors_RD)] = stretch.vectors_RD
             first += len(stretch.vectors_RD)

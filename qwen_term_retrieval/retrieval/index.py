@@ -137,9 +137,7 @@ class TermIndex:
 
     def __repr__(self) -> str:
         state = self._state
-        return (
-            f"<TermIndex of {len(state)} terms, {state.num_rows} spellings, {self.dim} dimensions, held in {self.held}>"
-        )
+        return f"<TermIndex of {len(state)} terms, said in {state.num_rows} ways, {self.dim} dimensions, held in {self.held}>"
 
     def __contains__(self, spelling: str) -> bool:
         return self._state.find(spelling) is not None

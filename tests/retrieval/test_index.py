@@ -249,7 +249,7 @@ def test_a_bare_string_removes_no_letters():
     index.add([Term("a", 1), Term("b", 2)], torch.eye(2))
     with pytest.raises(ValueError, match="'ab' is one string"):
         index.remove("ab")
-    assert repr(index) == "<TermIndex of 2 terms, 2 spellings, 2 dimensions, held in float32>"
+    assert repr(index) == "<TermIndex of 2 terms, said in 2 ways, 2 dimensions, held in float32>"
 
 
 def test_a_folder_of_something_else_is_no_index(tmp_path):

@@ -13,9 +13,9 @@ Shapes: N terms, A pronunciations a term, R pronunciations of all terms, L symbo
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -109,7 +109,7 @@ class ConvBlock(nn.Module):
         """
         normed_CH = self.norm(hidden_CH)
         normed_CH[0] = 0
-        kernel = self.conv.weight.shape[2]
+        kernel, bias_H = self.conv.weight.shape[2], cast(torch.Tensor, self.conv.bias)
         neighbours = [context_F[places_S + offset - (kernel - 1) // 2] for offset in range(kernel)]
         row_S = neighbours[0]
         for neighbour_S in neighbours[1:]:
@@ -126,7 +126,7 @@ class ConvBlock(nn.Module):
         # In blocks that stay in a core's cache.
         blocks = zip(after_CH[1:].split(_BLOCK), said_UK.split(_BLOCK), neighbours_UK.split(_BLOCK), strict=True)
         for after_UH, block_UK, own_UK in blocks:
-            update_UH = F.embedding_bag(block_UK, said_RH, mode="sum").add_(self.conv.bias)
+            update_UH = F.embedding_bag(block_UK, said_RH, mode="sum").add_(bias_H)
             torch.add(F.gelu(update_UH), hidden_CH[own_UK[:, (kernel - 1) // 2]], out=after_UH)
         return after_CH, row_S + 1
 
@@ -242,7 +242,7 @@ class PhonemeEncoder(nn.Module):
         context_F = input_ids_RL.new_zeros(int(starts_R[-1] + lengths_R[-1]) + kernel)
         context_F[places_S] = input_ids_RL[spoken_RL]
         hidden_CH = self.embedding.weight
-        for block in self.blocks:
+        for block in cast(Iterable[ConvBlock], self.blocks):
             hidden_CH, context_S = block.of_contexts(hidden_CH, context_F, places_S)
             context_F[places_S] = context_S
         context_RL = torch.zeros_like(input_ids_RL)

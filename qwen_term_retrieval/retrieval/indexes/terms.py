@@ -274,5 +274,7 @@ def _extra(term: Term) -> str | None:
 def _term(text: str, identity: int, aliases: Sequence[str], language: str | None, extra: str | None) -> Term:
     if extra is None:
         return Term(text, identity, tuple(aliases), language)
-    others = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(extra).items()}
+    others: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(extra).items()
+    }
     return Term(text, identity, tuple(aliases), language, **others)
