@@ -137,7 +137,8 @@ class TermIndex:
 
     def __repr__(self) -> str:
         state = self._state
-        return f"<TermIndex of {len(state)} terms, said in {state.num_rows} ways, {self.dim} dimensions, held in {self.held}>"
+        said = f"{len(state)} terms, said in {state.num_rows} ways"
+        return f"<TermIndex of {said}, {self.dim} dimensions, held in {self.held}>"
 
     def __contains__(self, spelling: str) -> bool:
         return self._state.find(spelling) is not None
