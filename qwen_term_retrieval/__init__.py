@@ -41,6 +41,10 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from qwen_term_retrieval.packs.pack import Pack as Pack
     from qwen_term_retrieval.packs.packing import pack_corpus as pack_corpus
     from qwen_term_retrieval.packs.writing.parts import make_part as make_part
+    from qwen_term_retrieval.pretraining.audio import NestConfig as NestConfig
+    from qwen_term_retrieval.pretraining.audio import NestForPreTraining as NestForPreTraining
+    from qwen_term_retrieval.pretraining.audio import PretrainingTrainer as PretrainingTrainer
+    from qwen_term_retrieval.pretraining.audio.nemo import convert_nemo as convert_nemo
     from qwen_term_retrieval.pretraining.text.exporting import export_encoder as export_encoder
     from qwen_term_retrieval.retrieval.formats.tables import matches_to_pandas as matches_to_pandas
     from qwen_term_retrieval.retrieval.index import TermIndex as TermIndex
@@ -74,9 +78,15 @@ _HOME = {
     "MmapAudio": "packs.feature",
     "MmapPairs": "tokens.mmap_pairs",
     "MmapTokens": "tokens.mmap_tokens",
+    "NestConfig": "pretraining.audio",
+    "NestForPreTraining": "pretraining.audio",
     "Pack": "packs.pack",
     "PackError": "errors",
+<<<<<<< HEAD
     "Recording": "audio.sources",
+=======
+    "PretrainingTrainer": "pretraining.audio",
+>>>>>>> wt-nest
     "RetrievalEvaluator": "evaluation.evaluator",
     "Term": "text.glossary",
     "TermIndex": "retrieval.index",
@@ -89,6 +99,7 @@ _HOME = {
     "TokenPack": "tokens.token_pack",
     "Utterance": "corpora.utterance",
     "append_corpus": "packs.appending",
+    "convert_nemo": "pretraining.audio.nemo",
     "export_encoder": "pretraining.text.exporting",
     "export_pack": "packs.exporting",
     "legacy_utterances": "corpora.readers.legacy_shards",

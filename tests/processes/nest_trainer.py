@@ -32,11 +32,11 @@ GLOBAL_BATCH = 4
 UNEVEN = {"min_blocks": 0, "mask_probability": 0.01, "num_books": 2}
 CASES = {
     "uneven": {"model": UNEVEN, "gradient_accumulation_steps": 2, "max_steps": 4},
-    "nothing": {"model": {"min_blocks": 0, "mask_probability": 0.0}, "max_steps": 2, "optim": "sgd"},
+    "nothing": {"model": {"min_blocks": 0, "mask_probability": 0.0}, "max_steps": 2, "weight_decay": 0.0},
     "nan": {"model": {}, "max_steps": 4},
 }
 KILLED = {
-    "max_steps": 12, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 4,
+    "max_steps": 12, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2,
     "load_best_model_at_end": True, "save_total_limit": 3, "lr_scheduler_type": "inverse_sqrt", "warmup_steps": 4,
     "learning_rate": 3e-3, "gradient_accumulation_steps": 2, "max_eval_clips": 8,
 }  # fmt: skip

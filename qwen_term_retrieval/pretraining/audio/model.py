@@ -83,7 +83,7 @@ class NestForPreTraining(PreTrainedModel):
     Example:
         >>> model = NestForPreTraining(NestConfig.of_size("S"))                                   # doctest: +SKIP
         >>> model(clean_BS, num_samples_B, noisy_pcm_BS=noisy_BS, mask=mask).loss                 # doctest: +SKIP
-        >>> model.save_pretrained("outputs/nest"); AudioTower...                                  # doctest: +SKIP
+        >>> TermRetrievalConfig(audio_tower="outputs/nest")  # where it was saved                 # doctest: +SKIP
     """
 
     config: NestConfig

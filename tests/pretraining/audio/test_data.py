@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.augmentation.config import AugmentationConfig
@@ -116,6 +117,7 @@ def test_another_talker_is_another_one_and_takes_turns():
     assert found == {2, 3}
 
 
+@examples(deadline=None, max_examples=50)
 @given(st.integers(0, 2**62), st.integers(1, 40_000), st.floats(0.05, 1.0), st.integers(1, 4))
 def test_parts_lie_within_the_clip_one_behind_the_other(draw, num_samples, span, segments):
     plan = planner(noise_span=(span, span), noise_segments=(segments, segments))

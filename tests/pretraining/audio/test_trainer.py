@@ -50,7 +50,7 @@ def test_two_ranks_take_the_steps_of_one_though_their_hidden_tokens_differ(runs,
     assert [sum(step) for step in zip(first["hidden"], second["hidden"], strict=True)] == alone["hidden"]
     for line, expected in zip(first["history"], alone["history"], strict=True):
         for name in ("loss", "grad_norm", "eval_loss", "eval_unigram_entropy", "eval_accuracy", "codes_used"):
-            assert line.get(name) == pytest.approx(expected.get(name), abs=1e-4), name
+            assert line.get(name) == pytest.approx(expected.get(name), abs=1e-4, nan_ok=True), name
     if case == "uneven":
         assert first["hidden"] != second["hidden"]
         assert 0 in first["hidden"] + second["hidden"]  # one rank without a hidden token, the other waits for nobody
