@@ -82,11 +82,8 @@ _HOME = {
     "NestForPreTraining": "pretraining.audio",
     "Pack": "packs.pack",
     "PackError": "errors",
-<<<<<<< HEAD
-    "Recording": "audio.sources",
-=======
     "PretrainingTrainer": "pretraining.audio",
->>>>>>> wt-nest
+    "Recording": "audio.sources",
     "RetrievalEvaluator": "evaluation.evaluator",
     "Term": "text.glossary",
     "TermIndex": "retrieval.index",

@@ -190,7 +190,7 @@ def run_model(bench: Benchmark) -> None:
         bench.save("ranks ours", {"ranks": ranks})
         return
     bench.save("ranks windows", {"ranks": ranks})
-    index = index_of(retriever, bench.banks.terms, terms_ND)
+    index = index_of(retriever, bench.banks.terms)
     for stage in FIRST_STAGES:
         retriever.second_look = SecondLook(model, stage)
         answers = answers_in_banks(retriever, index, bench.banks.rows, bench.clips)

@@ -44,7 +44,7 @@ def judge(bench: Benchmark, *, spelling: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"n": len(clips), "banks": {name: len(rows) for name, rows in banks.items()}}
     ranks = {name: ranks_by_windows(audio, terms_ND[torch.from_numpy(rows)], gold) for name, rows in banks.items()}
     found["systems"] = {"windows alone": {"recall": _recall(ranks)}}
-    index = index_of(retriever, bench.banks.terms, terms_ND)
+    index = index_of(retriever, bench.banks.terms)
     systems: list[tuple[str, str, bool]] = [(f"verified, proposed by {stage}", stage, False) for stage in FIRST_STAGES]
     if spelling:
         systems.append(("verified, proposed by windows, and the decoder", "windows", True))

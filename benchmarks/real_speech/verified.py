@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.evaluation.evaluator import rank_in_matches
+from qwen_term_retrieval.retrieval.embedding import TermEmbedder
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
@@ -23,12 +23,12 @@ from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES
 from qwen_term_retrieval.text.glossary import Term
 
 
-def index_of(retriever: TermRetriever, terms: Sequence[str], terms_ND: torch.Tensor) -> TermIndex:
+def index_of(retriever: TermRetriever, terms: Sequence[str]) -> TermIndex:
     """All terms, each its own, even those too long for a glossary; its id is its row."""
     index = TermIndex(retriever.model.config.embedding_dim, fingerprint=model_fingerprint(retriever.model))
-    index.add([Term(term, row) for row, term in enumerate(terms)], terms_ND)
-    if retriever.second_look is not None:
-        retriever.second_look.pronounce(index)
+    speaker = retriever.second_look.speaker if retriever.second_look is not None else None
+    embedder = TermEmbedder(retriever.model, speaker)
+    index.add([Term(term, row) for row, term in enumerate(terms)], embedder.vectors, embedder.speaker)
     return index
 
 
