@@ -39,7 +39,7 @@ def judge(bench: Benchmark, *, spelling: bool) -> dict[str, Any]:
     clips, gold = [bench.clips[row] for row in short], [bench.gold[row] for row in short]
     banks = {name: rows for name, rows in bench.banks.rows.items() if name != HARD}
     retriever = TermRetriever.from_pretrained(bench.model_folder, verify="sounds", device="cpu")
-    terms_ND = retriever.model.encode_terms(bench.banks.terms, show_progress=True)
+    terms_ND = retriever.model.encode_terms(bench.banks.terms, batch_size=16_384, show_progress=True)
     audio = retriever.model.encode_audio(clips, show_progress=True)
     found: dict[str, Any] = {"n": len(clips), "banks": {name: len(rows) for name, rows in banks.items()}}
     ranks = {name: ranks_by_windows(audio, terms_ND[torch.from_numpy(rows)], gold) for name, rows in banks.items()}
