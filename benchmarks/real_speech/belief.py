@@ -50,7 +50,7 @@ def judge_belief(
     for pcm, own in zip(clips, gold, strict=True):
         said = [index.terms[place_of[row]].text for row in own if row in place_of]
         about = {"text": said[0], "terms": said, "language": "en"} if said else {"text": "", "terms": []}
-        rows.append({"audio": pcm, "duration": len(pcm) / SAMPLING_RATE, **about})
+        rows.append({"audio": (pcm, SAMPLING_RATE), "duration": len(pcm) / SAMPLING_RATE, **about})
     parts = [index.select([place_of[row] for row in bank.tolist() if row in place_of]) for bank in banks.values()]
     judged = dict(zip(banks, judged_searches(retriever, look, rows, parts), strict=True))
     small = {str(size): _small_bank(retriever, look, index, rows, size) for size in SMALL_BANKS}

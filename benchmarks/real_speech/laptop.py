@@ -5,7 +5,7 @@
 
 `base` and `tiny.en` learn from 16,000 synthetic English clips (`packs/english`), `laptop` from these and from 6,000 of
 volunteers in other languages (`packs/laptop`). No clip says a text of a test set. A model is trained on the frames of
-its frozen tower, then with LoRA in it; then its verifier is fitted. Each stage is done once, and a second run goes on
+its frozen tower, then with LoRA in it, and has its verifier fitted on the validation clips. Each stage is done once, and a second run goes on
 where the first stopped. `outputs/laptop_stages.json` says how long each took, synthesis with what was cached already.
 """
 
@@ -24,18 +24,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import datasets
-
 from benchmarks.real_speech.asterisk import asterisk_texts
 from benchmarks.real_speech.judged_sets import is_test_text
 from benchmarks.real_speech.volunteers import tuxpaint_utterances
 from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.packs.packing import pack_corpus
-from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
 from qwen_term_retrieval.synthesis.laptop import make_laptop_corpus
-from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, place_names, wordnet_terms
 
 CORPUS, PACK, ENGLISH = Path("outputs/laptop-corpus"), Path("packs/laptop"), Path("packs/english")
@@ -88,21 +83,6 @@ def run_recipe(name: str) -> None:
         subprocess.run([sys.executable, "scripts/train.py", *flags], check=True)
 
 
-def fit_verifier(name: str) -> None:
-    """On the validation clips of voices that are nearest to real ones; no test clip is among them."""
-    folder = Path("outputs", f"{name}_lora")
-    retriever = TermRetriever.from_pretrained(folder, device="cpu")
-    if retriever.model.config.verifier is not None:
-        return
-    rows = datasets.load_dataset(str(PACK_OF[name]), split="validation")
-    rows = rows.filter(lambda engine: engine in ("kokoro", "microphone"), input_columns="engine")
-    said = [term for terms in rows["terms"] for term in terms]
-    retriever.index(Glossary([*dict.fromkeys(said), *BANK.read_text(encoding="utf-8").splitlines()]))
-    calibration = calibrate_verifier(retriever, rows)
-    retriever.model.config.save_pretrained(folder)
-    print(calibration)
-
-
 def stages_of(models: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "synthesize", synthesize
     for into in dict.fromkeys(PACK_OF[name] for name in models):
@@ -111,7 +91,6 @@ def stages_of(models: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     for name in models:
         yield f"train {name}", partial(run_recipe, name)
         yield f"tune the tower of {name}", partial(run_recipe, f"{name}_lora")
-        yield f"fit the verifier of {name}", partial(fit_verifier, name)
 
 
 def main() -> None:
