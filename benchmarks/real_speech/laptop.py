@@ -5,8 +5,9 @@
 
 `base` and `tiny.en` learn from 16,000 synthetic English clips (`packs/english`), `laptop` from these and from 6,000 of
 volunteers in other languages (`packs/laptop`). No clip says a text of a test set. A model is trained on the frames of
-its frozen tower, then with LoRA in it, and has its verifier fitted on the validation clips. Each stage is done once, and a second run goes on
-where the first stopped. `outputs/laptop_stages.json` says how long each took, synthesis with what was cached already.
+its frozen tower, then with LoRA in it, and its verifier is fitted on the validation clips. Each stage is done once, and
+a second run goes on where the first stopped. `outputs/laptop_stages.json` says how long each took, synthesis with what
+was cached already.
 """
 
 from __future__ import annotations
