@@ -319,7 +319,7 @@ def test_a_clip_is_the_same_as_int16_floats_tensor_or_file(model, tmp_path):
         (np.full(16_000, 900.0), r"clip 1: 16000 of 16000 samples lie outside \[-1, 1\]"),
         (np.zeros((16_000, 2, 1), np.int16), r"clip 1: an array of shape \(16000, 2, 1\)"),
         (np.zeros(16_000, np.int64), "clip 1: an array of int64"),
-        ({"path": "x.wav"}, "clip 1: expected a path, an array or a Clip, not dict"),
+        ({"path": "x.wav"}, "clip 1: the file does not exist"),
         (np.zeros(40 * 60 * 16_000, np.int16), "clip 1 lasts 2400.0 s; the audio tower takes at most 30 s"),
     ],
 )

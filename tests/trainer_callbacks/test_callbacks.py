@@ -227,7 +227,8 @@ def test_the_age_of_the_hard_negatives_is_kept_in_the_history(tmp_path):
 
 
 @pytest.mark.parametrize("disable_tqdm", [False, True])
-def test_mining_draws_bars_unless_bars_are_disabled(tmp_path, capsys, disable_tqdm):
+def test_mining_draws_bars_unless_bars_are_disabled(tmp_path, capsys, monkeypatch, disable_tqdm):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     make_tiny_trainer(tmp_path, **MINING, disable_tqdm=disable_tqdm).train()
     drawn = capsys.readouterr().err
     assert [f"{part}: 100%" in drawn for part in ("encoding terms", "mining negatives", "nearest terms")] == (
