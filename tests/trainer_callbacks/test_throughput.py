@@ -6,8 +6,8 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
 from qwen_term_retrieval.models.flops import StepFlops
+from qwen_term_retrieval.runs import trainer as trainer_module
 from qwen_term_retrieval.trainer_callbacks import ThroughputCallback, throughput
-from qwen_term_retrieval.training import trainer as trainer_module
 from qwen_term_retrieval.training.data.collator import TermCollator
 from tests.processes.trainer import make_trainer
 

@@ -22,8 +22,9 @@ from tests.processes.launching import ENVIRONMENT, ROOT
 
 ENCODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "subsampling_conv_channels": 4}
 TINY = {
-    "encoder": json.dumps(ENCODER), "num_codes": 32, "normalize_input": False, "max_batch_seconds": 16, "max_steps": 4, "save_steps": 2,
-    "logging_steps": 1, "warmup_steps": 1, "max_eval_clips": 8, "dataloader_num_workers": 0,
+    "encoder": json.dumps(ENCODER), "num_codes": 32, "normalize_input": False, "max_batch_seconds": 16,
+    "max_steps": 4, "save_steps": 2, "logging_steps": 1, "warmup_steps": 1, "max_eval_clips": 8,
+    "dataloader_num_workers": 0,
 }  # fmt: skip
 
 
