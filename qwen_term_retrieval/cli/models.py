@@ -46,7 +46,7 @@ def models(
         return
     if author and name:
         raise ValueError(f"give --author {author} or {name}, not both")
-    if name and Path(name).is_dir():
+    if name.strip("/") and Path(name).is_dir():
         records = [_checkpoint_record(each) for each in folder_checkpoints(name)]
     elif name and not name.endswith("/"):
         records = [_revision_record(each) for each in hub_revisions(name)]

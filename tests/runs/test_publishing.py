@@ -142,7 +142,7 @@ def test_qtr_models_lists_revisions_checkpoints_and_authors_and_each_can_be_load
             "folder": json.loads(qtr(sys.argv[1] + "/terms", "--json")),
             "me": [each["model"] for each in json.loads(qtr("me/", "--json"))],
             "author": [each["model"] for each in json.loads(qtr("--author", "me", "--json"))],
-            "all": [each["model"] for each in json.loads(qtr("--json"))],
+            "all": [each["model"] for each in json.loads(qtr("/", "--json"))],
             "nobody": qtr("nobody/"),
             "typo": qtr("me/tarms"),
             "missing": missing,
