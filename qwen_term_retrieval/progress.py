@@ -29,6 +29,7 @@ class Progress(tqdm):
         stream = kwargs.get("file") or sys.stderr
         self._logs = shown and not stream.isatty()
         self._desc, self._unit = kwargs.get("desc") or "working", kwargs.get("unit", "it").strip()
+        self._first = kwargs.get("initial", 0)
         self._began = self._last = time.monotonic()
         super().__init__(*args, disable=self._logs or not shown, **kwargs)
 
@@ -61,6 +62,6 @@ class Progress(tqdm):
         sized = self._unit == "B"
         count = plain_tqdm.format_sizeof if sized else lambda number: f"{number:,.0f}"
         total = f" of {count(self.total)}" if self.total else ""
-        rate = self.n / seconds
+        rate = (self.n - self._first) / seconds
         left = f", {plain_tqdm.format_interval((self.total - self.n) / rate)} left" if self.total and rate else ""
         return f"{self._desc}: {count(self.n)}{total} {self._unit}, {rate:,.1f} a second{left}"

@@ -21,10 +21,10 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -63,6 +63,11 @@ BUDGET = (
     "speakers, n = 72."
 )
 _DISTRACTOR_SEED = 20261121
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,8 @@ def run(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     }
     if any(other.lora_after == variant.name for other in VARIANTS):
         model.save_pretrained(folder / "model")
-    return result
+    shutil.rmtree(folder / "hard_negatives", ignore_errors=True)
+    return result | {"settings": dataclasses.asdict(variant)}
 
 
 def _model(variant: Variant, seed: int, work: Path) -> TermRetrievalModel:
@@ -248,25 +254,12 @@ def _model(variant: Variant, seed: int, work: Path) -> TermRetrievalModel:
 def _arguments(variant: Variant, seed: int, folder: Path) -> TermRetrievalArguments:
     lora = variant.lora_after is not None
     settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "overwrite": True,
         "max_steps": LORA_STEPS if lora else STEPS,
         "per_device_train_batch_size": LORA_BATCH if lora else BATCH,
         "learning_rate": 5e-4 if lora else 1.5e-3,
-        "lr_scheduler_type": "cosine",
         "warmup_steps": 8 if lora else 30,
-        "weight_decay": 0.05,
-        "seed": 0,  # of distortions, so that seeds share their cached frames
-        "data_seed": seed,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "patience": 0,
-        "logging_steps": 20,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
     }
-    return TermRetrievalArguments(**(settings | variant.training))
+    return small_run(folder, seed, **settings | variant.training)
 
 
 def test_ranks(model: TermRetrievalModel, others_ND: torch.Tensor, work: Path) -> dict[str, dict[str, list[int]]]:
@@ -295,12 +288,27 @@ def recalls(ranks: Mapping[str, Mapping[str, list[int]]], k: int = 10) -> dict[s
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    names = [variant.name for variant in VARIANTS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_variants(
+    doc: str | None,
+    variants: Sequence[Named],
+    work: Path,
+    run: Callable[[Any, int, Path], dict[str, Any]],
+    report: Callable[[Path], str],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """A program that runs every variant with every seed that has no result yet, and prints the table of all.
+
+    Args:
+        doc: what `--help` says.
+        work: folder of packs and results, unless `--work` names one.
+        run: variant, seed and folder -> its numbers.
+        report: folder of results -> the table.
+    """
+    names = [variant.name for variant in variants]
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of packs and results of runs")
+    parser.add_argument("--work", type=Path, default=work, help="folder of packs and results of runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only write the table of what is there")
     options = parser.parse_args(arguments)
@@ -309,17 +317,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     results = options.work / "results"
     results.mkdir(parents=True, exist_ok=True)
-    chosen = [variant for variant in VARIANTS if variant.name in options.variants and not options.report]
+    chosen = [variant for variant in variants if variant.name in options.variants and not options.report]
     for seed in options.seeds:
         for variant in chosen:
             path = results / f"{variant.name.replace(' ', '-')}-{seed}.json"
             if path.is_file():
                 continue
-            found = run(variant, seed, options.work) | {"settings": dataclasses.asdict(variant)}
+            found = run(variant, seed, options.work)
             path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-            shutil.rmtree(options.work / "runs" / path.stem / "hard_negatives", ignore_errors=True)
             logger.info("%s, seed %d: %.0f s, R@10 %s", variant.name, seed, found["train_s"], recalls(found["ranks"]))
-    print(table_of_runs("ablation", results, VARIANTS, WHOLE_CLIP, {"budget": BUDGET}))
+    print(report(results))
+
+
+def small_run(folder: Path, seed: int, **settings: Any) -> TermRetrievalArguments:
+    """Settings of a run on the CPU of which nothing stays but its numbers."""
+    kept: dict[str, Any] = {
+        "output_dir": str(folder),
+        "overwrite": True,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.05,
+        "seed": 0,  # of distortions, so that seeds share their cached frames
+        "data_seed": seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "patience": 0,
+        "logging_steps": 20,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return TermRetrievalArguments(**(kept | settings))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    def report(results: Path) -> str:
+        return table_of_runs("ablation", results, VARIANTS, WHOLE_CLIP, {"budget": BUDGET})
+
+    run_variants(__doc__, VARIANTS, WORK, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ Shapes: B clips, T frames, L layers, H hidden, P spans, K segments, R pronunciat
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.real_speech.ablation import SEEDS, TOWER, WINDOWS, distractors, recalls, test_ranks
+from benchmarks.real_speech.ablation import TOWER, WINDOWS, distractors, run_variants, small_run, test_ranks
 from benchmarks.real_speech.ablation_report import table_of_runs
 from benchmarks.real_speech.asterisk import asterisk_texts
 from benchmarks.real_speech.judged_sets import is_test_text
@@ -37,17 +34,14 @@ from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.synthesis.corpus_folder import write_corpus
 from qwen_term_retrieval.synthesis.laptop import laptop_rows
-from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
-
-logger = logging.getLogger("first_stage")
 
 NUM_TEXTS = 6_000
 STEPS, BATCH = 160, 256
 WORK = Path("outputs/first_stage")
 ABOUT = {
-    "budget": f"{STEPS} steps of {BATCH} of {NUM_TEXTS:,} clips by formant voices, Whisper-base frozen, {len(SEEDS)} "
-    "seeds. Studio: Asterisk prompts of at most four words, one speaker, n = 341. Volunteers: KTuberling's English "
+    "budget": f"{STEPS} steps of {BATCH} of {NUM_TEXTS:,} clips by formant voices, Whisper-base frozen. "
+    "Studio: Asterisk prompts of at most four words, one speaker, n = 341. Volunteers: KTuberling's English "
     "words, about two speakers, n = 72."
 }
 Change = Callable[[TermRetrievalModel], None]
@@ -133,7 +127,6 @@ def _pool_triangles(
     if frames_BTH.dim() == 4:
         frames_BTH = torch.einsum("blth,l->bth", frames_BTH.float(), model.layer_mix.float().softmax(0))
     centre_T = torch.arange(frames_BTH.shape[1]) + 0.5
-    pooled_PH = frames_BTH.new_empty(len(clip_index_P), sum(model.config.segments) * frames_BTH.shape[-1])
     parts = []
     for clip in range(len(frames_BTH)):
         rows_p = (clip_index_P == clip).nonzero()[:, 0]
@@ -214,7 +207,9 @@ def run(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
     model = TermRetrievalModel(TermRetrievalConfig(audio_tower=TOWER, **settings))
     if variant.change is not None:
         variant.change(model)
-    trainer = TermRetrievalTrainer(model, _arguments(variant, seed, work / "runs"), training_rows(work))
+    budget = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "learning_rate": 1.5e-3, "warmup_steps": 30}
+    args = small_run(work / "runs", seed, **budget | variant.training)
+    trainer = TermRetrievalTrainer(model, args, training_rows(work))
     trainer.train()
     trained_s = time.monotonic() - started
     others_ND = model.encode_terms(distractors(work))
@@ -228,57 +223,15 @@ def run(variant: Variant, seed: int, work: Path) -> dict[str, Any]:
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "ranks": ranks,
         "ranks_whole_clip": test_ranks(model, others_ND, work),
+        "settings": {"model": variant.model, "training": variant.training, "what": variant.what},
     }
-
-
-def _arguments(variant: Variant, seed: int, folder: Path) -> TermRetrievalArguments:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "overwrite": True,
-        "max_steps": STEPS,
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": 1.5e-3,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 30,
-        "weight_decay": 0.05,
-        "seed": 0,  # so that seeds share their cached frames
-        "data_seed": seed,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "patience": 0,
-        "logging_steps": 20,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    return TermRetrievalArguments(**(settings | variant.training))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    names = [variant.name for variant in VARIANTS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of packs and results of runs")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--report", action="store_true", help="only write the table of what is there")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    datasets.disable_progress_bars()
-    torch.set_num_threads(options.threads)
-    results = options.work / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    chosen = [variant for variant in VARIANTS if variant.name in options.variants and not options.report]
-    for seed in options.seeds:
-        for variant in chosen:
-            path = results / f"{variant.name.replace(' ', '-')}-{seed}.json"
-            if path.is_file():
-                continue
-            settings = {"model": variant.model, "training": variant.training, "what": variant.what}
-            path.write_text(json.dumps(run(variant, seed, options.work) | settings) + "\n", encoding="utf-8")
-            found = json.loads(path.read_text(encoding="utf-8"))
-            logger.info("%s, seed %d: %.0f s, R@1 %s", variant.name, seed, found["train_s"], recalls(found["ranks"], 1))
-    print(table_of_runs("first_stage", results, VARIANTS, WHOLE_CLIP, ABOUT))
+    def report(results: Path) -> str:
+        return table_of_runs("first_stage", results, VARIANTS, WHOLE_CLIP, ABOUT)
+
+    run_variants(__doc__, VARIANTS, WORK, run, report, arguments)
 
 
 if __name__ == "__main__":

@@ -382,7 +382,7 @@ class RetrievalEvaluator:
     def _at_threshold(
         self, matches: Sequence[Sequence[TermMatch]], index: TermIndex, threshold: float
     ) -> dict[str, float]:
-        accepted = [[match for match in found if match.confidence >= threshold] for found in matches]
+        accepted = [[match for match in found if match.reaches(threshold)] for found in matches]
         judged = judge_matches(accepted, self.rows, index)
         num_right, num_told = int(judged.right.sum()), len(judged.right)
         metrics = {

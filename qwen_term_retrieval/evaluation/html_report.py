@@ -268,5 +268,5 @@ def _places_of_misses(evaluation: Evaluation) -> NDArray[np.int64]:
 
 def _worst_alarms(judged: Sequence[Sequence[tuple[TermMatch, bool]]], lowest: float) -> list[tuple[int, TermMatch]]:
     alarms = [(clip, match) for clip, found in enumerate(judged) for match, right in found if not right]
-    alarms = [(clip, match) for clip, match in alarms if match.confidence >= lowest]
+    alarms = [(clip, match) for clip, match in alarms if match.reaches(lowest)]
     return sorted(alarms, key=lambda alarm: -alarm[1].confidence)[:MOST_SHOWN]

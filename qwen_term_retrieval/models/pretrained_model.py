@@ -28,7 +28,7 @@ from qwen_term_retrieval.models.text_towers.tower import TextTower, pretrained_t
 from qwen_term_retrieval.models.weights.base_weights import checked_digest, is_trained, load_strictly
 from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.models.weights.model_names import check_model_name
-from qwen_term_retrieval.models.weights.shipped import model_place, no_such_model
+from qwen_term_retrieval.models.weights.shipped import model_place
 
 
 class TermRetrievalPreTrainedModel(PreTrainedModel):
@@ -259,8 +259,7 @@ class TermRetrievalPreTrainedModel(PreTrainedModel):
             at = f" at revision {revision!r}" if revision else ""
             raise FileNotFoundError(
                 f"no model {name!r}{at}: it is no folder here, and the Hub did not give it: "
-                f"{str(error).splitlines()[0]}"
-                + (f" `qtr models {name}` lists the revisions." if revision else no_such_model(name))
+                f"{str(error).splitlines()[0]}" + (f" `qtr models {name}` lists the revisions." if revision else "")
             ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers makes new, trainable parameters of those that the checkpoint lacks.

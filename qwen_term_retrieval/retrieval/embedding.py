@@ -7,28 +7,22 @@ Shapes: R rows (the ways that terms are said), D embedding.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.phoneme_encoder import PhonemeEncoder
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.phoneme_processes import phoneme_processes
 
-logger = logging.getLogger(__name__)
-
 STRETCH_TERMS = 16_384
 _BATCH_OF_PHONEMES, _BATCH_OF_TEXTS = 16_384, 256
-_SAY_EVERY_SECONDS = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +62,14 @@ class TermEmbedder:
 
     def stretches(self, terms: Sequence[Term], done: int = 0) -> Iterator[Embedded]:
         """The terms in stretches of `STRETCH_TERMS`, in order, from number `done` on."""
-        with phoneme_processes(len(terms) - done), _progress(len(terms), done, self.show_progress) as advance:
+        bar = Progress(
+            total=len(terms), initial=done, desc="encoding terms", unit="term", shown=self.show_progress, leave=None
+        )
+        with phoneme_processes(len(terms) - done), bar:
             for first in range(done, len(terms), STRETCH_TERMS):
                 own = terms[first : first + STRETCH_TERMS]
                 yield Embedded(own, self._encode(own), None if self._speaker is None else self._speaker.say(own))
-                advance(len(own))
+                bar.update(len(own))
 
     def _encode(self, terms: Sequence[Term]) -> torch.Tensor:
         sayings = [(way, term.language) for term in terms for way in term.sayings]
@@ -104,37 +101,3 @@ class TermEmbedder:
         if self._speaker is not None and any(id(term) not in self._said for term in terms):
             return self._speaker.say(terms)
         return [self._said[id(term)] for term in terms]
-
-
-@contextmanager
-def _progress(total: int, done: int, show: bool) -> Iterator[_Advance]:
-    with tqdm(
-        total=total,
-        initial=done,
-        desc="encoding terms",
-        unit="term",
-        disable=None if show else True,
-        leave=None,
-    ) as bar:
-        yield _Advance(bar, total, done, in_log=show and bar.disable)
-
-
-class _Advance:
-    """Counts terms on a bar or, without a terminal, in the log."""
-
-    def __init__(self, bar: tqdm, total: int, done: int, *, in_log: bool):
-        self._bar, self._total, self._done, self._in_log = bar, total, done, in_log
-        self._first, self._began = done, time.monotonic()
-        self._said_at = self._began
-
-    def __call__(self, number: int) -> None:
-        self._done += number
-        self._bar.update(number)
-        now = time.monotonic()
-        if self._in_log and now - self._said_at >= _SAY_EVERY_SECONDS:
-            self._said_at = now
-            rate = (self._done - self._first) / (now - self._began)
-            logger.info(
-                "encoded %s of %s terms, %s a second, about %s s left",
-                *(f"{value:,.0f}" for value in (self._done, self._total, rate, (self._total - self._done) / rate)),
-            )

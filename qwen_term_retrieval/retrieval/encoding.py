@@ -20,7 +20,6 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from qwen_term_retrieval.audio.clip import AudioClip
 from qwen_term_retrieval.audio.collate import pad_pcm
@@ -30,6 +29,7 @@ from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.windows import window_grid
+from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.stream import Chunk, Chunker
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def _rows(rows: Any) -> Any:
 
 
 class ChunkBar:
-    """A bar over the chunks of clips where there is a terminal and it takes a while.
+    """A bar over the chunks of clips, or lines in the log, where it takes a while.
 
     How many there are is an estimate until the last clip is read. `num_clips` counts those that were, so far.
     """
@@ -252,8 +252,7 @@ class ChunkBar:
         self._encoder, self._clips = encoder, clips
         self._of_clips = len(clips) if isinstance(clips, Sized) else None
         self._is_read = False
-        hidden = None if show_progress else True
-        self._bar = tqdm(desc="searching", unit="chunk", disable=hidden, delay=_BAR_AFTER_SECONDS)
+        self._bar = Progress(desc="searching", unit="chunk", shown=show_progress, delay=_BAR_AFTER_SECONDS)
 
     def __enter__(self) -> ChunkBar:
         return self

@@ -274,5 +274,5 @@ def show_search(trainer: TermRetrievalTrainer, rows: datasets.Dataset) -> None:
     retriever.index(spoken_terms(rows))
     heading("search", f"{row['key']}, which says {row['text']!r}")
     for match in retriever.nearest_batch([row["audio"]], top_k=3)[0]:
-        heard = "heard" if retriever.threshold is not None and match.confidence >= retriever.threshold else "     "
+        heard = "heard" if retriever.threshold is not None and match.reaches(retriever.threshold) else "     "
         print(f"{heard}  {match.term:<32} {match.confidence:.3f}  {match.start:.2f}-{match.end:.2f} s")

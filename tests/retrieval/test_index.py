@@ -12,6 +12,7 @@ from pyarrow import parquet
 from qwen_term_retrieval.retrieval import scoring
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.retrieval.indexes import folder as folder_module
+from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.text.glossary import Glossary, Term
 
 
@@ -336,3 +337,20 @@ def test_what_a_sketch_leaves_out_is_never_among_the_best(rows, dim, rank, top_k
         told = scores > -torch.inf
         by_window_WT = quick.cosines_by_window(query_WD, places[told].tolist())
         torch.testing.assert_close(by_window_WT[windows[told], torch.arange(int(told.sum()))], scores[told])
+
+
+@pytest.mark.parametrize("dim", [64, 65, 66, 128])
+def test_a_sketch_bounds_every_score_though_few_axes_are_left_for_its_tail(dim):
+    """One axis in the tail was garbage now and then: the product over a single dimension is none in PyTorch 2.13."""
+    generator = torch.Generator().manual_seed(6)
+    basis = torch.randn(1, dim, generator=generator)
+    vectors_ND = torch.randn(300, 1, generator=generator) @ basis + 0.05 * torch.randn(300, dim, generator=generator)
+    vectors_ND = torch.nn.functional.normalize(vectors_ND, dim=1)
+    query_QD = torch.nn.functional.normalize(torch.randn(7, 1, generator=generator) @ basis, dim=1)
+    scores_N = (query_QD @ vectors_ND.T).amax(dim=0)
+    for _ in range(40):
+        sketch = Sketch.of(vectors_ND, with_tail=True)
+        assert sketch.tail.codes.shape[1] != 1
+        turned_QD = sketch.rotated(query_QD)
+        assert bool((sketch.most(turned_QD, [7])[0] >= scores_N).all())
+        assert bool((sketch.most_of(turned_QD, torch.arange(300)) >= scores_N).all())

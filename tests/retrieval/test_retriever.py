@@ -9,6 +9,7 @@ import soundfile
 import soxr
 import torch
 
+from qwen_term_retrieval import progress
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.retrieval import embedding, encoding
@@ -332,7 +333,7 @@ def test_glossaries_share_one_loaded_model(retriever, say):
 def test_an_index_made_in_a_folder_is_the_one_made_in_memory(retriever, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(embedding, "STRETCH_TERMS", 2)
     monkeypatch.setattr(retriever_module, "STRETCH_TERMS", 2)
-    monkeypatch.setattr(embedding, "_SAY_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
     in_memory = retriever.term_index
     with caplog.at_level(logging.INFO):
         in_folder = retriever.index_to(tmp_path / "index", TERMS)
@@ -340,7 +341,7 @@ def test_an_index_made_in_a_folder_is_the_one_made_in_memory(retriever, tmp_path
     assert in_folder.terms == in_memory.terms
     torch.testing.assert_close(in_folder.vectors_ND, in_memory.vectors_ND, rtol=0, atol=1e-6)
     # Without a terminal, the log says how far it is.
-    assert "encoded 2 of 5 terms" in caplog.text
+    assert "encoding terms: 2 of 5 term" in caplog.text
     with pytest.raises(FileExistsError, match="overwrite=True"):
         retriever.index_to(tmp_path / "index", TERMS)
 

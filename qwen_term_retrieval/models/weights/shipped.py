@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen_term_retrieval.did_you_mean import did_you_mean
-
 SHIPPED = Path(__file__).parents[2] / "shipped"
 DEFAULT_NAMES = ("base", "tiny.en")
 ABOUT = "about.json"
@@ -63,17 +61,6 @@ def model_place(name: str | Path | None) -> str | Path:
             "no model came along with this installation: name one, a folder or a Hub id, or train one (`make demo`)"
         )
     return models[0].folder
-
-
-def is_shipped(name: str) -> bool:
-    """Whether a model of this name came along."""
-    return any(model.name == name for model in shipped_models())
-
-
-def no_such_model(name: str) -> str:
-    """The end of a message about a model that is nowhere: what there is, and what was meant."""
-    names = [model.name for model in shipped_models()]
-    return did_you_mean(name, names) + (f" With the library came {', '.join(names)}." if names else "")
 
 
 def _read(folder: Path) -> ShippedModel:

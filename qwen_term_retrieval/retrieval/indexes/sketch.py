@@ -227,7 +227,8 @@ def _principal_axes(vectors_ND: torch.Tensor) -> tuple[torch.Tensor, int]:
     lengths_D, axes_DD = torch.linalg.eigh((sample_SD.T @ sample_SD).double())
     within_D = lengths_D.clamp(min=0).flip(0).cumsum(0)
     outside_D = 1 - within_D / within_D[-1].clamp(min=1e-30)
-    axes = next((size - 1 for size in HEAD_SIZES if size <= dim and outside_D[size - 2] <= _MOST_OUTSIDE), dim)
+    # No tail of one axis: `torch._int_mm` over a single dimension gives what was in memory (2.13, CPU).
+    axes = next((size - 1 for size in HEAD_SIZES if size < dim and outside_D[size - 2] <= _MOST_OUTSIDE), dim)
     return axes_DD.flip(1).float().contiguous(), axes
 
 
