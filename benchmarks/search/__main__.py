@@ -75,7 +75,11 @@ class Runs:
         return changing(self.options.work / f"index-{self.options.terms}", self.windows, self.options.work)
 
     def writers(self) -> dict[str, Any]:
-        return beside_writers(self.vectors(self.options.bank).clone(), self.windows, self.options.seconds)
+        """The writers' terms are those that follow on the bank's."""
+        bank = self.options.bank
+        index = opened_index(self.retriever, self.options.terms, self.options.work)
+        texts = [index.terms[place].text for place in range(bank, min(len(index), bank + 10_000))]
+        return beside_writers(self.vectors(bank).clone(), texts, self.windows, self.options.seconds)
 
     def clip(self) -> dict[str, Any]:
         """Encoding and search apart, among the terms of the smaller bank."""

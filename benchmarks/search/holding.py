@@ -107,36 +107,39 @@ def changing(folder: Path, clips: list[torch.Tensor], work: Path) -> dict[str, A
     return found
 
 
-def beside_writers(vectors_ND: torch.Tensor, clips: list[torch.Tensor], seconds: float) -> dict[str, Any]:
-    """Searches of eight threads beside four that rest, and beside four that change the index."""
+def beside_writers(
+    vectors_ND: torch.Tensor, texts: list[str], clips: list[torch.Tensor], seconds: float
+) -> dict[str, Any]:
+    """Searches of eight threads beside four that rest, and beside four that change the index.
+
+    A writer adds three of the texts, removes them, and rests for a hundredth of a second.
+    """
     index = TermIndex(vectors_ND.shape[1], fingerprint="benchmark")
     index.add([Term(f"t{row}", row) for row in range(len(vectors_ND))], vectors_ND)
+    rounds = [0] * _WRITERS
 
-    def change(own: int, round_: int) -> None:
-        texts = [f"writer {own} {round_} {each}" for each in range(3)]
-        index.add([Term(text, term_id(text)) for text in texts], vectors_ND[:3])
-        index.remove(texts)
+    def change(own: int) -> None:
+        first = 3 * (own + _WRITERS * rounds[own]) % (len(texts) - 3)
+        some = texts[first : first + 3]
+        index.add([Term(text, term_id(text)) for text in some], vectors_ND[:3])
+        index.remove(some)
+        rounds[own] += 1
         time.sleep(0.01)
 
-    def rest(*_: int) -> None:
+    def rest(_: int) -> None:
         time.sleep(0.01)
 
-    alone, writing = (
-        statistics.median(part)
-        for part in zip(
-            *(
-                (_search_times(index, clips, seconds, rest), _search_times(index, clips, seconds, change))
-                for _ in "123"
-            ),
-            strict=True,
-        )
-    )
-    return {"alone_ms": alone * 1e3, "beside_writers_ms": writing * 1e3, "ratio": writing / alone}
+    pairs = [(_search_times(index, clips, seconds, rest), _search_times(index, clips, seconds, change)) for _ in "123"]
+    alone, writing = (statistics.median(part) for part in zip(*pairs, strict=True))
+    return {
+        "alone_ms": alone * 1e3,
+        "beside_writers_ms": writing * 1e3,
+        "ratio": writing / alone,
+        "terms_added_and_removed_a_second": 3 * sum(rounds) / (len(pairs) * seconds),
+    }
 
 
-def _search_times(
-    index: TermIndex, clips: list[torch.Tensor], seconds: float, write: Callable[[int, int], None]
-) -> float:
+def _search_times(index: TermIndex, clips: list[torch.Tensor], seconds: float, write: Callable[[int], None]) -> float:
     times: list[float] = []
     until = time.monotonic() + seconds
 
@@ -149,10 +152,8 @@ def _search_times(
             times.append(time.perf_counter() - began)
 
     def keep_writing(own: int) -> None:
-        round_ = 0
         while time.monotonic() < until:
-            round_ += 1
-            write(own, round_)
+            write(own)
 
     threads = [threading.Thread(target=search, args=(own,)) for own in range(_SEARCHERS)]
     threads += [threading.Thread(target=keep_writing, args=(own,)) for own in range(_WRITERS)]

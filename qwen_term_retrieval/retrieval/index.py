@@ -8,7 +8,7 @@ How vectors are held follows from how many there are, or from `hold`:
 
 | `hold` | in memory | a search |
 |---|---|---|
-| `float32` | float32, and from 16,384 rows on the first axes in int8 | exact; what cannot be a best is skipped |
+| `float32` | float32, and from 4,096 rows on the first axes in int8 | exact; what cannot be a best is skipped |
 | `int8` | all axes in int8; float32 in a file, of which a few hundred rows are read | exact |
 | `ann` | int8 in a graph (usearch); float32 in a file | what the walks come by, scored exactly |
 | `auto` | `float32` up to 256 MiB of vectors, `int8` beyond | exact |
@@ -21,7 +21,6 @@ Shapes: B queries, W windows, R rows (spellings), T terms, K results, D embeddin
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -39,6 +38,7 @@ from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.retrieval.indexes.state import IndexHits, IndexState, TermsOf
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable, spelling_key
+from qwen_term_retrieval.retrieval.indexes.vectors_file import VectorsFile
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.spellings import normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
@@ -49,7 +49,7 @@ __all__ = ["Hold", "IndexHits", "TermIndex", "TermIndexError"]
 logger = logging.getLogger(__name__)
 
 Hold = Literal["auto", "float32", "int8", "ann"]
-SKETCH_FROM_ROWS = 16_384
+SKETCH_FROM_ROWS = 4_096
 _FLOAT32_UP_TO_BYTES = 256 << 20
 _JOIN_BELOW_ROWS = 1 << 16
 
@@ -128,7 +128,7 @@ class TermIndex:
             return f"{str(self._dtype).removeprefix('torch.')} on {self.device}"
         if any(part.graph is not None for part in parts):
             return "approximately: a graph of int8, rescored in float32"
-        if any(part.sketch is not None and part.sketch.has_tail for part in parts):
+        if any(part.file is not None for part in parts):
             return "int8, rescored in float32: exact"
         return "float32"
 
@@ -228,11 +228,12 @@ class TermIndex:
         if hold == "auto":
             hold = "float32" if part.vectors_RD.nbytes <= _FLOAT32_UP_TO_BYTES else "int8"
         if hold == "float32":
-            return replace(part, sketch=Sketch.of(part.vectors_RD, with_tail=False))
-        vectors_RD = in_a_file(part.vectors_RD)
+            return replace(part, file=None, sketch=Sketch.of(part.vectors_RD, with_tail=False))
+        file = part.file or VectorsFile.written(part.vectors_RD)
+        part = replace(part, vectors_RD=file.mapped, file=file)
         if hold == "ann":
-            return replace(part, vectors_RD=vectors_RD, graph=Graph.of(vectors_RD))
-        return replace(part, vectors_RD=vectors_RD, sketch=Sketch.of(vectors_RD, with_tail=True))
+            return replace(part, graph=Graph.of(part.vectors_RD))
+        return replace(part, sketch=Sketch.of(part.vectors_RD, with_tail=True))
 
     def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:
         num_spellings = sum(len(term.sayings) for term in terms)
@@ -459,17 +460,3 @@ def _twins(spelling: str, key: str, term: Term, state: IndexState) -> list[str]:
 
 def _without_english(key: str) -> str:
     return key.removesuffix("@en")
-
-
-def in_a_file(vectors_RD: torch.Tensor) -> torch.Tensor:
-    """The same vectors mapped from a file that goes with them; those that are mapped already as they are."""
-    if getattr(vectors_RD, "in_a_file", False):
-        return vectors_RD
-    # Closed with the map.
-    file = tempfile.TemporaryFile(prefix="term_index.")  # noqa: SIM115
-    for block_RD in vectors_RD.split(1 << 16):
-        file.write(np.ascontiguousarray(block_RD.numpy()).data)
-    file.flush()
-    mapped = torch.from_numpy(np.memmap(file, np.float32, "r+", shape=tuple(vectors_RD.shape)))
-    mapped.in_a_file = True  # type: ignore[attr-defined]
-    return mapped

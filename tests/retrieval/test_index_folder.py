@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +70,24 @@ def test_what_is_added_and_removed_later_rewrites_no_file(index, tmp_path):
     assert len(list(other.glob("part-*"))) == 1
     assert not list(other.glob("removed-*"))
     assert TermIndex.load(other).terms == again.terms
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel what of a file is in memory")
+@pytest.mark.parametrize("hold", ["int8", "ann"])
+def test_a_search_leaves_nothing_of_the_vectors_file_in_memory(tmp_path, monkeypatch, hold):
+    if hold == "ann":
+        pytest.importorskip("usearch")
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 32)
+    index = TermIndex(DIM, fingerprint="a model", hold=hold)
+    index.add(names(5000), unit_vectors(5000))
+    opened = TermIndex.load(index.save(tmp_path / "index"))
+    query_BWD = unit_vectors(40, seed=2).view(4, 10, DIM)
+    found = opened.search(query_BWD, 10)
+    torch.testing.assert_close(opened.cosines(query_BWD[0], found.terms[0].tolist()), found.scores[0])
+    maps = [each for each in Path("/proc/self/smaps").read_text().split("VmFlags") if f"{tmp_path}/index" in each]
+    of_vectors = [re.search(r"\nRss: +(\d+) kB", each)[1] for each in maps if "vectors.npy" in each]
+    assert of_vectors
+    assert set(of_vectors) == {"0"}
 
 
 def test_what_no_longer_is_of_the_index_goes_from_its_folder(index, tmp_path):

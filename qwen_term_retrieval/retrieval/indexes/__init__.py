@@ -7,6 +7,7 @@ terms.py         terms as columns, found by any spelling
 sounds.py        how the terms of a part sound
 sketch.py        vectors in int8, and what a row can score at most
 graph.py         an approximate first look
+vectors_file.py  vectors that stay on the disk
 search.py        the best terms of a part
 folder.py        an index on disk
 older_folder.py  folders of version 1

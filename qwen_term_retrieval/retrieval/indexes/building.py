@@ -36,6 +36,7 @@ from qwen_term_retrieval.retrieval.indexes.folder import (
 from qwen_term_retrieval.retrieval.indexes.parts import Part
 from qwen_term_retrieval.retrieval.indexes.sounds import PartSounds
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable
+from qwen_term_retrieval.retrieval.indexes.vectors_file import VectorsFile
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
@@ -134,9 +135,8 @@ def _build(
     if about["num_sounds"] is not None:
         ways = _all_ways(staging, stretch_terms, len(terms), int(about["num_sounds"]))
         sounds = PartSounds.of(ways)
-    vectors_RD = torch.from_numpy(np.load(folder / VECTORS, mmap_mode="c"))
-    vectors_RD.in_a_file = True  # type: ignore[attr-defined]
-    part = quick(Part(TermTable.of(terms), vectors_RD, sounds=sounds))
+    file = VectorsFile.open(folder / VECTORS)
+    part = quick(Part(TermTable.of(terms), file.mapped, file, sounds=sounds))
     write_columns(part, folder)
     sync_files(folder)
     names = [str(path.relative_to(new)) for path in files_below(folder)]

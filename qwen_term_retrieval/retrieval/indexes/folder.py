@@ -40,6 +40,7 @@ from qwen_term_retrieval.retrieval.indexes.sketch import Sketch, has_sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import PartSounds
 from qwen_term_retrieval.retrieval.indexes.state import IndexState
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable, spelling_key
+from qwen_term_retrieval.retrieval.indexes.vectors_file import VectorsFile
 from qwen_term_retrieval.storage.atomic import atomic_file, sync_folder
 from qwen_term_retrieval.storage.checksums import damages_found, file_xxh64
 from qwen_term_retrieval.storage.staging import check_free
@@ -163,13 +164,15 @@ def open_state(folder: Path, meta: Mapping[str, Any]) -> IndexState:
 
 
 def _open_part(folder: Path) -> Part:
-    # Copy-on-write: torch wants writable memory, and nothing may reach the file.
-    vectors = np.load(folder / VECTORS, mmap_mode="c")
+    file = VectorsFile.open(folder / VECTORS)
+    sketch = Sketch.open(folder) if has_sketch(folder) else None
+    graph = Graph.open(folder) if has_graph(folder) else None
     part = Part(
         TermTable.open(folder),
-        torch.from_numpy(vectors),
-        sketch=Sketch.open(folder) if has_sketch(folder) else None,
-        graph=Graph.open(folder) if has_graph(folder) else None,
+        file.mapped,
+        file if graph is not None or (sketch is not None and sketch.is_whole) else None,
+        sketch,
+        graph,
         sounds=PartSounds.open(folder / SOUNDS) if (folder / SOUNDS).is_dir() else None,
         home=folder,
     )
@@ -269,14 +272,9 @@ def write_part(part: Part, folder: Path) -> Part:
         shutil.rmtree(scratch)
         raise
     sync_folder(folder.parent)
-    return replace(_open_part(folder), sounds=part.sounds, vectors_RD=_mapped(part, folder))
-
-
-def _mapped(part: Part, folder: Path) -> torch.Tensor:
-    """The vectors from the file; those on a GPU stay there."""
-    if part.vectors_RD.device.type != "cpu":
-        return part.vectors_RD
-    return torch.from_numpy(np.load(folder / VECTORS, mmap_mode="c"))
+    written = replace(_open_part(folder), sounds=part.sounds)
+    # Those on a GPU stay there.
+    return written if part.vectors_RD.device.type == "cpu" else replace(written, vectors_RD=part.vectors_RD, file=None)
 
 
 def write_columns(part: Part, folder: Path) -> None:

@@ -20,6 +20,7 @@ from qwen_term_retrieval.retrieval.indexes.graph import Graph
 from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import PartSounds
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable
+from qwen_term_retrieval.retrieval.indexes.vectors_file import VectorsFile
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Part:
     Args:
         terms: said in R ways.
         vectors_RD: float32, in memory, on a GPU, or mapped from a file.
+        file: where the vectors lie that are not to be in memory; its map is `vectors_RD`.
         sketch: where there are many rows, see `sketch.py`.
         graph: where the search is to be approximate, see `graph.py`.
         sounds: None where nobody asked how the terms sound.
@@ -37,6 +39,7 @@ class Part:
 
     terms: TermTable
     vectors_RD: torch.Tensor
+    file: VectorsFile | None = None
     sketch: Sketch | None = None
     graph: Graph | None = None
     sounds: PartSounds | None = None
@@ -44,6 +47,12 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.terms)
+
+    def vectors_of(self, rows_K: torch.Tensor) -> torch.Tensor:
+        """The vectors (K, D) of some rows."""
+        if self.file is not None:
+            return self.file.rows(rows_K)
+        return self.vectors_RD[rows_K.to(self.vectors_RD.device)]
 
     def rows_of_terms(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of these terms, and for each row which of the terms it is of."""
@@ -54,7 +63,7 @@ class Part:
         return rows, np.arange(len(places)).repeat(counts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Part:
-        return replace(self, vectors_RD=self.vectors_RD.to(device, dtype))
+        return replace(self, vectors_RD=self.vectors_RD.to(device, dtype), file=None)
 
     @staticmethod
     def join(parts: Sequence[Part], removed: Sequence[NDArray[np.bool_] | None]) -> Part:

@@ -159,7 +159,7 @@ class _Best:
 
     def add(self, rows: torch.Tensor) -> _Best:
         if len(rows):
-            scores = (self.part.vectors_RD[rows] @ self.query_WD.T).amax(dim=1)
+            scores = (self.part.vectors_of(rows) @ self.query_WD.T).amax(dim=1)
             self._rows = np.concatenate([self._rows, rows.numpy()])
             self._scores = np.concatenate([self._scores, scores.numpy()])
             self._keep_the_best()
@@ -180,7 +180,7 @@ class _Best:
         """`own_places`: where each of the windows stands in its query."""
         if not len(self._rows):
             return NO_HITS
-        vectors_KD = self.part.vectors_RD[torch.from_numpy(self._rows)]
+        vectors_KD = self.part.vectors_of(torch.from_numpy(self._rows))
         windows_K = (vectors_KD @ self.query_WD.T).argmax(dim=1).numpy()
         terms_K = self.part.terms.term_of_row[self._rows].astype(np.int64)
         return PartHits(self._scores, terms_K, own_places[windows_K])

@@ -33,7 +33,8 @@ _BLOCK_ROWS = 16_384
 _LEVELS = 127
 # Sums of products in float32, of vectors of about unit length: far more than they have been seen to differ by.
 ROUNDING = 2e-5
-_SUMS_IN_CACHE = 1 << 19
+# int32 sums of a block of rows with all windows, a thread: their largest are found where they are, in a core's cache.
+_SUMS_IN_CACHE = 192 << 10
 _FILES = ("rotation", "head", "tail", "numbers")
 
 
@@ -69,8 +70,9 @@ class Sketch:
         return self.tail.codes.shape[1] > 0
 
     @property
-    def num_bytes(self) -> int:
-        return self.head.codes.nbytes + self.tail.codes.nbytes
+    def is_whole(self) -> bool:
+        """Whether all axes are kept, in the head or the tail."""
+        return self._axes + self.tail.codes.shape[1] == len(self.rotation_DD)
 
     @property
     def _axes(self) -> int:

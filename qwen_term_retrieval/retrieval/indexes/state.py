@@ -250,9 +250,8 @@ class IndexState:
         scores_TW = torch.full((len(places), len(query_WD)), -torch.inf)
         for part, own, numbers in self._places_by_part(places):
             rows, of_term = self.parts[part].rows_of_terms(numbers)
-            vectors_RD = self.parts[part].vectors_RD
-            vectors_RD = vectors_RD[torch.from_numpy(rows).to(vectors_RD.device)]
-            scores_RW = (vectors_RD @ query_WD.to(vectors_RD.device, vectors_RD.dtype).T).float().cpu()
+            vectors_KD = self.parts[part].vectors_of(torch.from_numpy(rows))
+            scores_RW = (vectors_KD @ query_WD.to(vectors_KD.device, vectors_KD.dtype).T).float().cpu()
             term_RW = torch.from_numpy(own[of_term])[:, None].expand_as(scores_RW)
             scores_TW.scatter_reduce_(0, term_RW, scores_RW, "amax")
         return scores_TW.T
