@@ -22,23 +22,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qwen_term_retrieval.retrieval.indexes.folder import TermIndexError, open_state, read_meta, write_index
-from qwen_term_retrieval.retrieval.indexes.graph import Graph, usearch_index
+from qwen_term_retrieval.retrieval.indexes.graph import usearch_index
+from qwen_term_retrieval.retrieval.indexes.holding import Hold, held, made_quick
+from qwen_term_retrieval.retrieval.indexes.newcomers import told_apart
 from qwen_term_retrieval.retrieval.indexes.parts import Part
-from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.retrieval.indexes.state import IndexHits, IndexState, TermsOf
-from qwen_term_retrieval.retrieval.indexes.terms import TermTable, spelling_key
-from qwen_term_retrieval.retrieval.indexes.vectors_file import VectorsFile
+from qwen_term_retrieval.retrieval.indexes.terms import TermTable
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.spellings import normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
@@ -48,9 +48,6 @@ __all__ = ["Hold", "IndexHits", "TermIndex", "TermIndexError"]
 
 logger = logging.getLogger(__name__)
 
-Hold = Literal["auto", "float32", "int8", "ann"]
-SKETCH_FROM_ROWS = 4_096
-_FLOAT32_UP_TO_BYTES = 256 << 20
 _JOIN_BELOW_ROWS = 1 << 16
 
 
@@ -123,14 +120,9 @@ class TermIndex:
     @property
     def held(self) -> str:
         """How the vectors are held, in words."""
-        parts = self._state.parts
         if self.device.type != "cpu":
             return f"{str(self._dtype).removeprefix('torch.')} on {self.device}"
-        if any(part.graph is not None for part in parts):
-            return "approximately: a graph of int8, rescored in float32"
-        if any(part.file is not None for part in parts):
-            return "int8, rescored in float32: exact"
-        return "float32"
+        return held(self._state.parts)
 
     def __len__(self) -> int:
         return len(self._state)
@@ -170,7 +162,7 @@ class TermIndex:
 
     def missing(self, terms: Iterable[Term]) -> list[Term]:
         """The terms of which neither the index nor a term before has a spelling: what `add` would take."""
-        return [term for term, new, _ in _judged(terms, self._state) if new]
+        return [term for term, new, _ in told_apart(terms, self._state) if new]
 
     def add(
         self,
@@ -199,7 +191,7 @@ class TermIndex:
         vectors_RD = self._checked(terms, vectors)
         sounds = speaker.sounds_of(terms) if speaker is not None and len(terms) else None
         with self._writing:
-            judged = list(_judged(terms, self._state))
+            judged = list(told_apart(terms, self._state))
             new = [term for term, is_new, _ in judged if is_new]
             if not new:
                 return []
@@ -221,19 +213,7 @@ class TermIndex:
 
     def made_quick(self, part: Part) -> Part:
         """The part with what makes it quick, where it is large: what that is follows from `hold`."""
-        rows = part.terms.num_rows
-        if self.device.type != "cpu" or rows < SKETCH_FROM_ROWS or part.sketch is not None or part.graph is not None:
-            return part
-        hold = self.hold
-        if hold == "auto":
-            hold = "float32" if part.vectors_RD.nbytes <= _FLOAT32_UP_TO_BYTES else "int8"
-        if hold == "float32":
-            return replace(part, file=None, sketch=Sketch.of(part.vectors_RD, with_tail=False))
-        file = part.file or VectorsFile.written(part.vectors_RD)
-        part = replace(part, vectors_RD=file.mapped, file=file)
-        if hold == "ann":
-            return replace(part, graph=Graph.of(part.vectors_RD))
-        return replace(part, sketch=Sketch.of(part.vectors_RD, with_tail=True))
+        return made_quick(part, self.hold) if self.device.type == "cpu" else part
 
     def _checked(self, terms: Sequence[Term], vectors_ND: torch.Tensor) -> torch.Tensor:
         num_spellings = sum(len(term.sayings) for term in terms)
@@ -427,36 +407,3 @@ class TermIndex:
         sounds = {"num_classes": meta.get("num_sounds"), "alphabet": meta.get("alphabet", "")}
         index._state = replace(open_state(folder, meta), **sounds)
         return index
-
-
-def _judged(terms: Iterable[Term], state: IndexState) -> Iterator[tuple[Term, bool, list[str]]]:
-    """Every term, whether it is new, and the keys of its spellings."""
-    terms = list(terms)
-    keys = [[spelling_key(spelling, term.language) for spelling in term.spellings] for term in terms]
-    # Within what is added, a language that is not said and English are one from the first that says English on.
-    asked = [
-        [
-            key
-            for spelling, own in zip(term.spellings, own_keys, strict=True)
-            for key in _twins(spelling, own, term, state)
-        ]
-        for term, own_keys in zip(terms, keys, strict=True)
-    ]
-    owners = iter(state.owners([key for own in asked for key in own]))
-    before: set[str] = set()
-    for term, own, keys_asked in zip(terms, keys, asked, strict=True):
-        known = [next(owners) is not None for _ in keys_asked]
-        new = not any(known) and before.isdisjoint(map(_without_english, own))
-        if new:
-            before.update(map(_without_english, own))
-        yield term, new, own
-
-
-def _twins(spelling: str, key: str, term: Term, state: IndexState) -> list[str]:
-    """The keys under which the index may have a spelling already."""
-    twins = state.twins(term.language)
-    return [key] if len(twins) == 1 else [spelling_key(spelling, twin) for twin in twins]
-
-
-def _without_english(key: str) -> str:
-    return key.removesuffix("@en")

@@ -283,7 +283,7 @@ def test_a_term_that_is_given_twice_keeps_its_first_vector_and_no_other_takes_it
 
 def test_an_approximate_index_scores_what_it_proposes_exactly_and_says_what_it_is(tmp_path, monkeypatch):
     pytest.importorskip("usearch")
-    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 64)
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.indexes.holding.SKETCH_FROM_ROWS", 64)
     exact, index = (TermIndex(32, fingerprint="m", hold=hold) for hold in ("float32", "ann"))
     terms, vectors_ND = list(Glossary(f"term {'x' * number}" for number in range(500))), unit_vectors(500, 32)
     for each in (exact, index):
@@ -319,7 +319,7 @@ def test_what_a_sketch_leaves_out_is_never_among_the_best(rows, dim, rank, top_k
     plain, quick = (TermIndex(dim, fingerprint="m", hold=hold) for _ in range(2))
     plain.add(terms, vectors_ND)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 1)
+        patch.setattr("qwen_term_retrieval.retrieval.indexes.holding.SKETCH_FROM_ROWS", 1)
         quick.add(terms, vectors_ND)
     gone = [f"t{row}" for row in range(0, rows - 1, 5)]
     for index in (plain, quick):

@@ -41,7 +41,7 @@ def names(number, word="term"):
 
 @pytest.fixture(params=["float32", "int8"])
 def index(request, monkeypatch):
-    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 32)
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.indexes.holding.SKETCH_FROM_ROWS", 32)
     index = TermIndex(DIM, fingerprint="a model", hold=request.param)
     index.add(names(50), unit_vectors(50), SPEAKER)
     return index
@@ -77,7 +77,7 @@ def test_what_is_added_and_removed_later_rewrites_no_file(index, tmp_path):
 def test_a_search_leaves_nothing_of_the_vectors_file_in_memory(tmp_path, monkeypatch, hold):
     if hold == "ann":
         pytest.importorskip("usearch")
-    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 32)
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.indexes.holding.SKETCH_FROM_ROWS", 32)
     index = TermIndex(DIM, fingerprint="a model", hold=hold)
     index.add(names(5000), unit_vectors(5000))
     opened = TermIndex.load(index.save(tmp_path / "index"))

@@ -56,7 +56,7 @@ def run(workers):
 @pytest.mark.parametrize("hold", ["float32", "int8"])
 def test_searches_see_one_state_while_others_add_and_remove(hold, monkeypatch):
     # So that all that is made for large parts is made, again and again.
-    monkeypatch.setattr("qwen_term_retrieval.retrieval.index.SKETCH_FROM_ROWS", 64)
+    monkeypatch.setattr("qwen_term_retrieval.retrieval.indexes.holding.SKETCH_FROM_ROWS", 64)
     index = TermIndex(DIM, fingerprint="made by hand", hold=hold)
     stable = terms_of(f"stable w{'x' * number}" for number in range(200))
     index.add(stable, embed, speaker())

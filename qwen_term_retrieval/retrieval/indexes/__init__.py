@@ -7,6 +7,8 @@ terms.py         terms as columns, found by any spelling
 sounds.py        how the terms of a part sound
 sketch.py        vectors in int8, and what a row can score at most
 graph.py         an approximate first look
+holding.py       what makes a large part quick
+newcomers.py     terms that an index does not know yet
 vectors_file.py  vectors that stay on the disk
 search.py        the best terms of a part
 folder.py        an index on disk
