@@ -135,8 +135,8 @@ def _build(
     if about["num_sounds"] is not None:
         ways = _all_ways(staging, stretch_terms, len(terms), int(about["num_sounds"]))
         sounds = PartSounds.of(ways)
-    file = VectorsFile.open(folder / VECTORS)
-    part = quick(Part(TermTable.of(terms), file.mapped, file, sounds=sounds))
+    vectors = VectorsFile.open(folder / VECTORS)
+    part = quick(Part(TermTable.of(terms), vectors.mapped, vectors, sounds=sounds))
     write_columns(part, folder)
     sync_files(folder)
     names = [str(path.relative_to(new)) for path in files_below(folder)]
