@@ -1,6 +1,7 @@
 """One recording, whatever its format, rate and channels, to mono int16.
 
-`pcm_blocks` gives a recording as a stream; `clip_blocks` any kind of clip so, at 16 kHz, and `clip_pcm` whole.
+`pcm_blocks` gives a recording as a stream; `clip_blocks` any kind of clip so, at 16 kHz, `clip_pcm` whole, and
+`stretch_pcm` a part of it.
 
 Decoding is a stream, so a recording of an hour costs no more memory than one of a second. Mono samples of up to 16 bits
 at the pack's rate pass through bit for bit, and never become floats. Everything else becomes float32, the mean of its
@@ -79,6 +80,21 @@ def clip_pcm(clip: Any, array_rate: int | None = None, *, name: str = "the clip"
     """Any kind of clip as int16 (num_samples,), 16 kHz, mono; see `clip_blocks`."""
     blocks = list(clip_blocks(clip, array_rate, name=name))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def stretch_pcm(clip: Any, first: float, last: float, array_rate: int | None = None) -> np.ndarray:
+    """The samples between two seconds of a clip or recording, fewer where it ends before; see `clip_blocks`.
+
+    What follows on them is not read, and what lies before them is not kept.
+    """
+    begin, end, now = int(first * SAMPLING_RATE), round(last * SAMPLING_RATE), 0
+    kept = [np.zeros(0, np.int16)]
+    for block in clip_blocks(clip, array_rate):
+        kept.append(block[max(0, begin - now) : max(0, end - now)])
+        now += len(block)
+        if now >= end:
+            break
+    return np.concatenate(kept)
 
 
 def clip_blocks(clip: Any, array_rate: int | None = None, *, name: str = "the clip") -> Iterator[np.ndarray]:

@@ -71,10 +71,11 @@ def explain(
     for line in _summary(explained, index):
         typer.echo(line)
     if output is not None:
-        from qwen_term_retrieval.audio.decoding import clip_pcm
-        from qwen_term_retrieval.evaluation.alignment_picture import draw_alignment
+        from qwen_term_retrieval.audio.decoding import stretch_pcm
+        from qwen_term_retrieval.evaluation.alignment_picture import draw_alignment, stretch_shown
 
-        draw_alignment(alignment, clip_pcm(audio), output)
+        first, last = stretch_shown(alignment)
+        draw_alignment(alignment, stretch_pcm(audio, first, last), output, begins=first)
         typer.echo(output)
 
 

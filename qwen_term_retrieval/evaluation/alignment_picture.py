@@ -32,26 +32,32 @@ _GREYS = 24  # the file is then a sixth smaller
 _COLOURS = ("#8C2D04", "#D55E00", "#F5B98A", "#F1EFEA", "#F7F6F2")
 
 
-def draw_alignment(alignment: Alignment, pcm: NDArray[np.int16], path: str | Path) -> None:
+def stretch_shown(alignment: Alignment) -> tuple[float, float]:
+    """The seconds of the recording that the picture of an alignment shows, where it is that long."""
+    return max(0.0, alignment.start - _AROUND_SECONDS), alignment.end + _AROUND_SECONDS
+
+
+def draw_alignment(alignment: Alignment, pcm: NDArray[np.int16], path: str | Path, *, begins: float = 0.0) -> None:
     """Draw an alignment as a PNG.
 
     Args:
         alignment: of `align_term`.
-        pcm: the clip that it is of, int16 (num_samples,), 16 kHz.
+        pcm: the clip that it is of, or the stretch that is shown, int16 (num_samples,), 16 kHz.
         path: takes its name only when the picture is whole.
+        begins: the second of the recording that `pcm` begins at.
 
     Raises:
         ImportError: matplotlib is missing (extra `report`).
     """
     from matplotlib.figure import Figure
 
-    first = max(0.0, alignment.start - _AROUND_SECONDS)
-    last = min(len(pcm) / SAMPLING_RATE, alignment.end + _AROUND_SECONDS)
+    first, last = stretch_shown(alignment)
+    last = min(begins + len(pcm) / SAMPLING_RATE, last)
     # A fixed layout, since fitting one takes longer than drawing.
     figure = Figure(figsize=(8, 3.6))
     figure.subplots_adjust(left=0.065, right=0.985, top=0.9, bottom=0.13, hspace=0.06)
     spectrogram, heard, said = figure.subplots(3, 1, sharex=True, height_ratios=(5, 1, 1.5))
-    _draw_spectrogram(spectrogram, pcm, alignment, first, last)
+    _draw_spectrogram(spectrogram, pcm, alignment, (first - begins, last - begins), begins)
     _draw_heard(heard, alignment, first, last)
     _draw_said(said, alignment, narrowest=_NARROWEST_BOX * (last - first))
     spectrogram.set_xlim(first, last)
@@ -63,9 +69,12 @@ def draw_alignment(alignment: Alignment, pcm: NDArray[np.int16], path: str | Pat
         figure.savefig(file, format="png", dpi=110)
 
 
-def _draw_spectrogram(axes: Any, pcm: NDArray[np.int16], alignment: Alignment, first: float, last: float) -> None:
+def _draw_spectrogram(
+    axes: Any, pcm: NDArray[np.int16], alignment: Alignment, shown_of_pcm: tuple[float, float], begins: float
+) -> None:
     from matplotlib import colormaps
 
+    first, last = shown_of_pcm
     begin, end = int(first * SAMPLING_RATE) // HOP_SAMPLES * HOP_SAMPLES, round(last * SAMPLING_RATE)
     shown = torch.from_numpy(np.array(pcm[begin:end]))[None]
     max_frames = shown.shape[1] // HOP_SAMPLES + 8
@@ -73,7 +82,7 @@ def _draw_spectrogram(axes: Any, pcm: NDArray[np.int16], alignment: Alignment, f
         shown, torch.tensor([shown.shape[1]]), num_mel_bins=_MEL_BINS, max_frames=max_frames
     )
     picture = mel_BMT[0, :, : int(num_frames_B)].numpy()
-    left = begin / SAMPLING_RATE
+    left = begins + begin / SAMPLING_RATE
     edges = (left, left + picture.shape[1] * HOP_SAMPLES / SAMPLING_RATE, 0, _MEL_BINS)
     axes.imshow(picture, origin="lower", aspect="auto", cmap=colormaps["gray_r"].resampled(_GREYS), extent=edges)
     axes.axvspan(alignment.start, alignment.end, color=BLUE, alpha=0.12, linewidth=0)

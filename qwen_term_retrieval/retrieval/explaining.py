@@ -9,7 +9,7 @@ Shapes: U sub-frames of the whole clip, C classes of the head, W ways to say the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES, phoneme_head_of
+from qwen_term_retrieval.retrieval.stream import Chunk
 from qwen_term_retrieval.text.alphabet import BLANK
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.verification.alignment import BestPaths, Pairs, best_paths
@@ -67,7 +68,8 @@ class Alignment:
     """A term where it fits a clip best.
 
     sounds: of the pronunciation that fits best, in order. between: what was heard between them besides. fit: the
-    log-likelihood of term and place against the best that the frames could say, 0 at best. heard: all of the clip.
+    log-likelihood of term and place against the best that the frames could say, 0 at best. heard: in the chunk of the
+    recording that it was found in.
     """
 
     term: str
@@ -117,18 +119,18 @@ class Explanation:
 def align_term(
     model: TermRetrievalModel, clip: Any, term: str, language: str | None = None, *, sampling_rate: int | None = None
 ) -> Alignment:
-    """Lay a term over a clip, where it fits best.
+    """Lay a term over a clip or recording, where it fits best; a long one is heard chunk by chunk.
 
     Args:
         model: with a phoneme head.
-        clip: path, `Clip`, row or array of any length, see `clip_pcm`.
+        clip: path, `Clip`, row or array of any length, see `clip_blocks`.
         term: need not be in any glossary.
         language: of the term, see `Pronouncer`.
         sampling_rate: of an array, in Hz.
 
     Raises:
         VerifierError: the model has no phoneme head, or the term no sound that it knows.
-        BadAudioError: the clip is silent, or too short to say the term in; or see `clip_pcm`.
+        BadAudioError: the clip is silent, or too short to say the term in; or see `clip_blocks`.
 
     Example:
         >>> alignment = align_term(model, "clip.wav", "sixteen")                      # doctest: +SKIP
@@ -139,11 +141,27 @@ def align_term(
     (ways,) = head.alphabet.pronunciations([term], [language])
     if not ways:
         raise VerifierError(f"{term!r} has no sound that the phoneme head knows: give a spelling that can be said")
-    log_probs_UC = hear_sounds(ClipEncoder(model), clip, sampling_rate=sampling_rate)
-    try:
-        return align_pronunciations(log_probs_UC, ways, head.alphabet.symbols, term=term, frame_rate=head.frame_rate)
-    except BadAudioError as error:
-        raise BadAudioError(f"{_name_of(clip)}: {error}") from error
+    best: Alignment | None = None
+    too_short: BadAudioError | None = None
+    frames_a_second = head.frame_rate / head.config.sub_frames
+    for chunk, log_probs_UC in _heard_chunks(ClipEncoder(model), clip, sampling_rate):
+        try:
+            found = align_pronunciations(
+                log_probs_UC,
+                ways,
+                head.alphabet.symbols,
+                term=term,
+                frame_rate=head.frame_rate,
+                begins=chunk.first_frame / frames_a_second,
+            )
+        except BadAudioError as error:
+            too_short = error
+            continue
+        if best is None or found.fit > best.fit:
+            best = found
+    if best is None:
+        raise BadAudioError(f"{_name_of(clip)}: {too_short}") from too_short
+    return best
 
 
 def hear_sounds(encoder: ClipEncoder, clip: Any, *, sampling_rate: int | None = None) -> torch.Tensor:
@@ -153,29 +171,37 @@ def hear_sounds(encoder: ClipEncoder, clip: Any, *, sampling_rate: int | None = 
 
     Raises:
         VerifierError: the model has no phoneme head.
-        BadAudioError: the clip is silent or too short, or see `clip_pcm`.
+        BadAudioError: the clip is silent or too short, or see `clip_blocks`.
     """
     head = phoneme_head_of(encoder.model)
-    chunks = list(encoder.cut([clip], sampling_rate))
-    if not chunks:
-        raise BadAudioError(f"{_name_of(clip)} is silent: nothing is heard in it")
     per_frame = head.config.sub_frames
     pieces: list[tuple[int, torch.Tensor]] = []
-    for _, batch, windows in encoder.encode_chunks(chunks, _BATCH_SIZE, with_phonemes=True):
-        if windows.log_probs is None or windows.num_sub_frames is None:
-            raise VerifierError("the chunks were encoded without their sounds")
-        log_probs_BUC, num_B = windows.log_probs.float().cpu(), windows.num_sub_frames.tolist()
-        for row, chunk in enumerate(batch):
-            last = chunk.first_frame + num_B[row] // per_frame
-            first, after = max(0, int(chunk.owned_from)), int(min(chunk.owned_to, last))
-            own = slice((first - chunk.first_frame) * per_frame, (after - chunk.first_frame) * per_frame)
-            pieces.append((first * per_frame, log_probs_BUC[row, own]))
+    for chunk, heard_UC in _heard_chunks(encoder, clip, sampling_rate):
+        last = chunk.first_frame + len(heard_UC) // per_frame
+        first, after = max(0, int(chunk.owned_from)), int(min(chunk.owned_to, last))
+        own = slice((first - chunk.first_frame) * per_frame, (after - chunk.first_frame) * per_frame)
+        pieces.append((first * per_frame, heard_UC[own]))
     num_sub_frames = max(first + len(piece) for first, piece in pieces)
     log_probs_UC = torch.full((num_sub_frames, head.alphabet.num_classes), -torch.inf)
     log_probs_UC[:, BLANK] = 0.0
     for first, piece in pieces:
         log_probs_UC[first : first + len(piece)] = piece
     return log_probs_UC
+
+
+def _heard_chunks(encoder: ClipEncoder, clip: Any, sampling_rate: int | None) -> Iterator[tuple[Chunk, torch.Tensor]]:
+    """Chunks of a clip, while it is read, and what is heard in each, (U, C)."""
+    chunks = encoder.cut([clip], sampling_rate)
+    is_silent = True
+    for _, batch, windows in encoder.encode_chunks(chunks, _BATCH_SIZE, with_phonemes=True):
+        if windows.log_probs is None or windows.num_sub_frames is None:
+            raise VerifierError("the chunks were encoded without their sounds")
+        log_probs_BUC, num_B = windows.log_probs.float().cpu(), windows.num_sub_frames.tolist()
+        for row, chunk in enumerate(batch):
+            is_silent = False
+            yield chunk, log_probs_BUC[row, : num_B[row]]
+    if is_silent:
+        raise BadAudioError(f"{_name_of(clip)} is silent: nothing is heard in it")
 
 
 def align_pronunciations(
@@ -185,6 +211,7 @@ def align_pronunciations(
     *,
     term: str,
     frame_rate: float,
+    begins: float = 0.0,
 ) -> Alignment:
     """`align_term` for what was heard already.
 
@@ -194,6 +221,7 @@ def align_pronunciations(
         symbols: of the head; class i + 1 is symbol i.
         term: as it is to be called.
         frame_rate: sub-frames a second.
+        begins: the second of the recording that the first of them begins at.
 
     Raises:
         BadAudioError: there are too few frames for any of them.
@@ -206,9 +234,9 @@ def align_pronunciations(
     best = int(paths.scores_P.argmax())
     if paths.scores_P[best] == -np.inf:
         raise BadAudioError(f"{num_frames / frame_rate:.2f} s are too short to say {term!r} in")
-    heard = _heard(log_probs_UC, symbols, frame_rate)
+    heard = _heard(log_probs_UC, symbols, frame_rate, begins)
     own = slice(paths.offsets_P1[best], paths.offsets_P1[best + 1])
-    seconds_S2 = np.stack([paths.sound_starts_S[own], paths.sound_ends_S[own]], axis=1) / frame_rate
+    seconds_S2 = np.stack([paths.sound_starts_S[own], paths.sound_ends_S[own]], axis=1) / frame_rate + begins
     said = zip(bank[best].tolist(), seconds_S2.tolist(), paths.sound_scores_S[own].tolist(), strict=True)
     sounds = tuple(
         AlignedSound(symbols[each - 1], start, end, score, _within(heard, start, end))
@@ -262,13 +290,15 @@ def _claims(match: TermMatch, alignment: Alignment) -> bool:
     return 2 * shared > min(match.end - match.start, alignment.end - alignment.start)
 
 
-def _heard(log_probs_UC: torch.Tensor, symbols: Sequence[str], frame_rate: float) -> tuple[HeardSound, ...]:
+def _heard(
+    log_probs_UC: torch.Tensor, symbols: Sequence[str], frame_rate: float, begins: float
+) -> tuple[HeardSound, ...]:
     """The likeliest class of each frame, equal ones in a row joined, without blanks."""
     classes, counts = torch.unique_consecutive(log_probs_UC.argmax(dim=1), return_counts=True)
     ends = counts.cumsum(0)
     runs = zip(classes.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True)
     return tuple(
-        HeardSound(symbols[each - 1], start / frame_rate, end / frame_rate)
+        HeardSound(symbols[each - 1], begins + start / frame_rate, begins + end / frame_rate)
         for each, start, end in runs
         if each != BLANK
     )

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.audio import decoding, sound_files
-from qwen_term_retrieval.audio.decoding import pcm_blocks
+from qwen_term_retrieval.audio.decoding import clip_pcm, pcm_blocks, stretch_pcm
 from qwen_term_retrieval.audio.sound_files import AudioHeader, probe
 from qwen_term_retrieval.audio.sources import FileSlice
 from qwen_term_retrieval.errors import BadAudioError
@@ -330,3 +330,13 @@ def test_mutated_recordings_are_decoded_or_refused_and_never_crash_or_grow(every
         num_samples = 0
     # No encoding here holds more than 100 samples a byte, and no rate in the limits makes more than 16 of one.
     assert num_samples <= 1600 * len(raw)
+
+
+def test_a_stretch_of_a_recording_is_what_the_whole_holds_there(tmp_path):
+    pcm = np.random.default_rng(3).integers(-9_000, 9_000, 40 * 22_050).astype(np.int16)
+    soundfile.write(tmp_path / "long.flac", pcm, 22_050)
+    whole = clip_pcm(tmp_path / "long.flac")
+    for first, last in ((0.0, 1.5), (17.25, 21.0), (39.0, 99.0), (50.0, 51.0)):
+        assert np.array_equal(
+            stretch_pcm(tmp_path / "long.flac", first, last), whole[int(first * 16_000) : round(last * 16_000)]
+        )

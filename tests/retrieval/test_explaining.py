@@ -97,6 +97,20 @@ def test_in_a_silent_stretch_nothing_is_heard(model):
     assert heard[: 5 * 50].exp()[:, 0].tolist() == [1] * 250
 
 
+def test_a_term_in_a_long_recording_is_aligned_in_the_chunk_where_it_fits_best(model):
+    """The chunk that the tower hears alone, moved to its place."""
+    recording = np.concatenate([NOISE, np.zeros(16_000 * 600, np.int16), NOISE[:16_000]])
+    alignment = align_term(model, recording, "saxophone", sampling_rate=16_000)
+    assert alignment.heard[-1].end - alignment.heard[0].start < 20
+    assert 0 <= alignment.start < alignment.end <= 621
+    parts = [align_term(model, part, "saxophone", sampling_rate=16_000) for part in (NOISE, NOISE[:16_000])]
+    assert alignment.fit == pytest.approx(max(part.fit for part in parts), abs=1e-3)
+    later = np.concatenate([np.zeros(16_000 * 600, np.int16), NOISE])
+    moved = align_term(model, later, "saxophone", sampling_rate=16_000)
+    assert [each.symbol for each in moved.sounds] == [each.symbol for each in parts[0].sounds]
+    assert moved.start >= 600
+
+
 def test_a_term_that_cannot_be_aligned_is_refused_by_name(model):
     with pytest.raises(VerifierError, match=r"no phoneme head.*--recipe phoneme_head"):
         align_term(tiny_model(), NOISE, "x", sampling_rate=16_000)
