@@ -1,6 +1,6 @@
 """One search of a recording, in a process of its own, so that its memory at the peak is its own.
 
-python -m benchmarks.recordings.search MODEL TERMS.txt RECORDING THREADS THRESHOLD
+python -m benchmarks.recordings.search MODEL DTYPE TERMS.txt RECORDING THREADS THRESHOLD
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
 
-def measured(model: str, terms: Path, recording: Path, threads: int, threshold: float) -> dict[str, Any]:
+def measured(model: str, dtype: str, terms: Path, recording: Path, threads: int, threshold: float) -> dict[str, Any]:
     """Seconds, processor seconds, MB at the peak, MB before the search, seconds to the first match, and matches."""
-    arguments = [model, str(terms), str(recording), str(threads), str(threshold)]
+    arguments = [model, dtype, str(terms), str(recording), str(threads), str(threshold)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.recordings.search", *arguments], capture_output=True, text=True, check=True
     )
@@ -31,9 +31,9 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(model: str, terms: str, recording: str, threads: str, threshold: str) -> None:
+def main(model: str, dtype: str, terms: str, recording: str, threads: str, threshold: str) -> None:
     torch.set_num_threads(int(threads))
-    retriever = TermRetriever.from_pretrained(model, device="cpu")
+    retriever = TermRetriever.from_pretrained(model, device="cpu", dtype=dtype)
     retriever.index(terms, show_progress=False)
     before, first, number = _peak_mb(), None, 0
     started, cpu = time.perf_counter(), time.process_time()
