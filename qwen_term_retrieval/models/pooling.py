@@ -103,7 +103,7 @@ def pool_runs(frames_SH: torch.Tensor, length_R: torch.Tensor, segments: Sequenc
     frame_E = torch.arange(len(segment_E), device=device) + (first_G - offset_G)[segment_E]
     level_E, low_E, length_E = (values_G[segment_E] for values_G in (level_G, low_G, length_G))
     inside_E = torch.minimum((frame_E + 1) * level_E, low_E + length_E) - torch.maximum(frame_E * level_E, low_E)
-    weight_E = (inside_E / length_E).to(frames_SH.dtype)
+    weight_E = inside_E.to(frames_SH.dtype) / length_E
     rows_E = start_G[segment_E] + frame_E
     pooled_GH = F.embedding_bag(rows_E, frames_SH, offset_G, mode="sum", per_sample_weights=weight_E)
     return pooled_GH.unflatten(0, (num_runs, -1)).flatten(1)

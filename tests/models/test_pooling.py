@@ -151,9 +151,10 @@ def test_a_model_that_takes_the_mean_is_one_of_a_single_level():
 @settings(deadline=None)
 def test_whole_runs_are_pooled_as_spans_are(lengths, segments):
     length_R = torch.tensor(lengths)
-    frames_SH = torch.randn(sum(lengths), 8, generator=torch.Generator().manual_seed(sum(lengths)))
+    generator = torch.Generator().manual_seed(sum(lengths))
+    frames_SH = torch.randn(sum(lengths), 8, dtype=torch.float64, generator=generator)
     pooled = pool_runs(frames_SH, length_R, segments)
     end_R = length_R.cumsum(0)
     one_clip = torch.zeros_like(length_R)
     spans = pool_pyramid(frames_SH[None], end_R[-1:], one_clip, end_R - length_R, end_R, segments)
-    torch.testing.assert_close(pooled, spans, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pooled, spans, atol=1e-12, rtol=0)
