@@ -26,7 +26,7 @@ from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.ways import Ways
 
-STRETCH_TERMS = 16_384
+STRETCH_TERMS = 32_768
 _BATCH_OF_TEXTS = 256
 
 

@@ -119,6 +119,7 @@ _IPA_SYMBOL = re.compile("|".join(sorted(_IPA_UNITS, key=len, reverse=True)) + r
 _NOT_A_SOUND = re.compile(r"\([a-z-]+\)|[ˈˌ\d-]")
 # What the Danish voice writes for an open e and a glottal stop.
 _AS_IPA = str.maketrans({"ε": "ɛ", "?": "ʔ"})
+_LAST_STOPS = re.compile(r"\.{2,}$")
 _IPA_OUTPUT = 0x02 | ord("_") << 8
 _UTF8 = 1
 _TEXTS_KEPT = 1 << 15
@@ -197,6 +198,8 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         # Of a letter that it cannot read it says the name, "Chinese letter".
         for letter in set(self.unread(composed)):
             composed = composed.replace(letter, " ")
+        # Two full stops at the end would be a "dot" at the beginning of what is said next (espeakng-loader 0.2.4).
+        composed = _LAST_STOPS.sub(".", composed)
         buffer = ctypes.create_string_buffer(composed.encode())
         rest = ctypes.c_void_p(ctypes.addressof(buffer))
         clauses: list[bytes] = []

@@ -110,18 +110,25 @@ class ConvBlock(nn.Module):
         said_CJ[0] = 0
         return said_CJ.unflatten(1, (self.conv.weight.shape[2], -1)).flatten(0, 1)
 
-    def after(self, said_RH: torch.Tensor, hidden_CH: torch.Tensor, neighbours_UK: torch.Tensor) -> torch.Tensor:
+    def after(
+        self,
+        said_RH: torch.Tensor,
+        hidden_CH: torch.Tensor,
+        neighbours_UK: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """What the block makes of neighbourhoods of contexts, (U, H).
 
         Args:
             said_RH: `said` of the contexts.
             hidden_CH: the contexts before the block.
             neighbours_UK: the contexts of each neighbourhood.
+            out: where to write it.
         """
         kernel, bias_H = neighbours_UK.shape[1], cast(torch.Tensor, self.conv.bias)
         rows_UK = neighbours_UK * kernel + torch.arange(kernel, device=neighbours_UK.device)
         update_UH = F.gelu(F.embedding_bag(rows_UK, said_RH, mode="sum").add_(bias_H))
-        return update_UH.add_(hidden_CH.index_select(0, neighbours_UK[:, (kernel - 1) // 2]))
+        return torch.add(update_UH, hidden_CH.index_select(0, neighbours_UK[:, (kernel - 1) // 2]), out=out)
 
 
 class PhonemeEncoder(nn.Module):
@@ -232,9 +239,10 @@ class PhonemeEncoder(nn.Module):
         for block in first_blocks:
             neighbours_UK, number_S = _distinct(self._neighbours(context_RL, spoken_RL), len(hidden_CH))
             said_RH = block.said(hidden_CH)
-            after_CH = hidden_CH.new_zeros(len(neighbours_UK) + 1, hidden_CH.shape[1])
+            after_CH = hidden_CH.new_empty(len(neighbours_UK) + 1, hidden_CH.shape[1])
+            after_CH[0] = 0
             for after_BH, neighbours_BK in zip(after_CH[1:].split(_BLOCK), neighbours_UK.split(_BLOCK), strict=True):
-                after_BH.copy_(block.after(said_RH, hidden_CH, neighbours_BK))
+                block.after(said_RH, hidden_CH, neighbours_BK, out=after_BH)
             hidden_CH, context_RL = after_CH, torch.zeros_like(context_RL).masked_scatter_(spoken_RL, number_S + 1)
         # Most contexts of the last block are those of one term.
         said_RH = last_block.said(hidden_CH)

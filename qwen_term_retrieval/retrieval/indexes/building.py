@@ -178,7 +178,7 @@ def _num_done(staging: Path, stretch_terms: int, num_terms: int) -> int:
 
 
 def _note_done(path: Path, stretch: Stretch) -> None:
-    known = {"num_rows_T": stretch.num_rows_T, "hashes_S": stretch.hashes_S}
+    known: dict[str, Any] = {"num_rows_T": stretch.num_rows_T, "hashes_S": stretch.hashes_S}
     with atomic_file(path) as file:
         np.savez(file, **known, **({} if stretch.sounds is None else vars(stretch.sounds)))
 
