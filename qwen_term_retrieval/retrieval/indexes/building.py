@@ -179,8 +179,10 @@ def _num_done(staging: Path, stretch_terms: int, num_terms: int) -> int:
 
 def _note_done(path: Path, stretch: Stretch) -> None:
     known: dict[str, Any] = {"num_rows_T": stretch.num_rows_T, "hashes_S": stretch.hashes_S}
+    if stretch.sounds is not None:
+        known |= vars(stretch.sounds)
     with atomic_file(path) as file:
-        np.savez(file, **known, **({} if stretch.sounds is None else vars(stretch.sounds)))
+        np.savez(file, **known)
 
 
 def _known(staging: Path, firsts: range, name: str) -> NDArray[Any]:
