@@ -26,8 +26,8 @@ from qwen_term_retrieval.text.glossary import Term
 def index_of(retriever: TermRetriever, terms: Sequence[str]) -> TermIndex:
     """All terms, each its own, even those too long for a glossary; its id is its row."""
     index = TermIndex(retriever.model.config.embedding_dim, fingerprint=model_fingerprint(retriever.model))
-    speaker = retriever.second_look.speaker if retriever.second_look is not None else None
-    embedder = TermEmbedder(retriever.model, speaker)
+    alphabet = retriever.second_look.head.alphabet if retriever.second_look is not None else None
+    embedder = TermEmbedder(retriever.model, alphabet)
     index.add([Term(term, row) for row, term in enumerate(terms)], embedder.vectors, embedder.speaker)
     return index
 

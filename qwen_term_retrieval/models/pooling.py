@@ -4,7 +4,8 @@ The means over the whole span, its halves, its quarters … are concatenated. Al
 prefix sum with linear interpolation, so edges may be fractional, thousands of windows cost one pass over the
 frames, and gradients reach the frames. Temporal pyramids: Lazebnik et al. 2006 (space), Gong et al. 2014 (time).
 
-Shapes: B clips, T frames, H hidden, P spans, E edges, K segments.
+Shapes: B clips, T frames, H hidden, P spans, E edges, K segments; R runs, S frames of all runs, G segments of all runs,
+E frames of all segments.
 """
 
 from __future__ import annotations
@@ -73,6 +74,39 @@ def pool_pyramid(
         width_PK = length_P[:, None] / torch.tensor(level_K, device=device, dtype=dtype)
         pooled_PKH = (sum_PEH[:, high_K] - sum_PEH[:, low_K]) / width_PK[..., None]
         return (pooled_PKH + mean_BH[clip_index_P][:, None]).flatten(1)
+
+
+def pool_runs(frames_SH: torch.Tensor, length_R: torch.Tensor, segments: Sequence[int] = (1, 2, 4)) -> torch.Tensor:
+    """`pool_pyramid` of whole runs, which lie one behind another in one row of frames: for many short ones.
+
+    Args:
+        frames_SH: all frames.
+        length_R: int64, frames of each run, at least 1; they add up to S.
+        segments: numbers of equal parts, coarse to fine.
+
+    Returns:
+        (R, sum(segments) * H), float32 (float64 for float64 frames).
+    """
+    device, num_runs = length_R.device, len(length_R)
+    frames_SH = frames_SH.to(torch.promote_types(frames_SH.dtype, torch.float32))
+    level_G = torch.tensor([level for level in segments for _ in range(level)], device=device).repeat(num_runs)
+    part_G = torch.tensor([part for level in segments for part in range(level)], device=device).repeat(num_runs)
+    length_G, start_G = (
+        values_R.repeat_interleave(sum(segments)) for values_R in (length_R, length_R.cumsum(0) - length_R)
+    )
+    # Counted in a level-th of a frame, every segment is as long as its run, and begins at a whole number.
+    low_G = length_G * part_G
+    first_G = low_G // level_G
+    count_G = (low_G + length_G + level_G - 1) // level_G - first_G
+    offset_G = count_G.cumsum(0) - count_G
+    segment_E = torch.arange(len(count_G), device=device).repeat_interleave(count_G)
+    frame_E = torch.arange(len(segment_E), device=device) + (first_G - offset_G)[segment_E]
+    level_E, low_E, length_E = (values_G[segment_E] for values_G in (level_G, low_G, length_G))
+    inside_E = torch.minimum((frame_E + 1) * level_E, low_E + length_E) - torch.maximum(frame_E * level_E, low_E)
+    weight_E = inside_E.to(frames_SH.dtype) / length_E
+    rows_E = start_G[segment_E] + frame_E
+    pooled_GH = F.embedding_bag(rows_E, frames_SH, offset_G, mode="sum", per_sample_weights=weight_E)
+    return pooled_GH.unflatten(0, (num_runs, -1)).flatten(1)
 
 
 def _rows(table_QH: torch.Tensor, index_PE: torch.Tensor) -> torch.Tensor:

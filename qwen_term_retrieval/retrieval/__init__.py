@@ -4,6 +4,7 @@ retriever.py      `TermRetriever`: a model and an index, asked for terms in spee
 index.py          the vectors of a glossary, under changes and from many threads
 indexes/          what an index is made of: parts, sketches, files
 embedding.py      terms to vectors and sounds, a stretch at a time
+saying.py         terms said as arrays, a stretch ahead
 encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
 second_look.py    what is proposed, and what is believed

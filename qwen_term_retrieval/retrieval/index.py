@@ -38,7 +38,7 @@ from qwen_term_retrieval.retrieval.indexes.newcomers import told_apart
 from qwen_term_retrieval.retrieval.indexes.parts import Part
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
 from qwen_term_retrieval.retrieval.indexes.state import IndexHits, IndexState, TermsOf
-from qwen_term_retrieval.retrieval.indexes.terms import TermTable
+from qwen_term_retrieval.retrieval.indexes.terms import TermTable, key_hash
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.spellings import normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
@@ -195,12 +195,14 @@ class TermIndex:
             new = [term for term, is_new, _ in judged if is_new]
             if not new:
                 return []
-            keys = [key for _, is_new, own in judged if is_new for key in own]
+            hashes = [key_hash(key) for _, is_new, own in judged if is_new for key in own]
             keep_R = torch.tensor([is_new for term, is_new, _ in judged for _ in term.sayings], dtype=torch.bool)
             if not keep_R.all():
                 vectors_RD = vectors_RD[keep_R.to(vectors_RD.device)]
                 sounds = speaker.sounds_of(new) if speaker is not None else None
-            part = Part(TermTable.of(new, keys), vectors_RD.to(self.device, self._dtype), sounds=sounds)
+            part = Part(
+                TermTable.of(new, np.array(hashes, np.uint64)), vectors_RD.to(self.device, self._dtype), sounds=sounds
+            )
             state = self._state if speaker is None else self._heard_as(speaker)
             self._put(state.with_part(part, join_below=_JOIN_BELOW_ROWS))
         return new

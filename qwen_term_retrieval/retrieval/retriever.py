@@ -251,16 +251,16 @@ class TermRetriever:
         logger.info("%s: %s", glossary.source, glossary.summary())
         self._check_languages(glossary)
         index = self._empty_index(glossary, hold)
-        speaker = self.second_look.speaker if self.second_look is not None else None
-        embedder = TermEmbedder(self.model, speaker, batch_size=batch_size, show_progress=show_progress)
+        embedder = self._embedder(batch_size, show_progress)
         about = index.about()
-        if speaker is not None:
-            about |= {"num_sounds": speaker.num_classes, "alphabet": speaker.alphabet}
+        if embedder.speaker is not None:
+            about |= {"num_sounds": embedder.speaker.num_classes, "alphabet": embedder.speaker.alphabet}
+        terms_in_order = list(glossary)
         build_index(
             folder,
-            list(glossary),
+            terms_in_order,
             about,
-            partial(embedder.stretches, list(glossary)),
+            partial(embedder.stretches, terms_in_order),
             index.made_quick,
             stretch_terms=STRETCH_TERMS,
             overwrite=overwrite,
@@ -319,9 +319,12 @@ class TermRetriever:
     ) -> list[Term]:
         """Add a glossary to an index, and say what was new."""
         self._check_languages(glossary)
-        speaker = self.second_look.speaker if self.second_look is not None else None
-        embedder = TermEmbedder(self.model, speaker, batch_size=batch_size, show_progress=show_progress)
+        embedder = self._embedder(batch_size, show_progress)
         return index.add(glossary, embedder.vectors, embedder.speaker)
+
+    def _embedder(self, batch_size: int | None, show_progress: bool) -> TermEmbedder:
+        alphabet = self.second_look.head.alphabet if self.second_look is not None else None
+        return TermEmbedder(self.model, alphabet, batch_size=batch_size, show_progress=show_progress)
 
     def _check_languages(self, glossary: Glossary) -> None:
         speaker = speaker_of(self.model.text_tower)

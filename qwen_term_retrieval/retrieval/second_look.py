@@ -253,16 +253,21 @@ def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> lis
             for row, said in zip(rows, alphabet.pronunciations(texts, languages), strict=True):
                 ways[row] += said
             bar.update(len(texts))
-    mute = [term.text for term, said in zip(terms, ways, strict=True) if not said]
-    if mute:
+    warn_of_mute(terms, np.fromiter(map(len, ways), np.int32, len(ways)))
+    return ways
+
+
+def warn_of_mute(terms: Sequence[Term], counts_T: NDArray[np.int32]) -> None:
+    """Warn of terms that cannot be said: of which there are no pronunciations."""
+    mute = np.flatnonzero(counts_T == 0)
+    if len(mute):
         logger.warning(
             "%d of %d terms have no sound that the phoneme head knows, the first is %r: they are never believed. Give "
             "them an alias that can be said",
             len(mute),
             len(terms),
-            mute[0],
+            terms[mute[0]].text,
         )
-    return ways
 
 
 def _first_terms(order_P: NDArray[np.int64], places_P: NDArray[np.int64], top_k: int) -> NDArray[np.int64]:

@@ -2,7 +2,6 @@
 
 glossary.py         glossaries: terms, each once, and what was left out
 glossary_files.py   glossary files to entries
-phoneme_processes.py  many texts pronounced in several processes
 entries.py          what an entry may say, checked
 spellings.py        which spellings are one term
 spoken.py           what is written, as it is said
@@ -10,6 +9,7 @@ units.py            amounts in words
 scripts.py          which writing a voice can read
 phonetics.py        text to phonemes, by engine
 pronouncing.py      several phonemizers as one: by language, and every way to say a term
+ways.py             pronunciations of many texts as arrays
 alphabet.py         texts to the classes of a phoneme head
 languages.py        language codes, one way of writing each
 wordlists.py        large lists of real terms from pinned packages

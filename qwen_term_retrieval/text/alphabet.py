@@ -7,6 +7,7 @@ its symbols and the fingerprint of who gave them, and refuses others.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from qwen_term_retrieval.text.phonetics import INSTALL_HINT, PhonemizerError
 from qwen_term_retrieval.text.pronouncing import Pronouncer
+from qwen_term_retrieval.text.ways import Ways
 
 BLANK = 0
 
@@ -54,7 +56,11 @@ class Alphabet:
                 f"be looked for by wrong sounds. Install the package versions it was trained with: {INSTALL_HINT}"
             )
         self.symbols = tuple(symbols or self.pronouncer.symbols)
-        self._class_of = {symbol: index for index, symbol in enumerate(self.symbols, start=BLANK + 1)}
+        class_of = {symbol: index for index, symbol in enumerate(self.symbols, start=BLANK + 1)}
+        # By the number that the pronouncer has for a symbol; the last stands for symbols without a number, -1.
+        self._classes = np.array(
+            [*(class_of.get(symbol, BLANK) for symbol in self.pronouncer.symbols), BLANK], np.int16
+        )
 
     @property
     def num_classes(self) -> int:
@@ -82,13 +88,14 @@ class Alphabet:
         Raises:
             ValueError: a language has no phonemizer.
         """
-        return [
-            [np.array([self._class_of[symbol] for symbol in way], np.int16) for way in ways if self._can_say(way)]
-            for ways in self.pronouncer.pronunciations(texts, languages)
-        ]
+        return self.classes(self.pronouncer.ways(texts, languages)).lists()
 
-    def _can_say(self, symbols: Sequence[str]) -> bool:
-        return bool(symbols) and all(symbol in self._class_of for symbol in symbols)
+    def classes(self, ways: Ways) -> Ways:
+        """What `pronouncer` has said, as classes, without the ways of no sound, or of one that the alphabet lacks."""
+        classes_S = self._classes[ways.symbols_S]
+        sayable_R = ways.lengths_R > 0
+        sayable_R[np.arange(len(sayable_R)).repeat(ways.lengths_R)[classes_S == BLANK]] = False
+        return replace(ways, symbols_S=classes_S).only(sayable_R)
 
     def spell(self, classes: Sequence[int]) -> list[str]:
         """The symbols of classes, without blanks."""

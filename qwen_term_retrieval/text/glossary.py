@@ -6,7 +6,8 @@ wrong answer. What counts as the same spelling: `spellings.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -186,6 +187,14 @@ class Glossary(Sequence[Term]):
         as_terms = (Term(term, 0) if isinstance(term, str) else term for term in terms)
         new = [term for term in as_terms if self.id_of(term.text, term.language) is None]
         return Glossary([*self, *new], language=self.language, source=self.source)
+
+    def without(self, term_ids: Collection[int]) -> Glossary:
+        """This glossary without the terms of these ids, which it does not know then."""
+        other = copy.copy(self)
+        other._terms = [term for term in self._terms if term.term_id not in term_ids]
+        other.spellings = self.spellings.without(term_ids)
+        other.dropped = [each for each in self.dropped if each.kept not in term_ids]
+        return other
 
     def id_of(self, spelling: str, language: str | None = None) -> int | None:
         """The term id that a spelling or alias belongs to; None where the glossary does not know it.

@@ -23,7 +23,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from qwen_term_retrieval.text.languages import ENGLISH, primary_language
-from qwen_term_retrieval.text.phoneme_processes import in_processes
 from qwen_term_retrieval.text.scripts import foreign_letters
 from qwen_term_retrieval.text.spellings import normalize_term
 
@@ -65,6 +64,10 @@ class GraphemeToPhoneme(abc.ABC):
     def unread(self, text: str) -> str:
         """The letters of a text that it cannot say, or says by their names alone."""
         return ""
+
+    def __reduce__(self) -> tuple[Callable[[str], GraphemeToPhoneme], tuple[str]]:
+        """To another process goes the name alone: libraries and what was said before are each process's own."""
+        return get_phonemizer, (self.name,)
 
     def fingerprint(self) -> str:
         """Hex digest of the symbols of some probe words: two phonemizers that sound different differ in it."""
@@ -110,11 +113,13 @@ _IPA_UNITS = (
     *("aɪ", "aʊ", "eɪ", "oʊ", "əʊ", "ɔɪ", "oɪ", "ɔø", "ɛɪ", "eʊ"),
     *(f"{vowel}ː" for vowel in "aeiouyæøœɐɑɒɔəɛɜɨɯʉʊʏ"),
 )
-_IPA_SYMBOL = re.compile("|".join(sorted(_IPA_UNITS, key=len, reverse=True)) + r"|\S")
+# "_" and spaces stand between phonemes.
+_IPA_SYMBOL = re.compile("|".join(sorted(_IPA_UNITS, key=len, reverse=True)) + r"|[^\s_]")
 # "(en)" marks a change of language, "-" what a French word is joined by; neither is a sound, nor is stress.
 _NOT_A_SOUND = re.compile(r"\([a-z-]+\)|[ˈˌ\d-]")
 # What the Danish voice writes for an open e and a glottal stop.
 _AS_IPA = str.maketrans({"ε": "ɛ", "?": "ʔ"})
+_LAST_STOPS = re.compile(r"\.{2,}$")
 _IPA_OUTPUT = 0x02 | ord("_") << 8
 _UTF8 = 1
 _TEXTS_KEPT = 1 << 15
@@ -176,16 +181,12 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         kept = self._kept
         spoken = {text: kept[text] for text in texts if text in kept}
         new = [text for text in dict.fromkeys(texts) if text not in spoken]
-        elsewhere = in_processes(_espeak_symbols, self.name, new)
-        if elsewhere is not None:
-            spoken.update((text, tuple(said.split())) for text, said in zip(new, elsewhere, strict=True))
-        elif new:
+        if new:
             with _espeak_lock:
                 # Each time, because a speech engine in this process may have chosen another.
                 self._use_voice()
                 # Tuples of strings, because the garbage collector lets go of them and would walk through lists.
                 spoken.update((text, tuple(self._symbols(text))) for text in new)
-        if new:
             if len(kept) + len(new) > _TEXTS_KEPT:
                 kept = self._kept = {}
             kept.update((text, spoken[text]) for text in new[-_TEXTS_KEPT:])
@@ -197,20 +198,15 @@ class EspeakPhonemizer(GraphemeToPhoneme):
         # Of a letter that it cannot read it says the name, "Chinese letter".
         for letter in set(self.unread(composed)):
             composed = composed.replace(letter, " ")
+        # Two full stops at the end would be a "dot" at the beginning of what is said next (espeakng-loader 0.2.4).
+        composed = _LAST_STOPS.sub(".", composed)
         buffer = ctypes.create_string_buffer(composed.encode())
         rest = ctypes.c_void_p(ctypes.addressof(buffer))
-        symbols: list[str] = []
+        clauses: list[bytes] = []
         # One call reads one clause and moves `rest` behind it.
         while rest.value:
-            clause = _espeak_library().espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA_OUTPUT)
-            for phoneme in _NOT_A_SOUND.sub("", clause.decode().translate(_AS_IPA)).replace("_", " ").split():
-                symbols += _IPA_SYMBOL.findall(phoneme)
-        return symbols
-
-
-def _espeak_symbols(name: str, texts: Sequence[str]) -> list[str]:
-    """What a worker process says: the symbols of each text, with spaces between them, which no symbol holds."""
-    return [" ".join(symbols) for symbols in get_phonemizer(name).phonemes(texts)]
+            clauses.append(_espeak_library().espeak_TextToPhonemes(ctypes.byref(rest), _UTF8, _IPA_OUTPUT))
+        return _IPA_SYMBOL.findall(_NOT_A_SOUND.sub("", b" ".join(clauses).decode().translate(_AS_IPA)))
 
 
 # Pronouncing dictionary, letters ------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from qwen_term_retrieval.text.languages import language_code, primary_language
 from qwen_term_retrieval.text.phonetics import GraphemeToPhoneme, get_phonemizer
 from qwen_term_retrieval.text.scripts import scripts_in
 from qwen_term_retrieval.text.spoken import AsSaid, spoken_forms
+from qwen_term_retrieval.text.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Pronouncer:
         names: dict[str | None, str] = {None: phonemizer}
         # Sorted, as a saved config is: the fingerprint must not depend on the order in which they were named.
         names.update(sorted((languages or {}).items()))
-        self._several = several
+        self._names, self._several = names, several
         self._phonemizers: dict[str | None, list[GraphemeToPhoneme]] = {}
         for language, name in names.items():
             if _OR in name and not several:
@@ -63,6 +64,7 @@ class Pronouncer:
         own_languages: dict[str | None, str | None] = {one.language: None for one in self._phonemizers[None]}
         self._spoken_as = own_languages | {language_code(name): name for name in self._phonemizers}
         self.symbols = tuple(dict.fromkeys(symbol for one in every for symbol in one.symbols))
+        self._number_of = {symbol: number for number, symbol in enumerate(self.symbols)}
         longest_first = sorted(self.symbols, key=len, reverse=True)
         self._symbol = re.compile("|".join(map(re.escape, longest_first)))
 
@@ -108,6 +110,14 @@ class Pronouncer:
             if is_sounds(text):
                 spoken[row] = [self.parse_sounds(text)]
         return spoken
+
+    def ways(self, texts: Sequence[str], languages: Sequence[str | None] | None = None) -> Ways:
+        """`pronunciations` as arrays; a symbol's number is its place in `symbols`."""
+        return Ways.of(self.pronunciations(texts, languages), self._number_of)
+
+    def agrees(self, other: Pronouncer) -> bool:
+        """Whether the other has the same phonemizers, whether one of them gives all ways and the other the first."""
+        return self._names == other._names
 
     def _forms(self, text: str, language: str | None) -> Sequence[str]:
         """What is given to a phonemizer for a text."""
@@ -235,8 +245,4 @@ def speakable(glossary: Glossary, pronouncer: Pronouncer) -> Glossary:
     left_out = f"; {len(nothing)} are left out" if nothing else ""
     in_part = f"; of {len(a_part)} a part is said" if a_part else ""
     logger.warning("%s%s%s. %s", found, left_out, in_part, remedy)
-    gone = {term.term_id for term in nothing}
-    if not gone:
-        return glossary
-    kept = (term for term in glossary if term.term_id not in gone)
-    return Glossary(kept, language=glossary.language, source=glossary.source)
+    return glossary.without({term.term_id for term in nothing}) if nothing else glossary

@@ -10,10 +10,11 @@ no evaluation takes one for a wrong answer to the other, see `SpellingTable.ever
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import xxhash
 from num2words import num2words
@@ -141,6 +142,12 @@ class SpellingTable:
         self._numbers[key] = number
         self.max_words = max(self.max_words, key.count(" ") + 1)
         return number
+
+    def without(self, numbers: Collection[int]) -> SpellingTable:
+        """The table without the spellings that have one of these numbers."""
+        other = copy.copy(self)
+        other._numbers = {key: number for key, number in self._numbers.items() if number not in numbers}
+        return other
 
     def get(self, spelling: str, language: str | None = None) -> int | None:
         """What the spelling most likely stands for; None where it is not here."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.models.pooling import pool_pyramid
+from qwen_term_retrieval.models.pooling import pool_pyramid, pool_runs
 from qwen_term_retrieval.models.windows import window_grid
 
 SEGMENTS = (1, 2, 4)
@@ -145,3 +145,16 @@ def test_a_model_that_takes_the_mean_is_one_of_a_single_level():
     one_level.load_state_dict(mean.state_dict())
     clip = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
     torch.testing.assert_close(mean.encode_audio([clip]).vectors, one_level.encode_audio([clip]).vectors)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.sampled_from([(1, 2, 4), (1,), (3, 5)]))
+@settings(deadline=None)
+def test_whole_runs_are_pooled_as_spans_are(lengths, segments):
+    length_R = torch.tensor(lengths)
+    generator = torch.Generator().manual_seed(sum(lengths))
+    frames_SH = torch.randn(sum(lengths), 8, dtype=torch.float64, generator=generator)
+    pooled = pool_runs(frames_SH, length_R, segments)
+    end_R = length_R.cumsum(0)
+    one_clip = torch.zeros_like(length_R)
+    spans = pool_pyramid(frames_SH[None], end_R[-1:], one_clip, end_R - length_R, end_R, segments)
+    torch.testing.assert_close(pooled, spans, atol=1e-12, rtol=0)

@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from qwen_term_retrieval.retrieval.embedding import Embedded
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.retrieval.indexes import building
 from qwen_term_retrieval.retrieval.indexes.folder import damages_of
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
+from qwen_term_retrieval.retrieval.saying import say
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.spellings import term_id
+from qwen_term_retrieval.text.ways import Ways
+from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 
 DIM = 8
 
@@ -130,9 +134,11 @@ def test_an_index_whose_spellings_are_known_by_another_rule_still_finds_them(ind
 # ---- built straight into a folder -----------------------------------------------------------------------------------
 
 
-class Stretch:
-    def __init__(self, terms, vectors, ways):
-        self.terms, self.vectors_RD, self.ways = terms, vectors, ways
+def stretch_of(terms, vectors_RD):
+    said = say(terms, [])
+    bank = PronunciationBank.of_owned(SPEAKER.say(terms), SPEAKER.num_classes)
+    sounds = Ways(bank.classes_S, bank.lengths.astype(np.int32), np.ones(len(terms), np.int32))
+    return Embedded(terms, said.num_rows_T, said.hashes_S, vectors_RD, sounds)
 
 
 def build(out, *, number=60, slowly=False, began=None):
@@ -147,7 +153,7 @@ def build(out, *, number=60, slowly=False, began=None):
         for first in range(done, number, 10):
             time.sleep(0.3 if slowly else 0)
             own = terms[first : first + 10]
-            yield Stretch(own, vectors[first : first + 10], SPEAKER.say(own))
+            yield stretch_of(own, vectors[first : first + 10])
 
     building.build_index(out, terms, about, stretches, index.made_quick, stretch_terms=10)
 

@@ -17,8 +17,6 @@ from qwen_term_retrieval.retrieval import retriever as retriever_module
 from qwen_term_retrieval.retrieval.calibration import calibrate
 from qwen_term_retrieval.retrieval.index import TermIndexError
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.text.phoneme_processes import phoneme_processes
-from qwen_term_retrieval.text.phonetics import get_phonemizer
 
 TERMS = ["atrial fibrillation", "pneumonia", "kubernetes", "saxophone", "linear algebra"]
 SECOND = np.zeros(16_000, np.int16)
@@ -344,12 +342,3 @@ def test_an_index_made_in_a_folder_is_the_one_made_in_memory(retriever, tmp_path
     assert "encoding terms: 2 of 5 term" in caplog.text
     with pytest.raises(FileExistsError, match="overwrite=True"):
         retriever.index_to(tmp_path / "index", TERMS)
-
-
-def test_many_terms_are_pronounced_in_processes_as_they_are_in_one():
-    texts = [f"{a} {b} {c}" for a in TERMS for b in "abcdefghijklmnopqrst" for c in "abcdefghijklmnopqrstuvwxy"]
-    phonemizer = get_phonemizer("espeak:en-us")
-    alone = phonemizer.phonemes(texts)
-    phonemizer._kept = {}
-    with phoneme_processes(20_000):
-        assert phonemizer.phonemes(texts) == alone

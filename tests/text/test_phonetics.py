@@ -9,6 +9,7 @@ import unicodedata
 import pytest
 
 from qwen_term_retrieval.text.phonetics import (
+    EspeakPhonemizer,
     GraphemeToPhoneme,
     PhonemizerError,
     _espeak_lock,
@@ -140,3 +141,10 @@ def test_a_phonemizer_of_ones_own_can_be_registered():
 
     register_phonemizer("reversed")(lambda variant: Reversed())
     assert get_phonemizer("reversed").phonemes(["abc"]) == [["c", "b", "a"]]
+
+
+@pytest.mark.parametrize("text", ["perchance to dream..", "U.S..", "dream...", ".."])
+def test_full_stops_at_the_end_are_no_sound_of_what_is_said_next(text):
+    phonemizer = EspeakPhonemizer("en-us")
+    alone, _, after = phonemizer.phonemes(["tension", text, "tensions"])
+    assert after[: len(alone)] == alone

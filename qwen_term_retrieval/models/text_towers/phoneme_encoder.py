@@ -17,13 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qwen_term_retrieval.models.pooling import pool_pyramid
+from qwen_term_retrieval.models.pooling import pool_pyramid, pool_runs
 from qwen_term_retrieval.text.phonetics import INSTALL_HINT, PhonemizerError
 from qwen_term_retrieval.text.pronouncing import Pronouncer
+from qwen_term_retrieval.text.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -94,41 +96,39 @@ class ConvBlock(nn.Module):
         update_RLH = self.conv((self.norm(hidden_RLH) * mask_RL1).transpose(1, 2)).transpose(1, 2)
         return hidden_RLH + self.dropout(F.gelu(update_RLH))
 
-    def of_contexts(
-        self, hidden_CH: torch.Tensor, context_F: torch.Tensor, places_S: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The block in evaluation, computed once for each distinct neighbourhood.
+    def said(self, hidden_CH: torch.Tensor) -> torch.Tensor:
+        """The products of the block in evaluation: row c · K + k is what context c says as the k-th of a neighbourhood.
 
         Args:
-            hidden_CH: before the block; row 0 is padding.
-            context_F: the row of each place of a text.
-            places_S: the places that are no padding, at least a kernel's width from others' and from the ends.
-
-        Returns:
-            hidden after the block, row 0 that of padding, and int64 (S,), the row of each of the places.
+            hidden_CH: contexts before the block, row 0 that of padding, which says nothing.
         """
-        normed_CH = self.norm(hidden_CH)
-        normed_CH[0] = 0
-        kernel, bias_H = self.conv.weight.shape[2], cast(torch.Tensor, self.conv.bias)
-        neighbours = [context_F[places_S + offset - (kernel - 1) // 2] for offset in range(kernel)]
-        row_S = neighbours[0]
-        for neighbour_S in neighbours[1:]:
-            _, row_S = (row_S * len(hidden_CH) + neighbour_S).unique(return_inverse=True)
-        any_of_U = row_S.new_empty(int(row_S.max()) + 1)
-        any_of_U[row_S] = torch.arange(len(row_S), device=row_S.device)
-        neighbours_UK = torch.stack(neighbours, dim=1)[any_of_U]
-        # Row c · K + k: what context c says where it is the k-th of a neighbourhood.
-        said_RH = (
-            (normed_CH @ self.conv.weight.permute(2, 0, 1).flatten(0, 1).T).unflatten(1, (kernel, -1)).flatten(0, 1)
-        )
-        said_UK = neighbours_UK * kernel + torch.arange(kernel, device=neighbours_UK.device)
-        after_CH = hidden_CH.new_zeros(len(any_of_U) + 1, hidden_CH.shape[1])
+        weight_HJ = self.conv.weight.permute(1, 2, 0).flatten(1)
+        said_CJ = hidden_CH.new_empty(len(hidden_CH), weight_HJ.shape[1])
         # In blocks that stay in a core's cache.
-        blocks = zip(after_CH[1:].split(_BLOCK), said_UK.split(_BLOCK), neighbours_UK.split(_BLOCK), strict=True)
-        for after_UH, block_UK, own_UK in blocks:
-            update_UH = F.embedding_bag(block_UK, said_RH, mode="sum").add_(bias_H)
-            torch.add(F.gelu(update_UH), hidden_CH[own_UK[:, (kernel - 1) // 2]], out=after_UH)
-        return after_CH, row_S + 1
+        for said_BJ, hidden_BH in zip(said_CJ.split(_BLOCK), hidden_CH.split(_BLOCK), strict=True):
+            torch.mm(self.norm(hidden_BH), weight_HJ, out=said_BJ)
+        said_CJ[0] = 0
+        return said_CJ.unflatten(1, (self.conv.weight.shape[2], -1)).flatten(0, 1)
+
+    def after(
+        self,
+        said_RH: torch.Tensor,
+        hidden_CH: torch.Tensor,
+        neighbours_UK: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the block makes of neighbourhoods of contexts, (U, H).
+
+        Args:
+            said_RH: `said` of the contexts.
+            hidden_CH: the contexts before the block.
+            neighbours_UK: the contexts of each neighbourhood.
+            out: where to write it.
+        """
+        kernel, bias_H = neighbours_UK.shape[1], cast(torch.Tensor, self.conv.bias)
+        rows_UK = neighbours_UK * kernel + torch.arange(kernel, device=neighbours_UK.device)
+        update_UH = F.gelu(F.embedding_bag(rows_UK, said_RH, mode="sum").add_(bias_H))
+        return torch.add(update_UH, hidden_CH.index_select(0, neighbours_UK[:, (kernel - 1) // 2]), out=out)
 
 
 class PhonemeEncoder(nn.Module):
@@ -147,7 +147,9 @@ class PhonemeEncoder(nn.Module):
         except TypeError as error:
             raise ValueError(f"text_tower_config: {error}; see PhonemeEncoderConfig for its fields") from error
         self.pronouncer = self.config.bind()
-        self._id_of = {symbol: index for index, symbol in enumerate(self.config.symbols, start=_UNKNOWN + 1)}
+        id_of = {symbol: index for index, symbol in enumerate(self.config.symbols, start=_UNKNOWN + 1)}
+        # By the number that the pronouncer has for a symbol; the last stands for symbols without a number, -1.
+        self._ids = np.array([*(id_of.get(symbol, _UNKNOWN) for symbol in self.pronouncer.symbols), _UNKNOWN])
         self.num_unknown = 0
         self.embedding = nn.Embedding(len(self.config.symbols) + 2, self.config.hidden_size, padding_idx=_PAD)
         sizes = (self.config.hidden_size, self.config.kernel_size, self.config.dropout)
@@ -179,22 +181,27 @@ class PhonemeEncoder(nn.Module):
         Raises:
             ValueError: a language has no phonemizer.
         """
-        terms = [
-            [[self._id_of.get(symbol, _UNKNOWN) for symbol in symbols] or [_UNKNOWN] for symbols in ways]
-            for ways in self.pronouncer.pronunciations(texts, languages)
-        ]
-        unknown = sum(way.count(_UNKNOWN) for ways in terms for way in ways)
+        return self.inputs(self.pronouncer.ways(texts, languages))
+
+    def inputs(self, ways: Ways) -> dict[str, torch.Tensor]:
+        """`tokenize` of what `pronouncer`, or one that agrees with it and knows all ways, has said."""
+        several = self.config.heteronyms == "mean"
+        ways = ways if several else ways.first()
+        longest = max(1, int(ways.lengths_R.max(initial=0)))
+        ids_RL = np.full((len(ways.lengths_R), longest), _PAD)
+        ids_RL[ways.lengths_R == 0, 0] = _UNKNOWN
+        ids_RL[np.arange(longest) < ways.lengths_R[:, None]] = self._ids[ways.symbols_S]
+        unknown = int((ids_RL == _UNKNOWN).sum())
         if unknown and not self.num_unknown:
             logger.warning("some terms hold symbols outside the model's vocabulary; counted in `num_unknown`")
         self.num_unknown += unknown
-        most = max(map(len, terms), default=1)
-        longest = max((len(way) for ways in terms for way in ways), default=1)
-        padded = [
-            [way + [_PAD] * (longest - len(way)) for way in ways] + [[_PAD] * longest] * (most - len(ways))
-            for ways in terms
-        ]
-        input_ids_NAL = torch.tensor(padded, dtype=torch.int64).reshape(len(terms), most, longest)
-        input_ids = input_ids_NAL if self.config.heteronyms == "mean" else input_ids_NAL[:, 0]
+        input_ids = torch.from_numpy(ids_RL)
+        if several:
+            counts_N1 = torch.from_numpy(ways.counts_N)[:, None]
+            is_way_NA = torch.arange(int(ways.counts_N.max(initial=1))) < counts_N1
+            padded_NAL = input_ids.new_full((*is_way_NA.shape, longest), _PAD)
+            padded_NAL[is_way_NA] = input_ids
+            input_ids = padded_NAL
         return {"input_ids": input_ids, "attention_mask": (input_ids != _PAD).long()}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -208,46 +215,52 @@ class PhonemeEncoder(nn.Module):
         return sum_NH / spoken_NA.sum(1, keepdim=True)
 
     def _encode_grouped(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """In groups of like length: one long pronunciation would pad all others to several times theirs."""
+        if len(self.blocks) and len(input_ids) >= _SHARE_FROM and not (self.training or torch.is_grad_enabled()):
+            return self._encode_shared(input_ids)
+        # In groups of like length: one long pronunciation would pad all others to several times theirs.
         length_R = attention_mask.sum(-1)
         order_R = length_R.argsort(stable=True)
-        shared = len(input_ids) >= _SHARE_FROM and not self.training and not torch.is_grad_enabled()
-        if shared:
-            hidden_CH, context_RL = self._shared_contexts(input_ids)
         pooled = []
         for rows in order_R.split(_GROUP):
             longest = int(length_R[rows[-1]])
-            if shared:
-                pooled.append(self._pool(hidden_CH[context_RL[rows, :longest]], length_R[rows]))
-            else:
-                pooled.append(self._encode(input_ids[rows, :longest], attention_mask[rows, :longest]))
+            pooled.append(self._encode(input_ids[rows, :longest], attention_mask[rows, :longest]))
         return torch.cat(pooled)[order_R.argsort()]
 
-    def _shared_contexts(self, input_ids_RL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the blocks make of each symbol of many terms, computed once for each context in which it stands.
+    def _encode_shared(self, input_ids_RL: torch.Tensor) -> torch.Tensor:
+        """Many pronunciations: what a block makes of a symbol is computed once for each context in which it stands.
 
-        After a block a symbol knows its neighbours, after three of them three to either side: of a million terms most
-        have their contexts in common, and a block's product is over the contexts of the block before.
-
-        Returns:
-            hidden_CH, normalised, row 0 that of padding; and int64 (R, L), the context of each symbol.
+        After a block a symbol knows its neighbours, after two of them two to either side: of many terms most have their
+        contexts in common, and a block's product is over the contexts of the block before.
         """
         spoken_RL = input_ids_RL != _PAD
-        # One after another, with so much padding between them that none hears its neighbour.
-        kernel = self.config.kernel_size
-        lengths_R = spoken_RL.sum(1)
-        starts_R = (lengths_R + kernel).cumsum(0) - lengths_R
-        places_RL = starts_R[:, None] + torch.arange(input_ids_RL.shape[1], device=input_ids_RL.device)
-        places_S = places_RL[spoken_RL]
-        context_F = input_ids_RL.new_zeros(int(starts_R[-1] + lengths_R[-1]) + kernel)
-        context_F[places_S] = input_ids_RL[spoken_RL]
-        hidden_CH = self.embedding.weight
-        for block in cast(Iterable[ConvBlock], self.blocks):
-            hidden_CH, context_S = block.of_contexts(hidden_CH, context_F, places_S)
-            context_F[places_S] = context_S
-        context_RL = torch.zeros_like(input_ids_RL)
-        context_RL[spoken_RL] = context_F[places_S]
-        return self.norm(hidden_CH), context_RL
+        length_R = spoken_RL.sum(1)
+        hidden_CH, context_RL = self.embedding.weight, input_ids_RL
+        *first_blocks, last_block = cast(Iterable[ConvBlock], self.blocks)
+        for block in first_blocks:
+            neighbours_UK, number_S = _distinct(self._neighbours(context_RL, spoken_RL), len(hidden_CH))
+            said_RH = block.said(hidden_CH)
+            after_CH = hidden_CH.new_empty(len(neighbours_UK) + 1, hidden_CH.shape[1])
+            after_CH[0] = 0
+            for after_BH, neighbours_BK in zip(after_CH[1:].split(_BLOCK), neighbours_UK.split(_BLOCK), strict=True):
+                block.after(said_RH, hidden_CH, neighbours_BK, out=after_BH)
+            hidden_CH, context_RL = after_CH, torch.zeros_like(context_RL).masked_scatter_(spoken_RL, number_S + 1)
+        # Most contexts of the last block are those of one term.
+        said_RH = last_block.said(hidden_CH)
+        neighbours_SK = self._neighbours(context_RL, spoken_RL)
+        dtype = torch.promote_types(hidden_CH.dtype, torch.float32)
+        pooled_RH = hidden_CH.new_empty(len(length_R), self.hidden_size, dtype=dtype)
+        num_symbols = [int(lengths.sum()) for lengths in length_R.split(_GROUP)]
+        groups = zip(pooled_RH.split(_GROUP), length_R.split(_GROUP), neighbours_SK.split(num_symbols), strict=True)
+        for pooled_GH, length_G, neighbours_GK in groups:
+            hidden_GH = self.norm(last_block.after(said_RH, hidden_CH, neighbours_GK))
+            pooled_GH.copy_(pool_runs(hidden_GH, length_G, self.config.segments))
+        return pooled_RH
+
+    def _neighbours(self, context_RL: torch.Tensor, spoken_RL: torch.Tensor) -> torch.Tensor:
+        """The contexts that a convolution sees at each symbol, (S, K)."""
+        before = (self.config.kernel_size - 1) // 2
+        padded_RL = F.pad(context_RL, (before, self.config.kernel_size - 1 - before), value=_PAD)
+        return padded_RL.unfold(1, self.config.kernel_size, 1)[spoken_RL]
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         mask_RL1 = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
@@ -259,3 +272,13 @@ class PhonemeEncoder(nn.Module):
     def _pool(self, hidden_RLH: torch.Tensor, length_R: torch.Tensor) -> torch.Tensor:
         row_R = torch.arange(len(length_R), device=length_R.device)
         return pool_pyramid(hidden_RLH, length_R, row_R, torch.zeros_like(length_R), length_R, self.config.segments)
+
+
+def _distinct(rows_SK: torch.Tensor, num_values: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distinct rows of numbers below `num_values`, and which of them each row is; faster than `unique(dim=0)`."""
+    number_S = rows_SK[:, 0]
+    for column_S in rows_SK[:, 1:].unbind(1):
+        _, number_S = (number_S * num_values + column_S).unique(return_inverse=True)
+    any_of_U = number_S.new_empty(int(number_S.max()) + 1)
+    any_of_U[number_S] = torch.arange(len(number_S), device=number_S.device)
+    return rows_SK[any_of_U], number_S

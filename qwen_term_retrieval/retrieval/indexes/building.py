@@ -1,8 +1,8 @@
 """A large glossary indexed straight into a folder: memory stays flat, and a killed run goes on where it stopped.
 
-Stretches of terms are embedded one after another. The vectors of each go to their place in the file that will be the
-index's; then a small file with its sounds appears, which says that the stretch is done. All lies in `<out>.incomplete`
-until it is whole. The files do not depend on how often the run was interrupted.
+Stretches of terms are embedded one after another. The vectors of each go behind those before into the file that will
+be the index's; then a small file with all else that is known of it appears, which says that the stretch is done. All
+lies in `<out>.incomplete` until it is whole. The files do not depend on how often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from qwen_term_retrieval.retrieval.indexes.terms import TermTable
 from qwen_term_retrieval.retrieval.indexes.vectors_file import VectorsFile
 from qwen_term_retrieval.storage.atomic import atomic_file
 from qwen_term_retrieval.text.glossary import Term
+from qwen_term_retrieval.text.ways import Ways
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 
 logger = logging.getLogger(__name__)
@@ -48,16 +48,19 @@ _HEADER_BYTES = 128
 
 
 class Stretch(Protocol):
-    """Some terms in a row, their vectors and, where sounds are wanted, every way to say each."""
+    """Some terms in a row, see `Embedded`."""
 
     @property
-    def terms(self) -> Sequence[Term]: ...
+    def num_rows_T(self) -> NDArray[np.int32]: ...  # noqa: N802
+
+    @property
+    def hashes_S(self) -> NDArray[np.uint64]: ...  # noqa: N802
 
     @property
     def vectors_RD(self) -> torch.Tensor: ...  # noqa: N802
 
     @property
-    def ways(self) -> list[list[NDArray[np.int16]]] | None: ...
+    def sounds(self) -> Ways | None: ...
 
 
 def build_index(
@@ -112,31 +115,33 @@ def _build(
         folder.mkdir(parents=True)
         with atomic_file(staging / _PLAN) as file:
             file.write(json.dumps(plan).encode())
-    counts_T = np.fromiter((len(term.sayings) for term in terms), np.int64, len(terms))
-    first_rows_T1 = np.concatenate([[0], counts_T.cumsum()])
     done = _num_done(staging, stretch_terms, len(terms))
     if done:
         logger.info("%s: going on with term %s of %s", out, f"{done:,}", f"{len(terms):,}")
     dim = int(about["dim"])
-    if done < len(terms):
-        with _vectors_file(folder / VECTORS, int(first_rows_T1[-1]), dim).open("r+b") as file:
-            for stretch in stretches(done):
-                if not bool(stretch.vectors_RD.isfinite().all()):
-                    raise ValueError("a term vector is not finite; was the model trained to NaN?")
-                file.seek(_HEADER_BYTES + int(first_rows_T1[done]) * dim * 4)
-                file.write(np.ascontiguousarray(stretch.vectors_RD.numpy(), np.float32).data)
-                file.flush()
-                # On the disk before it is said to be.
-                os.fsync(file.fileno())
-                _note_done(_stretch_file(staging, done), stretch.ways)
-                done += len(stretch.terms)
+    num_rows = int(_known(staging, range(0, done, stretch_terms), "num_rows_T").sum())
+    with (folder / VECTORS).open("r+b" if done else "wb") as file:
+        file.seek(_HEADER_BYTES + num_rows * dim * 4)
+        for stretch in stretches(done) if done < len(terms) else ():
+            if not bool(stretch.vectors_RD.isfinite().all()):
+                raise ValueError("a term vector is not finite; was the model trained to NaN?")
+            file.write(np.ascontiguousarray(stretch.vectors_RD.numpy(), np.float32).data)
+            file.flush()
+            # On the disk before it is said to be.
+            os.fsync(file.fileno())
+            _note_done(_stretch_file(staging, done), stretch)
+            done += len(stretch.num_rows_T)
+            num_rows += len(stretch.vectors_RD)
+        file.truncate()
+        _write_header(file, num_rows, dim)
     logger.info("%s: all %s terms embedded, sorting them", out, f"{len(terms):,}")
+    every = range(0, len(terms), stretch_terms)
+    table = TermTable.of(terms, _known(staging, every, "hashes_S"), _known(staging, every, "num_rows_T"))
     sounds = None
     if about["num_sounds"] is not None:
-        ways = _all_ways(staging, stretch_terms, len(terms), int(about["num_sounds"]))
-        sounds = PartSounds.of(ways)
+        sounds = PartSounds.of(_all_sounds(staging, every, int(about["num_sounds"])))
     vectors = VectorsFile.open(folder / VECTORS)
-    part = quick(Part(TermTable.of(terms), vectors.mapped, vectors, sounds=sounds))
+    part = quick(Part(table, vectors.mapped, vectors, sounds=sounds))
     write_columns(part, folder)
     sync_files(folder)
     names = [str(path.relative_to(new)) for path in files_below(folder)]
@@ -153,16 +158,12 @@ def _digest(terms: Sequence[Term], about: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _vectors_file(path: Path, num_rows: int, dim: int) -> Path:
-    """A file with room for all vectors, which takes up what is written to it."""
-    if not path.is_file():
-        with atomic_file(path) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, dim)}
-            np.lib.format.write_array_header_1_0(file, header)
-            if file.tell() != _HEADER_BYTES:
-                raise RuntimeError(f"numpy wrote a header of {file.tell()} bytes")
-            file.truncate(_HEADER_BYTES + num_rows * dim * 4)
-    return path
+def _write_header(file: IO[bytes], num_rows: int, dim: int) -> None:
+    file.seek(0)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, dim)}
+    np.lib.format.write_array_header_1_0(file, header)
+    if file.tell() != _HEADER_BYTES:
+        raise RuntimeError(f"numpy wrote a header of {file.tell()} bytes")
 
 
 def _stretch_file(staging: Path, first: int) -> Path:
@@ -176,21 +177,24 @@ def _num_done(staging: Path, stretch_terms: int, num_terms: int) -> int:
     return done
 
 
-def _note_done(path: Path, ways: list[list[NDArray[np.int16]]] | None) -> None:
-    every = list(chain.from_iterable(ways or ()))
+def _note_done(path: Path, stretch: Stretch) -> None:
+    known: dict[str, Any] = {"num_rows_T": stretch.num_rows_T, "hashes_S": stretch.hashes_S}
+    if stretch.sounds is not None:
+        known |= vars(stretch.sounds)
     with atomic_file(path) as file:
-        np.savez(
-            file,
-            counts=np.fromiter(map(len, ways or ()), np.int64),
-            lengths=np.fromiter(map(len, every), np.int64),
-            classes=np.concatenate([np.zeros(0, np.int16), *every]),
-        )
+        np.savez(file, **known)
 
 
-def _all_ways(staging: Path, stretch_terms: int, num_terms: int, num_classes: int) -> PronunciationBank:
-    stretches = [np.load(_stretch_file(staging, first)) for first in range(0, num_terms, stretch_terms)]
-    counts, lengths, classes = (
-        np.concatenate([stretch[name] for stretch in stretches]) for name in ("counts", "lengths", "classes")
-    )
-    owners = np.arange(len(counts), dtype=np.int32).repeat(counts)
-    return PronunciationBank(classes, np.concatenate([[0], lengths.cumsum()]), owners, num_classes)
+def _known(staging: Path, firsts: range, name: str) -> NDArray[Any]:
+    """What is known of the stretches that begin with these terms."""
+    columns = []
+    for first in firsts:
+        with np.load(_stretch_file(staging, first)) as stretch:
+            columns.append(stretch[name])
+    return np.concatenate(columns) if columns else np.zeros(0, np.int32)
+
+
+def _all_sounds(staging: Path, firsts: range, num_classes: int) -> PronunciationBank:
+    classes_S, lengths_R, counts_T = (_known(staging, firsts, name) for name in ("symbols_S", "lengths_R", "counts_N"))
+    owners_R = np.arange(len(counts_T), dtype=np.int32).repeat(counts_T)
+    return PronunciationBank(classes_S, np.concatenate([[0], lengths_R.cumsum()]), owners_R, num_classes)

@@ -28,7 +28,7 @@ def open_first_version(folder: Path, meta: Mapping[str, Any]) -> IndexState:
         sounds = PartSounds.of(opened.bank)
     if not terms:
         return IndexState()
-    table = TermTable.of(terms, num_rows=[len(term.spellings) for term in terms])
+    table = TermTable.of(terms, num_rows_T=np.array([len(term.spellings) for term in terms], np.int32))
     return IndexState((Part(table, vectors_RD, sounds=sounds),), (None,))
 
 

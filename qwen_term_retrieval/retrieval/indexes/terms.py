@@ -75,24 +75,29 @@ class TermTable(Sequence[Term]):
 
     @classmethod
     def of(
-        cls, terms: Sequence[Term], keys: Sequence[str] | None = None, num_rows: Sequence[int] | None = None
+        cls,
+        terms: Sequence[Term],
+        hashes_S: NDArray[np.uint64] | None = None,
+        num_rows_T: NDArray[np.int32] | None = None,
     ) -> TermTable:
         """A table of these terms.
 
         Args:
             terms: in order.
-            keys: of all spellings, where they are known already.
-            num_rows: how many vectors each term has; None: one for each way that it is said.
+            hashes_S: `key_hash` of all spellings, where they are known already.
+            num_rows_T: how many vectors each term has; None: one for each way that it is said.
         """
-        if keys is None:
+        if hashes_S is None:
             keys = [spelling_key(spelling, term.language) for term in terms for spelling in term.spellings]
-        hashes_S = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
+            hashes_S = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
+        if num_rows_T is None:
+            num_rows_T = np.fromiter((len(term.sayings) for term in terms), np.int32, len(terms))
         order_S = np.argsort(hashes_S, kind="stable")
         return cls(
             pa.array([spelling for term in terms for spelling in term.spellings], pa.large_string()),
             pa.array([term.language for term in terms], pa.string()),
             pa.array(map(_extra, terms), pa.string()) if _OTHERS else pa.nulls(len(terms), pa.string()),
-            _firsts(np.fromiter(num_rows or (len(term.sayings) for term in terms), np.int32, len(terms))),
+            _firsts(num_rows_T),
             _firsts(np.fromiter((1 + len(term.aliases) for term in terms), np.int32, len(terms))),
             np.fromiter((term.term_id for term in terms), np.int64, len(terms)),
             hashes_S[order_S],

@@ -53,7 +53,8 @@ class VectorsFile:
         for block_RD in vectors_RD.split(_BLOCK_ROWS):
             file.write(np.ascontiguousarray(block_RD.numpy()).data)
         file.flush()
-        return cls(file, 0, tuple(vectors_RD.shape))
+        num_rows, dim = vectors_RD.shape
+        return cls(file, 0, (num_rows, dim))
 
     @cached_property
     def mapped(self) -> torch.Tensor:
@@ -66,6 +67,6 @@ class VectorsFile:
         vectors_KD = np.empty((len(numbers_K), self._shape[1]), np.float32)
         descriptor, width = self._file.fileno(), vectors_KD.itemsize * self._shape[1]
         for into_D, number in zip(vectors_KD, numbers_K.tolist(), strict=True):
-            if os.preadv(descriptor, [into_D], self._first_byte + number * width) != width:
+            if os.preadv(descriptor, [into_D.data], self._first_byte + number * width) != width:
                 raise OSError(f"the file of an index's vectors ends before row {number:,}. Index again.")
         return torch.from_numpy(vectors_KD)
