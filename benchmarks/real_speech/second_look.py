@@ -3,8 +3,8 @@
     python -m benchmarks.real_speech.second_look --model outputs/laptop_head [--test-set ktuberling] [--spelling]
 
 Clips of at most four words; banks: their own texts, with 10,000 and with 100,000 others. Nothing is fitted here:
-verifier and threshold are the model's, of clips that are no test clips. It writes `second_look_SET.{json,md}` into
-`benchmarks/results`.
+verifier and threshold are the model's, of clips that are no test clips. It writes `second_look_SET.{json,md,png}` into
+`benchmarks/results`, `second_look_SET_NAME` with `--name`.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a model with a verifier")
     parser.add_argument("--test-set", choices=TEST_SETS, action="append", help="default: all")
+    parser.add_argument("--name", help="of the model, in the names of the results: of another than the default one")
     parser.add_argument("--spelling", action="store_true", help="ask the decoder too: far slower")
     options = parser.parse_args()
     torch.set_num_threads(NUM_THREADS)
@@ -138,15 +139,16 @@ def main() -> None:
         )
         found = judge(bench, spelling=options.spelling)
         found |= {"test_set": name, "speakers": test_set.speakers, "threads": NUM_THREADS}
-        write_results(RESULTS / f"second_look_{name}.json", found, packages=("torch", "transformers", "numpy"))
+        path = RESULTS / f"second_look_{'_'.join(filter(None, (name, options.name)))}.json"
+        write_results(path, found, packages=("torch", "transformers", "numpy"))
         rows = [
             [label, *(" / ".join(f"{each:.3f}" for each in row.values()) for row in system["recall"].values())]
             for label, system in found["systems"].items()
         ]
         head = f"**{name}: {test_set.speakers}, n = {found['n']}**, R@1 / R@10\n\n"
         text = head + table(["system", *found["banks"]], rows) + "\n" + belief_table(found["belief"]) + "\n"
-        draw_before_and_after(RESULTS / f"second_look_{name}.png", found, name)
-        (RESULTS / f"second_look_{name}.md").write_text(text, encoding="utf-8")
+        draw_before_and_after(path.with_suffix(".png"), found, name)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
         print(text)
 
 

@@ -105,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
 
     lengths = [30, 300] if args.quick else [HOUR // 10, HOUR] + [10 * HOUR] * args.ten_hours
-    live_seconds = 30 if args.quick else 300
+    live_seconds = 30 if args.quick else 120
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         terms = folder / "terms.txt"
