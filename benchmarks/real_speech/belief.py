@@ -79,9 +79,10 @@ def _small_bank(
 
 
 def _kept(verifier: Verifier, judged: JudgedCandidates, threshold: float) -> dict[str, float]:
-    present, missing = (probabilities_of(verifier, each) for each in (judged, judged.without_right()))
+    present, is_right = probabilities_of(verifier, judged)
+    missing, _ = probabilities_of(verifier, judged.without_right())
     told = np.concatenate([present[present >= threshold], missing[missing >= threshold]])
-    right = int((present[judged.right_P] >= threshold).sum())
+    right = int((present[is_right] >= threshold).sum())
     return {
         "threshold": round(threshold, 3),
         "answers": len(told),

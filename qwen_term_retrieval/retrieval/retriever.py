@@ -293,8 +293,13 @@ class TermRetriever:
 
         Any thread may add, remove and search at any time: a search sees one state of the glossary.
         """
-        glossary = self._speakable(Glossary(terms, language=self.term_index.language))
-        return len(self._embed_into(self.term_index, glossary, batch_size))
+        return self.add_to(self.term_index, terms, batch_size=batch_size)
+
+    def add_to(
+        self, index: TermIndex, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int | None = None
+    ) -> int:
+        """`add_terms` for any index of this model."""
+        return len(self._embed_into(index, self._speakable(Glossary(terms, language=index.language)), batch_size))
 
     def remove_terms(self, terms: Iterable[str], language: str | None = None) -> int:
         """Remove terms by any of their spellings, in one language or in all; see `TermIndex.remove`.

@@ -3,12 +3,14 @@
 A candidate is a term that the first stage proposes for a place in a clip. Of its pronunciations the best-fitting one
 counts; it may lie anywhere in that place, so its span comes out too. All are plain numbers for a linear model:
 
-- `cosine`: of its best window;
-- `fit`: log-likelihood of the best path against what the frames themselves would say, 0 at best (`best_paths`, free);
-- `fit_per_sound`, and `worst_sound`: the sound that fits least, which tells near twins apart;
-- `sounds`: how many it has: a long term is seldom matched by chance;
-- `heard_beside`: log(1 + sounds heard near by that it does not explain): a part explains less than the whole;
-- `heard_at_edges`: sounds heard right before and after the span: "art" is a part of "artist".
+- `cosine`: of its best window, which knows of more than sounds;
+- `fit`: log-likelihood of the best path against what the frames themselves would say, 0 at best (`best_paths`, free).
+  It is the sum over sounds, with a floor for each and none for all: else a sentence that is nowhere near would fit
+  better, sound by sound, than what was said with one sound amiss;
+- `sounds`: how many it has, each of which makes a good fit less likely by chance: a long term that fits comes before a
+  part of it, which fits as well;
+- `heard_beside`: how many sounds were heard within half a second before and after it that it leaves unexplained:
+  "call" is a part of "call forwarding". Three count as many, since a term in a sentence has words around it.
 
 Shapes: B clips, U sub-frames, C classes, P candidates, Q pairs of a candidate and a pronunciation, F features.
 """
@@ -24,10 +26,10 @@ from numpy.typing import NDArray
 from qwen_term_retrieval.verification.alignment import Pairs, best_paths
 from qwen_term_retrieval.verification.pronunciations import BLANK, PronunciationBank
 
-FEATURES = ("cosine", "fit", "fit_per_sound", "worst_sound", "sounds", "heard_beside", "heard_at_edges")
-# Below these nothing is said any more: one impossible sound, and a term that is not there at all.
-_WORST_FIT, _WORST_SOUND = -80.0, -15.0
-_EDGE_SECONDS = 0.12
+FEATURES = ("cosine", "fit", "sounds", "heard_beside")
+# What an impossible sound costs, and a term of which nobody knows how it sounds.
+_IMPOSSIBLE_SOUND, _MUTE = -15.0, -80.0
+_BESIDE_SECONDS, _MOST_BESIDE = 0.5, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ class Candidates:
 class Evidence:
     """What was found about each candidate.
 
-    features_PF: float32, in the order of `FEATURES`; a term without a pronunciation has the worst fit.
+    features_PF: float32, in the order of `FEATURES`.
     starts_P, ends_P: int64, its best path in sub-frames, an end is the frame after; 0 and 0 without a pronunciation.
     """
 
@@ -89,22 +91,18 @@ def gather_evidence(
     best_P, spoken_P = _best_pair_of_each(paths.scores_P, candidate_Q, len(candidates))
     starts_P = np.where(spoken_P, paths.starts_P[best_P], candidates.starts_P)
     ends_P = np.where(spoken_P, paths.ends_P[best_P], candidates.starts_P)
-    fit_P = np.where(spoken_P, paths.scores_P[best_P], -np.inf).clip(min=_WORST_FIT)
-    worst_Q = np.minimum.reduceat(paths.sound_scores_S, paths.offsets_P1[:-1])
-    worst_P = np.where(spoken_P, worst_Q[best_P], -np.inf).clip(min=_WORST_SOUND)
-    sounds_P = np.where(spoken_P, np.diff(paths.offsets_P1)[best_P], 1)
+    known_P = np.bincount(candidate_Q, minlength=len(candidates)) > 0
+    sounds_P = np.where(known_P, np.diff(paths.offsets_P1)[best_P], 1)
+    fit_P = np.where(spoken_P, paths.scores_P[best_P], -np.inf).clip(min=_IMPOSSIBLE_SOUND * sounds_P)
     heard = _HeardSounds(log_probs_BUC, num_sub_frames_B)
-    inside_P = heard.between(candidates.clips_P, starts_P, ends_P)
-    edge = round(_EDGE_SECONDS * frame_rate)
-    around_P = heard.between(candidates.clips_P, starts_P - edge, ends_P + edge)
+    beside = round(_BESIDE_SECONDS * frame_rate)
+    near_P = heard.between(candidates.clips_P, starts_P - beside, ends_P + beside)
+    beside_P = near_P - heard.between(candidates.clips_P, starts_P, ends_P)
     columns = {
         "cosine": candidates.cosines_P,
-        "fit": fit_P,
-        "fit_per_sound": fit_P / sounds_P,
-        "worst_sound": worst_P,
+        "fit": np.where(known_P, fit_P, _MUTE),
         "sounds": sounds_P,
-        "heard_beside": np.log1p(heard.between(*_places(candidates)) - inside_P),
-        "heard_at_edges": around_P - inside_P,
+        "heard_beside": beside_P.clip(max=_MOST_BESIDE),
     }
     features_PF = np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
     return Evidence(features_PF, starts_P, ends_P)
@@ -117,9 +115,7 @@ def _places(candidates: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64
 def _nothing(candidates: Candidates) -> Evidence:
     """The evidence for candidates of which none can be said."""
     features_PF = np.zeros((len(candidates), len(FEATURES)), np.float32)
-    worst = {"fit": _WORST_FIT, "fit_per_sound": _WORST_FIT, "worst_sound": _WORST_SOUND, "sounds": 1}
-    for name, value in worst.items():
-        features_PF[:, FEATURES.index(name)] = value
+    features_PF[:, FEATURES.index("fit")], features_PF[:, FEATURES.index("sounds")] = _MUTE, 1
     features_PF[:, FEATURES.index("cosine")] = candidates.cosines_P
     return Evidence(features_PF, candidates.starts_P, candidates.starts_P)
 

@@ -20,8 +20,9 @@ from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
 from qwen_term_retrieval.verification.verifier import BELIEFS, OperatingPoint, Verifier, belief_inputs, margins
 
-# Of weights on standardised features: a few hundred clips would else give a feature that never fails an endless one.
-_RIDGE = 1e-3
+# A prior on the weights of standardised features, as strong whatever the number of clips: a few dozen would else give a
+# feature that never fails an endless weight, and a share of each clip's loss would hold thousands of clips as tight.
+_PRIOR = 0.025
 _MOST_POINTS = 200
 _STRONGEST = 3
 
@@ -31,7 +32,9 @@ class JudgedCandidates:
     """Candidates of some clips, searched among `num_terms`, and whether they were said.
 
     clips_P: int64, numbered from 0 to `num_clips` - 1, whether they have candidates or not.
-    right_P: bool. Candidates that are neither right nor wrong are left out.
+    right_P: bool. Candidates that are neither right nor wrong are left out, but for `parts_P`.
+    parts_P: bool, a part of a right term ("call" of "call forwarding"): it was said, and is a weaker answer than the
+        whole. It is ranked, a rival of others, and no wrong answer.
     seconds: of the clips together.
     num_gold: terms there were to find.
     """
@@ -39,6 +42,7 @@ class JudgedCandidates:
     evidence: Evidence
     clips_P: NDArray[np.int64]
     right_P: NDArray[np.bool_]
+    parts_P: NDArray[np.bool_]
     num_clips: int
     num_terms: int
     num_gold: int
@@ -57,6 +61,7 @@ class JudgedCandidates:
             ),
             np.concatenate([part.clips_P + offset for part, offset in zip(parts, offsets, strict=True)]),
             np.concatenate([part.right_P for part in parts]),
+            np.concatenate([part.parts_P for part in parts]),
             num_clips=sum(part.num_clips for part in parts),
             num_terms=parts[0].num_terms,
             num_gold=sum(part.num_gold for part in parts),
@@ -70,6 +75,7 @@ class JudgedCandidates:
             self.evidence.select(wrong_P),
             self.clips_P[wrong_P],
             self.right_P[wrong_P],
+            self.parts_P[wrong_P],
             self.num_clips,
             self.num_terms,
             0,
@@ -92,11 +98,12 @@ def fit(searches: Sequence[JudgedCandidates]) -> Verifier:
     for search in searches:
         for judged in (search, search.without_right()):
             inputs_PI = _belief_rows(ranked, judged)
-            near_P = _strongest(inputs_PI[:, 0], judged.clips_P)
+            near_P = _strongest(inputs_PI[:, 0], judged.clips_P) & ~judged.parts_P
             inputs.append(inputs_PI[near_P])
             right.append(judged.right_P[near_P])
             weights.append(np.full(int(near_P.sum()), 1 / max(search.num_clips, 1)))
-    beliefs = _fit_logistic(np.concatenate(inputs), np.concatenate(right), np.concatenate(weights))
+    num_clips = sum(search.num_clips for search in searches)
+    beliefs = _fit_logistic(np.concatenate(inputs), np.concatenate(right), np.concatenate(weights), num_clips)
     fitted = Verifier(ranked.strengths, dict(zip(BELIEFS, beliefs.tolist(), strict=True)))
     points = _operating_points(fitted, searches)
     return Verifier(fitted.strengths, fitted.beliefs, points, fitted.threshold)
@@ -155,7 +162,7 @@ def _fit_strengths(searches: Sequence[JudgedCandidates]) -> NDArray[np.float64]:
         of_right = _log_sum_exp_by(strengths_P[right_P], group[right_P], len(total))
         return (total - of_right).mean()
 
-    return (_minimum(loss, len(scale_F)) / scale_F).numpy()
+    return (_minimum(loss, len(scale_F), int(group.max()) + 1) / scale_F).numpy()
 
 
 def _log_sum_exp_by(values_P: torch.Tensor, group_P: torch.Tensor, num_groups: int | None = None) -> torch.Tensor:
@@ -166,7 +173,7 @@ def _log_sum_exp_by(values_P: torch.Tensor, group_P: torch.Tensor, num_groups: i
 
 
 def _fit_logistic(
-    inputs_PI: NDArray[np.float64], right_P: NDArray[np.bool_], weights_P: NDArray[np.float64]
+    inputs_PI: NDArray[np.float64], right_P: NDArray[np.bool_], weights_P: NDArray[np.float64], num_clips: int
 ) -> NDArray[np.float64]:
     """Weights of a logistic regression; the last input is 1 everywhere and is the bias."""
     inputs, right = torch.from_numpy(inputs_PI), torch.from_numpy(right_P).double()
@@ -179,19 +186,19 @@ def _fit_logistic(
         losses_P = torch.nn.functional.binary_cross_entropy_with_logits(scaled @ parameters_I, right, reduction="none")
         return (weights * losses_P).sum()
 
-    found_I = _minimum(loss, inputs.shape[1]) / scale_I
+    found_I = _minimum(loss, inputs.shape[1], num_clips) / scale_I
     found_I[-1] -= (found_I[:-1] * mean_I[:-1]).sum()
     return found_I.numpy()
 
 
-def _minimum(loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> torch.Tensor:
-    """Where a convex loss with a little ridge is least, float64."""
+def _minimum(loss: Callable[[torch.Tensor], torch.Tensor], size: int, num_clips: int) -> torch.Tensor:
+    """Where a convex loss, the mean over clips, is least with the prior, float64."""
     parameters = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([parameters], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
-        value = loss(parameters) + _RIDGE * parameters.square().sum()
+        value = loss(parameters) + _PRIOR / num_clips * parameters.square().sum()
         value.backward()
         return value
 
@@ -204,10 +211,11 @@ def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) 
     thresholds = np.linspace(0, 1, _MOST_POINTS, endpoint=False)[1:]
     found = []
     for search in searches:
-        present, missing = (probabilities_of(verifier, judged) for judged in (search, search.without_right()))
+        present, right = probabilities_of(verifier, search)
+        missing, _ = probabilities_of(verifier, search.without_right())
         alarms_T = (missing[:, None] >= thresholds).sum(axis=0)
         accepted_T = (present[:, None] >= thresholds).sum(axis=0) + alarms_T
-        right_T = (present[search.right_P, None] >= thresholds).sum(axis=0)
+        right_T = (present[right, None] >= thresholds).sum(axis=0)
         precision_T = np.divide(right_T, accepted_T, out=np.ones(len(thresholds)), where=accepted_T > 0)
         recall_T = right_T / max(search.num_gold, 1)
         found.append((precision_T, recall_T, alarms_T * 3600 / max(search.seconds, 1e-9)))
@@ -215,9 +223,10 @@ def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) 
     return tuple(OperatingPoint(*map(float, point)) for point in zip(thresholds, *means, strict=True))
 
 
-def probabilities_of(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
-    """How likely each candidate was said (P,), as a search among as many terms would say."""
+def probabilities_of(verifier: Verifier, judged: JudgedCandidates) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How likely each candidate was said, as a search among as many terms would say, and whether it was; no parts."""
     evidence = judged.evidence
     strengths_P = verifier.strengths_of(evidence.features_PF)
     margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)
-    return verifier.probabilities(strengths_P, margins_P, judged.num_terms)
+    judged_P = ~judged.parts_P
+    return verifier.probabilities(strengths_P, margins_P, judged.num_terms)[judged_P], judged.right_P[judged_P]

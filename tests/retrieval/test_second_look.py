@@ -16,7 +16,7 @@ from qwen_term_retrieval.retrieval.indexes.folder import read_meta, write_meta
 from qwen_term_retrieval.retrieval.recordings.searching import search_recordings
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import SecondLook, pronunciations_of_terms
-from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
+from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier, close_bank
 from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.verification.evidence import FEATURES
@@ -87,6 +87,30 @@ def test_every_first_stage_finds_what_is_said(verifying_model, say, first_stage)
         retriever.search((say(term, "en-us", 1.1), RATE), top_k=1, threshold=0.0)[0].term for term in SPOKEN_TERMS[:6]
     ]
     assert sum(first == term for first, term in zip(firsts, SPOKEN_TERMS[:6], strict=True)) >= 5
+
+
+def test_a_sentence_in_the_glossary_is_not_what_every_short_clip_says(verifying_model, say):
+    """As many sounds as it has, none of them was heard: the mean over all of them would hide that."""
+    sentence = " ".join([*OTHERS, *SPOKEN_TERMS])
+    retriever = TermRetriever(verifying_model)
+    retriever.index([*SPOKEN_TERMS, sentence])
+    for term in SPOKEN_TERMS[:6]:
+        (first, *_) = retriever.search((say(term, "en-us", 1.1), RATE), top_k=3, threshold=0.0)
+        assert first.term != sentence
+
+
+def test_the_bank_that_is_close_to_what_is_said_holds_parts_extensions_and_twins(verifying_model):
+    retriever = TermRetriever(verifying_model)
+    index = retriever.index(
+        ["atrial fibrillation", "atrial flutter", "violin", "pneumonia", "harbour", "gastritis", "ox"]
+    )
+    rows = [{"terms": ["atrial fibrillation"]}, {"terms": ["pneumonia"]}]
+    near = close_bank(retriever, SecondLook(verifying_model), index, rows)
+    texts = {term.text for term in near.terms}
+    assert {"atrial fibrillation", "pneumonia", "atrial", "fibrillation", "atrial flutter"} <= texts
+    assert any(text.startswith("pneumonia ") for text in texts)
+    assert any(text.endswith(" pneumonia") for text in texts)
+    assert len(index) == 7, "the glossary itself stays as it is"
 
 
 def test_a_batch_and_a_clip_alone_are_answered_alike(retriever, say):

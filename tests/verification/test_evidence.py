@@ -39,16 +39,34 @@ def test_what_was_said_fits_and_its_place_is_found():
     assert 9 <= found.ends_P[0] <= 11
 
 
-def test_the_sound_that_tells_a_twin_apart_is_the_worst_one():
+def test_a_twin_costs_the_sound_that_tells_it_apart():
     found = evidence_for(emissions(1, 2, 3), [[[1, 2, 3]], [[1, 2, 4]]])
-    assert column(found, "worst_sound")[0] == pytest.approx(0, abs=1e-4)
-    assert column(found, "worst_sound")[1] < -2
+    assert column(found, "fit")[0] == pytest.approx(0, abs=1e-4)
+    assert column(found, "fit")[1] < -2
 
 
 def test_a_part_leaves_more_unexplained_than_the_whole():
     found = evidence_for(emissions(1, 2, 3, 4), [[[1, 2, 3, 4]], [[2, 3]]])
-    assert column(found, "heard_beside").tolist() == pytest.approx([0, np.log1p(2)])
-    assert column(found, "heard_at_edges").tolist() == [0, 2]
+    assert column(found, "heard_beside").tolist() == [0, 2]
+
+
+def test_what_is_left_unexplained_does_not_depend_on_where_the_term_was_proposed():
+    log_probs = emissions(1, 2, 3, 4)
+    narrow, wide = (
+        evidence_for(log_probs, [[[2, 3]]], (np.array([3]), np.array([end]))) for end in (12, log_probs.shape[1])
+    )
+    assert column(narrow, "heard_beside").tolist() == column(wide, "heard_beside").tolist() == [2]
+
+
+def test_a_term_in_a_sentence_is_no_worse_for_many_neighbours_than_for_a_few():
+    found = evidence_for(emissions(1, 2, 3, 1, 2, 3, 4, 5, 6), [[[4, 5]]])
+    assert column(found, "heard_beside").tolist() == [3]
+
+
+def test_a_term_far_too_long_is_worse_with_each_sound():
+    """No floor that all long terms share: the longest would else fit best by the sound."""
+    found = evidence_for(emissions(1, 2, 3), [[[1, 2, 3]], [[4, 5] * 20], [[4, 5] * 40]])
+    assert column(found, "fit")[2] < column(found, "fit")[1] < -500 < column(found, "fit")[0]
 
 
 def test_the_best_of_several_pronunciations_counts():
@@ -71,7 +89,7 @@ def test_a_term_without_a_pronunciation_or_without_room_is_worst_and_finite():
     )
     found = gather_evidence(emissions(1, 2), np.array([8]), bank, candidates, frame_rate=50.0)
     assert np.isfinite(found.features_PF).all()
-    assert (column(found, "fit") == -80).all()
+    assert column(found, "fit").tolist() == [-80, -15 * 4]
 
 
 def test_no_candidate_gives_no_evidence():

@@ -7,7 +7,7 @@ import pytest
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
-from qwen_term_retrieval.verification.fitting import JudgedCandidates, fit
+from qwen_term_retrieval.verification.fitting import JudgedCandidates, fit, probabilities_of
 from qwen_term_retrieval.verification.verifier import BELIEFS, OperatingPoint, Verifier, margins
 
 PLAIN = Verifier(
@@ -35,9 +35,40 @@ def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_c
         evidence = Evidence(np.concatenate(features), np.zeros(count, np.int64), np.full(count, 10))
         gold = sum(right)
         found.append(
-            JudgedCandidates(evidence, np.array(clips), np.array(right), num_clips, num_terms, gold, num_clips * 2.0)
+            JudgedCandidates(
+                evidence,
+                np.array(clips),
+                np.array(right),
+                np.zeros(count, np.bool_),
+                num_clips,
+                num_terms,
+                gold,
+                num_clips * 2.0,
+            )
         )
     return found
+
+
+def nested_searches(num_clips=200):
+    """Clips that say a whole of six sounds, of which a part of three fits a little better and leaves three unexplained.
+
+    The part that is said alone, of other clips, fits as well, and leaves nothing.
+    """
+    rng = np.random.default_rng(0)
+    rows, right, parts = [], [], []
+    for clip in range(num_clips):
+        whole_said = clip % 2 == 0
+        fits = -rng.exponential(1, 2) - (np.array([1, 0]) if whole_said else np.array([12, 0]))
+        for fit_, sounds, beside in zip(fits, (6, 3), (0, 3 if whole_said else 0), strict=True):
+            rows.append([{"cosine": 0.7, "fit": fit_, "sounds": sounds, "heard_beside": beside}[f] for f in FEATURES])
+        right += [whole_said, not whole_said]
+        parts += [False, whole_said]
+    count = 2 * num_clips
+    evidence = Evidence(np.array(rows, np.float32), np.zeros(count, np.int64), np.full(count, 10))
+    clips = np.arange(count) // 2
+    return JudgedCandidates(
+        evidence, clips, np.array(right), np.array(parts), num_clips, 100, num_clips, num_clips * 2.0
+    )
 
 
 def said_and_right(verifier, search):
@@ -66,7 +97,7 @@ def test_probabilities_are_right_as_often_as_they_say(fitted):
 
 
 def test_what_is_believed_is_right_as_often_as_it_says_in_small_banks_and_in_large(fitted):
-    for search in searches(seed=2, missing=0.5):
+    for search in searches(seed=2, num_clips=1_000, missing=0.5):
         probability, right = said_and_right(fitted, search)
         believed = probability >= 0.5
         assert abs(probability[believed].mean() - right[believed].mean()) < 0.15
@@ -77,6 +108,21 @@ def test_what_the_threshold_promised_is_kept_on_other_clips(fitted):
     told = [said_and_right(fitted, search) for search in searches(seed=3)]
     right = np.concatenate([right[probability >= threshold] for probability, right in told])
     assert right.mean() > 0.92
+
+
+def test_a_part_of_what_was_said_ranks_below_it_and_is_no_false_alarm():
+    search = nested_searches()
+    verifier = fit([search])
+    strengths = verifier.strengths_of(search.evidence.features_PF).reshape(-1, 2)
+    right = search.right_P.reshape(-1, 2)
+    assert (strengths.argmax(axis=1) == right.argmax(axis=1)).mean() > 0.99
+    assert len(probabilities_of(verifier, search)[0]) == len(search.right_P) - search.parts_P.sum()
+
+
+def test_a_hundred_times_as_many_clips_change_no_weight_much(fitted):
+    """What is held back is the weight, not a share of every clip."""
+    few, many = fit(searches(seed=5, num_clips=50)), fit(searches(seed=5, num_clips=1_000))
+    assert few.strengths["fit"] == pytest.approx(many.strengths["fit"], rel=0.5)
 
 
 def test_a_promise_that_was_never_kept_is_refused_with_what_came_nearest():
@@ -115,6 +161,8 @@ def test_clips_that_cannot_teach_are_refused():
     with pytest.raises(VerifierError, match="own term among the candidates"):
         fit([nothing_right])
     right = search.right_P
-    only_right = JudgedCandidates(search.evidence.select(right), search.clips_P[right], right[right], 5, 100, 5, 10.0)
+    only_right = JudgedCandidates(
+        search.evidence.select(right), search.clips_P[right], right[right], ~right[right], 5, 100, 5, 10.0
+    )
     with pytest.raises(VerifierError, match="no wrong term is a candidate"):
         fit([only_right])
