@@ -3,6 +3,7 @@
 retriever.py      `TermRetriever`: a model and an index, asked for terms in speech
 index.py          the vectors of a glossary, under changes and from many threads
 indexes/          what an index is made of: parts, sketches, files
+indexing.py       glossaries to indexes of one model
 embedding.py      terms to vectors and sounds, a stretch at a time
 saying.py         terms said as arrays, a stretch ahead
 encoding.py       clips to the windows that a search scores

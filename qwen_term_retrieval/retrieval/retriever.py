@@ -11,7 +11,6 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,11 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_blocks
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.models.placing import placed_model
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.text_towers.tower import speaker_of
 from qwen_term_retrieval.retrieval.calibration import fits_glossary
-from qwen_term_retrieval.retrieval.embedding import STRETCH_TERMS, TermEmbedder
 from qwen_term_retrieval.retrieval.encoding import ChunkBar, ClipEncoder, Windows, clips_of
-from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.hearing import Hearer
 from qwen_term_retrieval.retrieval.index import Hold, TermIndex
-from qwen_term_retrieval.retrieval.indexes.building import build_index
-from qwen_term_retrieval.retrieval.indexes.folder import check_target
+from qwen_term_retrieval.retrieval.indexing import GlossaryIndexer, Terms
 from qwen_term_retrieval.retrieval.matches import BestOfEach, TermMatch
 from qwen_term_retrieval.retrieval.second_look import (
     FirstStage,
@@ -41,7 +36,6 @@ from qwen_term_retrieval.retrieval.second_look import (
 from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
-from qwen_term_retrieval.text.pronouncing import check_glossary, speakable
 from qwen_term_retrieval.verification.verifier import Verifier
 
 logger = logging.getLogger(__name__)
@@ -167,7 +161,7 @@ class TermRetriever:
 
     def index(
         self,
-        terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path,
+        terms: Terms,
         *,
         hold: Hold = "auto",
         batch_size: int | None = None,
@@ -190,9 +184,8 @@ class TermRetriever:
         """
         if isinstance(terms, str | Path) and Path(terms).is_dir():
             return self.load_index(terms)
-        self._index = self.make_index(
-            self._speakable(_glossary_of(terms)), hold=hold, batch_size=batch_size, show_progress=show_progress
-        )
+        indexer = self._indexer(batch_size, show_progress)
+        self._index = indexer.make(indexer.read(terms), hold)
         self._warn_of_threshold()
         return self._index
 
@@ -207,11 +200,6 @@ class TermRetriever:
                 num_terms,
             )
 
-    def _speakable(self, glossary: Glossary) -> Glossary:
-        """A glossary without what this model cannot say anything of; see `speakable`."""
-        speaker = speaker_of(self.model.text_tower)
-        return glossary if speaker is None else speakable(glossary, speaker)
-
     def make_index(
         self,
         glossary: Glossary,
@@ -221,15 +209,12 @@ class TermRetriever:
         show_progress: bool = True,
     ) -> TermIndex:
         """Embed a glossary, and leave the one that is searched as it is; see `index`."""
-        logger.info("%s: %s", glossary.source, glossary.summary())
-        index = self._empty_index(glossary, hold)
-        self._embed_into(index, glossary, batch_size, show_progress)
-        return index.to(self.model.device)
+        return self._indexer(batch_size, show_progress).make(glossary, hold)
 
     def index_to(
         self,
         folder: str | Path,
-        terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path,
+        terms: Terms,
         *,
         hold: Hold = "auto",
         batch_size: int | None = None,
@@ -245,31 +230,10 @@ class TermRetriever:
             FileExistsError: the folder exists and `overwrite` is off, or it is something other than an index.
             TermIndexError: another process is writing there.
         """
-        folder = Path(folder)
-        check_target(folder, overwrite)
-        glossary = self._speakable(_glossary_of(terms))
-        logger.info("%s: %s", glossary.source, glossary.summary())
-        self._check_languages(glossary)
-        index = self._empty_index(glossary, hold)
-        embedder = self._embedder(batch_size, show_progress)
-        about = index.about()
-        if embedder.speaker is not None:
-            about |= {"num_sounds": embedder.speaker.num_classes, "alphabet": embedder.speaker.alphabet}
-        terms_in_order = list(glossary)
-        build_index(
-            folder,
-            terms_in_order,
-            about,
-            partial(embedder.stretches, terms_in_order),
-            index.made_quick,
-            stretch_terms=STRETCH_TERMS,
-            overwrite=overwrite,
-        )
+        self._indexer(batch_size, show_progress).build(Path(folder), terms, hold, overwrite=overwrite)
         return self.load_index(folder)
 
-    def with_glossary(
-        self, terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path, **settings: Any
-    ) -> TermRetriever:
+    def with_glossary(self, terms: Terms, **settings: Any) -> TermRetriever:
         """A retriever of another glossary on the same loaded model; this one keeps its own.
 
         Arguments and errors as of `index`. For one recording in several glossaries, whose audio is then encoded once,
@@ -279,14 +243,6 @@ class TermRetriever:
         other._index = None
         other.index(terms, **settings)
         return other
-
-    def _empty_index(self, glossary: Glossary, hold: Hold) -> TermIndex:
-        return TermIndex(
-            self.model.config.embedding_dim,
-            fingerprint=model_fingerprint(self.model),
-            language=glossary.language,
-            hold=hold,
-        )
 
     def add_terms(self, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int | None = None) -> int:
         """Add terms to the indexed glossary, at once searchable; those it has stay. Returns how many were new.
@@ -299,7 +255,8 @@ class TermRetriever:
         self, index: TermIndex, terms: Iterable[str | Term | Mapping[str, Any]], *, batch_size: int | None = None
     ) -> int:
         """`add_terms` for any index of this model."""
-        return len(self._embed_into(index, self._speakable(Glossary(terms, language=index.language)), batch_size))
+        indexer = self._indexer(batch_size)
+        return len(indexer.add(index, indexer.read(Glossary(terms, language=index.language))))
 
     def remove_terms(self, terms: Iterable[str], language: str | None = None) -> int:
         """Remove terms by any of their spellings, in one language or in all; see `TermIndex.remove`.
@@ -314,27 +271,11 @@ class TermRetriever:
 
     def load_index(self, folder: str | Path) -> TermIndex:
         """Search an index made by this model and saved; see `TermIndex.load`."""
-        self._index = TermIndex.load(folder, fingerprint=model_fingerprint(self.model)).to(self.model.device)
-        if self.second_look is not None:
-            self.second_look.pronounce(self._index)
+        self._index = self._indexer().open(folder)
         return self._index
 
-    def _embed_into(
-        self, index: TermIndex, glossary: Glossary, batch_size: int | None, show_progress: bool = False
-    ) -> list[Term]:
-        """Add a glossary to an index, and say what was new."""
-        self._check_languages(glossary)
-        embedder = self._embedder(batch_size, show_progress)
-        return index.add(glossary, embedder.vectors, embedder.speaker)
-
-    def _embedder(self, batch_size: int | None, show_progress: bool) -> TermEmbedder:
-        alphabet = self.second_look.head.alphabet if self.second_look is not None else None
-        return TermEmbedder(self.model, alphabet, batch_size=batch_size, show_progress=show_progress)
-
-    def _check_languages(self, glossary: Glossary) -> None:
-        speaker = speaker_of(self.model.text_tower)
-        if speaker is not None:
-            check_glossary(glossary, speaker)
+    def _indexer(self, batch_size: int | None = None, show_progress: bool = False) -> GlossaryIndexer:
+        return GlossaryIndexer(self.model, self.second_look, batch_size=batch_size, show_progress=show_progress)
 
     # ---- searching --------------------------------------------------------------------------------------------
 
@@ -523,9 +464,3 @@ class TermRetriever:
             kind = "scores are cosines, from -1 to 1" if lowest else "it is a probability, from 0 to 1"
             raise ValueError(f"threshold is {threshold}; {kind}")
         return self.threshold if threshold is None else threshold
-
-
-def _glossary_of(terms: Glossary | Iterable[str | Term | Mapping[str, Any]] | str | Path) -> Glossary:
-    if isinstance(terms, str | Path):
-        return Glossary.from_file(terms)
-    return terms if isinstance(terms, Glossary) else Glossary(terms)
