@@ -31,7 +31,7 @@ def retriever():
 
 
 @pytest.mark.parametrize("term", [*dict.fromkeys(term for pair in NESTED for term in pair)])
-@pytest.mark.parametrize("voice", ["en-us", "en-gb"])
+@pytest.mark.parametrize("voice", ["en-us", "en-gb-x-rp"])
 def test_the_one_that_is_said_comes_first(retriever, say, term, voice):
     (first,) = retriever.search((say(term, voice), 16_000), top_k=1, threshold=0.0)
     assert first.term == term
