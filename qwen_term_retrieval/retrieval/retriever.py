@@ -98,7 +98,7 @@ class TermRetriever:
         Without a model, the default one of those that came along; `qtr models` lists their names.
 
         `dtype`: "float32", "bfloat16" or "float16"; default: as it is. Half precision halves memory, and is fast on
-        GPUs; scores change in the third place.
+        GPUs and, as bfloat16, on processors with units for it (AMX, AVX512-BF16); scores change in the third place.
 
         LoRA of a model that is loaded here is folded into its weights, see `fold_lora`; a loaded one stays as it is.
 
