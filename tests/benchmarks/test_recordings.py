@@ -39,7 +39,7 @@ def test_a_search_in_a_process_of_its_own_says_what_it_took(listening_model, spe
     listening_model.save_pretrained(tmp_path / "model")
     (tmp_path / "terms.txt").write_text("saxophone\nkubernetes\n")
     soundfile.write(tmp_path / "speech.wav", speech[0], RATE)
-    found = measured(str(tmp_path / "model"), tmp_path / "terms.txt", tmp_path / "speech.wav", 1, 0.7)
+    found = measured(str(tmp_path / "model"), "float32", tmp_path / "terms.txt", tmp_path / "speech.wav", 1, 0.7)
     assert found["matches"] == 2
     assert found["first_match_s"] <= found["seconds"]
     assert found["peak_mb"] >= found["before_mb"] > 0

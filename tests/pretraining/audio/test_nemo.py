@@ -43,7 +43,9 @@ def test_mel_frames_are_nemos(model, nemo):
     for name in ("clean", "noisy"):
         mel_BMF, num_mel_B = model.mel(nemo[f"{name}_pcm_BS"], nemo["num_samples_B"])
         assert num_mel_B.tolist() == nemo["num_mel_B"].tolist()
-        torch.testing.assert_close(mel_BMF, nemo[f"{name}_mel_BMF"][:, : mel_BMF.shape[1]], atol=5e-6, rtol=0)
+        # What NeMo wrote on one processor: of ten values in 23,520 another one's sums differ by up to 8.4e-6. In one
+        # process both differ by 2.3e-6 at most (`python -m benchmarks.pretraining --only equality`).
+        torch.testing.assert_close(mel_BMF, nemo[f"{name}_mel_BMF"][:, : mel_BMF.shape[1]], atol=2e-5, rtol=0)
 
 
 def test_tokens_are_nemos(model, nemo):
