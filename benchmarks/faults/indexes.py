@@ -19,7 +19,7 @@ from benchmarks.verification.terms import real_terms
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.indexes.folder import damages_of
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
-from qwen_term_retrieval.text.glossary import Glossary
+from qwen_term_retrieval.text.glossary import Glossary, Term
 
 NUM_TERMS = 50_000
 _NUM_FLIPPED_TERMS = 20_000
@@ -45,14 +45,18 @@ def index_command(work: Path, model: str) -> Command:
 def make_index(folder: Path) -> Path:
     """An index of two parts with sounds, some of its terms removed."""
     terms = list(Glossary(real_terms(_NUM_FLIPPED_TERMS)))
-    vectors_ND = torch.nn.functional.normalize(torch.randn(len(terms), _DIM), dim=1)
     speaker = Speaker(lambda own: [[np.arange(1, 6, dtype=np.int16)] for _ in own], num_classes=9)
     index = TermIndex(_DIM, fingerprint="benchmark", hold="int8")
-    index.add(terms[:-100], vectors_ND[:-100], speaker)
+    index.add(terms[:-100], _vectors_of(terms[:-100]), speaker)
     index.save(folder)
-    index.add(terms[-100:], vectors_ND[-100:], speaker)
+    index.add(terms[-100:], _vectors_of(terms[-100:]), speaker)
     index.remove([terms[0].text, terms[-1].text])
     return index.save(folder, overwrite=True)
+
+
+def _vectors_of(terms: list[Term]) -> torch.Tensor:
+    """A row for each way that a term is said."""
+    return torch.nn.functional.normalize(torch.randn(sum(len(term.sayings) for term in terms), _DIM), dim=1)
 
 
 def flip(path: Path, bit: int) -> None:
