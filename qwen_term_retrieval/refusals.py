@@ -64,8 +64,8 @@ def interrupted_line(what_next: str = "") -> str:
 def message_of(error: BaseException) -> str:
     """The message of a refusal; of the operating system's, what it refused and what helps, without its number.
 
-    >>> message_of(PermissionError(13, "Permission denied", "/root/pack"))
-    '/root/pack: Permission denied; give another place, or the right to it'
+    >>> message_of(PermissionError(13, "Permission denied", "/srv/pack"))
+    '/srv/pack: Permission denied; give another place, or the right to it'
     """
     if not isinstance(error, OSError) or error.strerror is None or not isinstance(error.filename, str | bytes):
         return str(error)
