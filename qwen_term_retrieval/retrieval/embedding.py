@@ -7,6 +7,7 @@ Shapes: T terms, R rows (the ways that terms are said), S spellings, D embedding
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from qwen_term_retrieval.text.ways import Ways
 
 STRETCH_TERMS = 32_768
 _BATCH_OF_TEXTS = 256
+_halving = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +146,14 @@ def _threads_beside_processes(num_terms: int) -> Iterator[None]:
 
     By the number of all terms, so that a run that goes on computes as the one that was killed did.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if num_terms < LEAST_TERMS else max(1, threads // 2))
-    try:
+    if num_terms < LEAST_TERMS:
         yield
-    finally:
-        torch.set_num_threads(threads)
+        return
+    # One after another: who is second would take the half for the whole, and leave it so.
+    with _halving:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // 2))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
