@@ -5,7 +5,7 @@ index.py          the vectors of a glossary, under changes and from many threads
 indexes/          what an index is made of: parts, sketches, files
 indexing.py       glossaries to indexes of one model
 embedding.py      terms to vectors and sounds, a stretch at a time
-saying.py         terms said as arrays, a stretch ahead
+saying.py         terms said as arrays, in processes where that pays
 encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
 second_look.py    what is proposed, and what is believed

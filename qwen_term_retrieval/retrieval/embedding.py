@@ -1,15 +1,13 @@
 """Terms to vectors and sounds, a stretch of a glossary at a time, so that memory follows the stretch.
 
-Each stretch is said once, for the text tower and for the phoneme head, while the one before is embedded.
+Each stretch is said once, for the text tower and for the phoneme head.
 
 Shapes: T terms, R rows (the ways that terms are said), S spellings, D embedding.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,7 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.phoneme_encoder import PhonemeEncoder
 from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
-from qwen_term_retrieval.retrieval.saying import LEAST_TERMS, say_ahead
+from qwen_term_retrieval.retrieval.saying import say_in_stretches
 from qwen_term_retrieval.retrieval.second_look import pronunciations_of_terms, warn_of_mute
 from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term
@@ -29,7 +27,6 @@ from qwen_term_retrieval.text.ways import Ways
 
 STRETCH_TERMS = 32_768
 _BATCH_OF_TEXTS = 256
-_halving = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +80,10 @@ class TermEmbedder:
             total=len(terms), initial=done, desc="encoding terms", unit="term", shown=self.show_progress, leave=None
         )
         with bar:
-            for said in say_ahead(terms, pronouncers, STRETCH_TERMS, done):
+            for said in say_in_stretches(terms, pronouncers, STRETCH_TERMS, done):
                 own = terms[done : done + len(said.num_rows_T)]
                 if isinstance(tower, PhonemeEncoder):
-                    with _threads_beside_processes(len(terms)):
-                        vectors_RD = self._embed(tower.inputs(said.ways[-1]))
+                    vectors_RD = self._embed(tower.inputs(said.ways[-1]))
                 else:
                     vectors_RD = self._embed_texts(own)
                 sounds = None if alphabet is None else alphabet.classes(said.ways[0]).of_groups(said.num_rows_T)
@@ -138,22 +134,3 @@ class TermEmbedder:
         if self._alphabet is not None and any(id(term) not in self._said for term in terms):
             return pronunciations_of_terms(terms, alphabet=self._alphabet)
         return [self._said[id(term)] for term in terms]
-
-
-@contextmanager
-def _threads_beside_processes(num_terms: int) -> Iterator[None]:
-    """Half of torch's threads, where processes say the next terms meanwhile: threads spin when they wait for others.
-
-    By the number of all terms, so that a run that goes on computes as the one that was killed did.
-    """
-    if num_terms < LEAST_TERMS:
-        yield
-        return
-    # One after another: who is second would take the half for the whole, and leave it so.
-    with _halving:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads // 2))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
 """Terms as arrays: how they are said and what their spellings are known by, all that takes terms one by one.
 
 espeak-ng keeps one voice a process, and fifteen thousand terms take a core about a second; so there is a pool of
-processes for many, which is a stretch ahead of who embeds the terms.
+processes for many. It rests while a stretch is embedded: torch's threads and the processes would share the cores.
 
 Shapes: T terms, R rows (the ways that terms are said), S spellings.
 """
@@ -73,24 +73,19 @@ def say(terms: Sequence[Term], pronouncers: Sequence[Pronouncer]) -> Said:
     )
 
 
-def say_ahead(
+def say_in_stretches(
     terms: Sequence[Term], pronouncers: Sequence[Pronouncer], stretch_terms: int, done: int = 0
 ) -> Iterator[Said]:
-    """`say` of a stretch of terms after another, from number `done` on, in several processes where that pays.
-
-    While a stretch is looked at, the next is said.
-    """
+    """`say` of a stretch of terms after another, from number `done` on, in several processes where that pays."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     if len(terms) - done >= LEAST_TERMS and cores > 1:
         # Fork needs no `if __name__ == "__main__"` in the caller's script; the workers touch nothing that has threads.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         try:
             with process_pool(cores, context) as pool:
-                ahead = _submit(pool, terms[done : done + stretch_terms], pronouncers)
-                while ahead:
-                    now = ahead
-                    ahead = _submit(pool, terms[done + stretch_terms : done + 2 * stretch_terms], pronouncers)
-                    yield Said.join([job.result() for job in now])
+                while done < len(terms):
+                    jobs = _submit(pool, terms[done : done + stretch_terms], pronouncers)
+                    yield Said.join([job.result() for job in jobs])
                     done += stretch_terms
         except (BrokenExecutor, PackError) as error:
             # A worker was killed, or there is no room for what processes share.

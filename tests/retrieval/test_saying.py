@@ -9,7 +9,7 @@ import pytest
 
 from qwen_term_retrieval.retrieval import saying
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable
-from qwen_term_retrieval.retrieval.saying import Said, say, say_ahead
+from qwen_term_retrieval.retrieval.saying import Said, say, say_in_stretches
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.text.spellings import term_id
@@ -43,13 +43,13 @@ def in_processes(monkeypatch):
 
 @pytest.mark.parametrize("done", [0, 100])
 def test_terms_are_said_in_processes_as_they_are_in_one(in_processes, done):
-    stretches = list(say_ahead(TERMS, SPEAKERS, 50, done))
+    stretches = list(say_in_stretches(TERMS, SPEAKERS, 50, done))
     assert [len(stretch.num_rows_T) for stretch in stretches] == [50] * ((len(TERMS) - done) // 50) + [20]
     assert_same(Said.join(stretches), say(TERMS[done:], SPEAKERS))
 
 
 def test_a_killed_process_is_done_without(in_processes, caplog):
-    stretches = say_ahead(TERMS, SPEAKERS, 50)
+    stretches = say_in_stretches(TERMS, SPEAKERS, 50)
     found = [next(stretches)]
     children = list(map(int, _children_of(os.getpid())))
     assert children
@@ -63,7 +63,7 @@ def test_a_killed_process_is_done_without(in_processes, caplog):
 
 def test_who_stops_early_leaves_no_process(in_processes):
     before = _children_of(os.getpid())
-    stretches = say_ahead(TERMS, SPEAKERS, 50)
+    stretches = say_in_stretches(TERMS, SPEAKERS, 50)
     next(stretches)
     assert _children_of(os.getpid()) != before
     stretches.close()
@@ -73,7 +73,7 @@ def test_who_stops_early_leaves_no_process(in_processes):
 def test_an_unknown_language_is_named(in_processes):
     speakers = [Pronouncer("espeak:en-us", {"fr": "espeak:fr"})]
     with pytest.raises(ValueError, match=r"'sepsis'.*no phonemizer for 'xx'"):
-        list(say_ahead([*TERMS, Term("sepsis", 1, language="xx")], speakers, 50))
+        list(say_in_stretches([*TERMS, Term("sepsis", 1, language="xx")], speakers, 50))
 
 
 def test_spellings_are_known_by_what_an_index_finds_them_by():
