@@ -132,3 +132,17 @@ def test_a_dataset_row_of_undecoded_audio_is_heard(tmp_path):
         "audio", datasets.Audio(decode=False)
     )
     np.testing.assert_array_equal(clip_pcm(rows[0]), PCM)
+
+
+def test_a_file_mastered_loud_is_heard_though_its_codec_overshoots(tmp_path):
+    loud = np.sign(np.random.default_rng(2).normal(size=48_000)).astype(np.float32)
+    soundfile.write(tmp_path / "loud.ogg", loud, 48_000, format="OGG", subtype="VORBIS")
+    decoded, _ = soundfile.read(tmp_path / "loud.ogg")
+    assert (np.abs(decoded) > 1).mean() > 0.02
+    assert len(clip_pcm(tmp_path / "loud.ogg")) == 16_000
+
+
+def test_a_file_of_floats_on_the_scale_of_int16_is_refused(tmp_path):
+    soundfile.write(tmp_path / "wrong.wav", PCM.astype(np.float32), 16_000, subtype="FLOAT")
+    with pytest.raises(BadAudioError, match=r"wrong\.wav: \d+ of 24000 samples lie outside \[-1, 1\]\. Scale"):
+        clip_pcm(tmp_path / "wrong.wav")
