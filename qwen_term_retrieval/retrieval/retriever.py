@@ -317,7 +317,9 @@ class TermRetriever:
         an estimate until the last clips are read.
         """
         threshold = self.checked_threshold(threshold)
-        (likeliest,) = self._search([self.term_index], clips, top_k, sampling_rate, batch_size, show_progress)
+        likeliest = self.nearest_batch(
+            clips, top_k=top_k, sampling_rate=sampling_rate, batch_size=batch_size, show_progress=show_progress
+        )
         return [[match for match in matches if match.reaches(threshold)] for matches in likeliest]
 
     def nearest_batch(
@@ -351,17 +353,6 @@ class TermRetriever:
         show_progress: bool = True,
     ) -> list[list[list[TermMatch]]]:
         """`nearest_batch` in several indexes of this model, for which the audio is encoded once."""
-        return self._search(indexes, clips, top_k, sampling_rate, batch_size, show_progress)
-
-    def _search(
-        self,
-        indexes: Sequence[TermIndex],
-        clips: Iterable[Any],
-        top_k: int,
-        sampling_rate: int | None,
-        batch_size: int,
-        show_progress: bool,
-    ) -> list[list[list[TermMatch]]]:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
         # Terms may come and go meanwhile: one state of each index answers for all clips.
