@@ -8,7 +8,7 @@
 Each arm begins with a Fast Conformer of 4M parameters: as it is drawn, or after the same number of steps of
 pre-training on the same 20 hours: the volunteers' clips in ten languages, 2.6 hours, which are real, and synthetic
 clips of the laptop corpus (`python -m benchmarks.real_speech.laptop` makes it). Then the whole tower is trained as part
-of a retriever, the same number of steps on the same short clips, several seeds. Whisper-base, frozen, stands beside them.
+of a retriever, the same number of steps on the same short clips, with several seeds; beside them Whisper-base, frozen.
 Judged are Recall@10 among 10,000 other terms on two sets of real speech
 (`benchmarks/real_speech/judged_sets.py`), as they are and under a second voice at 0 dB. No training text is a text of
 either set. A pre-training that was stopped goes on from its checkpoint, and what has a result is not run again.
