@@ -30,8 +30,6 @@ from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, SecondLook
 from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
 
-NUM_THREADS = 2
-
 
 def judge(bench: Benchmark, *, spelling: bool) -> dict[str, Any]:
     """Recall in each bank by each system, and precision at probabilities."""
@@ -127,8 +125,9 @@ def main() -> None:
     parser.add_argument("--test-set", choices=TEST_SETS, action="append", help="default: all")
     parser.add_argument("--name", help="of the model, in the names of the results: of another than the default one")
     parser.add_argument("--spelling", action="store_true", help="ask the decoder too: far slower")
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(NUM_THREADS)
+    torch.set_num_threads(options.threads)
     for name in options.test_set or TEST_SETS:
         test_set = TEST_SETS[name]
         bench = Benchmark(
@@ -138,7 +137,7 @@ def main() -> None:
             test_set=test_set,
         )
         found = judge(bench, spelling=options.spelling)
-        found |= {"test_set": name, "speakers": test_set.speakers, "threads": NUM_THREADS}
+        found |= {"test_set": name, "speakers": test_set.speakers, "threads": options.threads}
         path = RESULTS / f"second_look_{'_'.join(filter(None, (name, options.name)))}.json"
         write_results(path, found, packages=("torch", "transformers", "numpy"))
         rows = [
