@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +39,16 @@ from qwen_term_retrieval.evaluation.ranking import rank_of_gold
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.packs.loading import load_rows
+from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.pretraining.audio import ClipSettings, NestClips, NestConfig, NestForPreTraining
 from qwen_term_retrieval.pretraining.audio.arguments import AudioPretrainingArguments
 from qwen_term_retrieval.pretraining.audio.data import fixed_visits
 from qwen_term_retrieval.pretraining.audio.trainer import PretrainingTrainer
 from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow, write_corpus
+from qwen_term_retrieval.synthesis.engines import get_engine
+from qwen_term_retrieval.synthesis.rendering import SpeechRequest
+from qwen_term_retrieval.text.wordlists import wordnet_examples
 from qwen_term_retrieval.trainer_callbacks import CodebookUsageCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -50,7 +56,7 @@ from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
 logger = logging.getLogger("worth")
 
 WHISPER = "openai/whisper-base"
-HOURS = 20
+HOURS, NUM_SENTENCES = 20, 18_000
 # A batch is padded to its longest clip: without the few long ones a step takes half of the time.
 LONGEST_SECONDS = 1.5
 SEEDS = (0, 1, 2)
@@ -97,23 +103,48 @@ class Speech:
 
 def real_speech(work: Path) -> Speech:
     from benchmarks.real_speech import ablation
+    from benchmarks.real_speech.laptop import ENGLISH
 
     real = ablation.volunteers_rows(work)
-    synthetic = datasets.load_dataset(str(ablation.PACK), split="train").shuffle(seed=0)
-    said = synthetic["text"][:]
-    synthetic = synthetic.select([row for row, text in enumerate(said) if not ablation.is_test_text(text)])
+    terms = datasets.load_dataset(str(ENGLISH), split="train")
+    columns = ["audio", "key", "speaker", "duration"]
+    synthetic = datasets.concatenate_datasets(
+        [
+            rows.select_columns(columns)
+            for rows in (terms, datasets.load_dataset(str(sentences_pack(work)), split="train"))
+        ]
+    ).shuffle(seed=0)
     seconds = np.cumsum(synthetic.with_format("numpy")["duration"][:])
     wanted = HOURS * 3600 - float(np.sum(real.with_format("numpy")["duration"][:]))
-    columns = ["audio", "key", "speaker", "duration"]
-    rows = [each.select_columns(columns) for each in (real, synthetic.select(range(int((seconds < wanted).sum()))))]
+    if seconds[-1] < wanted:
+        raise ValueError(f"{HOURS} hours are wanted, but {wanted - seconds[-1]:.0f} s of synthetic speech are missing")
+    synthetic = synthetic.select(range(int((seconds < wanted).sum())))
     spoken = ablation.laptop_rows()
     short = np.flatnonzero(spoken.with_format("numpy")["duration"][:] <= LONGEST_SECONDS)
     return Speech(
-        datasets.concatenate_datasets(rows),
+        datasets.concatenate_datasets([real.select_columns(columns), synthetic]),
         spoken.select(short),
         ablation.test_sets(work),
         ablation.distractors(work)[:BANK],
     )
+
+
+def sentences_pack(work: Path) -> Path:
+    """Sentences that WordNet quotes, by formant voices: longer than the terms of the laptop corpus."""
+    from benchmarks.real_speech.judged_sets import is_test_text
+
+    pack = work / "packs" / "sentences"
+    if not (pack / "pack.json").is_file():
+        texts = [text for text in wordnet_examples() if 5 <= len(text.split()) <= 20 and not is_test_text(text)]
+        rng = random.Random(0)
+        voices = [(engine, voice) for engine in ("flite", "espeak") for voice in get_engine(engine).voices]
+        rows = [
+            CorpusRow(SpeechRequest(*rng.choice(voices), text, rng.choice((0.9, 1.0, 1.1))), is_term=False)
+            for text in rng.sample(texts, NUM_SENTENCES)
+        ]
+        write_corpus(rows, work / "corpora" / "sentences", on_error="skip", overwrite=True)
+        pack_corpus(work / "corpora" / "sentences", pack)
+    return pack
 
 
 def demo_speech(_: Path) -> Speech:

@@ -5,7 +5,8 @@
 
 `base` and `tiny.en` learn from 16,000 synthetic English clips (`packs/english`), `laptop` from these and from 6,000 of
 volunteers in other languages (`packs/laptop`). No clip says a text of a test set. A model is trained on the frames of
-its frozen tower, then with LoRA in it, and its verifier is fitted on the validation clips. Each stage is done once, and
+its frozen tower, then with LoRA in it, and its verifier is fitted on the validation clips: terms alone, terms in a
+sentence, and sentences whose every content word and run of them is a term. Each stage is done once, and
 a second run goes on where the first stopped. `outputs/laptop_stages.json` says how long each took, synthesis with what
 was cached already.
 """
@@ -27,16 +28,27 @@ from pathlib import Path
 
 from benchmarks.real_speech.asterisk import asterisk_texts
 from benchmarks.real_speech.judged_sets import is_test_text
+from benchmarks.real_speech.long.content_terms import content_terms
 from benchmarks.real_speech.volunteers import tuxpaint_utterances
 from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.packs.packing import pack_corpus
-from qwen_term_retrieval.synthesis.laptop import make_laptop_corpus
-from qwen_term_retrieval.text.wordlists import computing_terms, medical_terms, place_names, wordnet_terms
+from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow, write_corpus
+from qwen_term_retrieval.synthesis.laptop import HELD_OUT_VOICES, make_laptop_corpus
+from qwen_term_retrieval.synthesis.rendering import SpeechRequest
+from qwen_term_retrieval.text.wordlists import (
+    computing_terms,
+    medical_terms,
+    place_names,
+    wordnet_examples,
+    wordnet_terms,
+)
 
-CORPUS, PACK, ENGLISH = Path("outputs/laptop-corpus"), Path("packs/laptop"), Path("packs/english")
+CORPUS, SENTENCES = Path("outputs/laptop-corpus"), Path("outputs/laptop-sentences")
+PACK, ENGLISH = Path("packs/laptop"), Path("packs/english")
 BANK = Path("outputs/laptop-bank.txt")
 BANK_TERMS = 60_000
+NUM_SENTENCES = 240
 HELD_OUT_LANGUAGE = "nl"
 STAGES = Path("outputs/laptop_stages.json")
 PACK_OF = {"base": ENGLISH, "tiny.en": ENGLISH, "laptop": PACK}
@@ -45,6 +57,20 @@ PACK_OF = {"base": ENGLISH, "tiny.en": ENGLISH, "laptop": PACK}
 def synthesize() -> None:
     if not CORPUS.is_dir():
         make_laptop_corpus(CORPUS, exclude=asterisk_texts())
+
+
+def say_sentences() -> None:
+    """Sentences that WordNet quotes, by voices of Kokoro that no training clip has: what a term is among others."""
+    if not SENTENCES.is_dir():
+        rng = random.Random(0)
+        texts = [text for text in wordnet_examples() if 5 <= len(text.split()) <= 12 and not is_test_text(text)]
+        rows = [
+            CorpusRow(
+                SpeechRequest("kokoro", rng.choice(HELD_OUT_VOICES), text, rng.choice((0.9, 1.0, 1.1))), "validation"
+            )
+            for text in rng.sample(texts, NUM_SENTENCES)
+        ]
+        write_corpus(rows, SENTENCES, on_error="skip")
 
 
 def pack(into: Path) -> None:
@@ -59,9 +85,15 @@ def training_utterances(*, other_languages: bool = True) -> Iterator[Utterance]:
     A clip that says a text of a test set is left out: the corpus knows the prompts alone, and one spelling of each.
     """
     recorded = map(as_recorded, tuxpaint_utterances()) if other_languages else ()
-    for each in itertools.chain(read_corpus(CORPUS), recorded):
+    sentences = map(with_content_terms, read_corpus(SENTENCES))
+    for each in itertools.chain(read_corpus(CORPUS), sentences, recorded):
         if not any(is_test_text(text) for text in (each.text, *each.terms)):
             yield each
+
+
+def with_content_terms(utterance: Utterance) -> Utterance:
+    terms = tuple(term for term in content_terms([utterance.text]) if not is_test_text(term))
+    return dataclasses.replace(utterance, terms=terms, key=f"sentence/{utterance.key}")
 
 
 def as_recorded(utterance: Utterance) -> Utterance:
@@ -86,6 +118,7 @@ def run_recipe(name: str) -> None:
 
 def stages_of(models: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "synthesize", synthesize
+    yield "say sentences", say_sentences
     for into in dict.fromkeys(PACK_OF[name] for name in models):
         yield f"pack {into.name}", partial(pack, into)
     yield "write_bank", write_bank

@@ -30,8 +30,8 @@ SAMPLING_RATE = 16_000
 EXACT_IN_INT16 = frozenset(
     {"PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "ALAC_16", "DPCM_8", "DPCM_16"}
 )
-# A resampler overshoots here and there; a larger share of an array's samples means floats on another scale. What was
-# mastered loud and encoded by Vorbis, Opus or MP3 comes back with peaks beyond full scale: of a file, far more is usual.
+# A resampler overshoots here and there; a larger share of an array's samples means floats on another scale. Of a file
+# far more is usual: what was mastered loud comes back from Vorbis, Opus or MP3 with peaks beyond full scale.
 _CLIPPED_SHARE, _CLIPPED_SHARE_OF_FILE = 0.01, 0.25
 # Energy of the mix of a whole recording over that of its channels. Two voices, left and right, leave a half; what is
 # recorded in opposite phase by a wrong cable leaves its noise.

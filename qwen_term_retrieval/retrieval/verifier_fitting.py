@@ -28,7 +28,7 @@ from qwen_term_retrieval.retrieval.calibration import (
 )
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook
+from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook, words_of
 from qwen_term_retrieval.text.glossary import Term, distinct_terms
 from qwen_term_retrieval.text.spellings import MAX_TERM_WORDS, normalize_term, spoken_spellings
 from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
@@ -185,12 +185,11 @@ class _Judged:
     """What the searches of one bank found, batch by batch. Each chunk counts as a clip."""
 
     bank: TermIndex
-    features: list[NDArray[np.float32]] = field(default_factory=list)
-    starts: list[NDArray[np.int64]] = field(default_factory=list)
-    ends: list[NDArray[np.int64]] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
     chunks: list[NDArray[np.int64]] = field(default_factory=list)
     right: list[NDArray[np.bool_]] = field(default_factory=list)
     parts: list[NDArray[np.bool_]] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
     num_chunks: int = 0
     num_gold: int = 0
     seconds: float = 0.0
@@ -204,25 +203,24 @@ class _Judged:
         judged_P = np.array([i not in neutral[c] for c, i in zip(chunk_of, ids_P, strict=True)], np.bool_)
         right_P = np.array([i in gold[c] for c, i in zip(chunk_of, ids_P, strict=True)], np.bool_)
         parts_P = np.array([i in parts[c] for c, i in zip(chunk_of, ids_P, strict=True)], np.bool_)
-        evidence = looked.evidence.select(judged_P)
-        self.features.append(evidence.features_PF)
-        self.starts.append(evidence.starts_P)
-        self.ends.append(evidence.ends_P)
+        self.evidence.append(looked.evidence.select(judged_P))
         self.chunks.append(looked.chunk_P[judged_P] + self.num_chunks)
         self.right.append(right_P[judged_P])
         self.parts.append(parts_P[judged_P])
+        self.words += words_of(self.bank, looked.places_P[judged_P])
         self.num_chunks += len(rows)
         self.num_gold += sum(map(len, gold))
         self.seconds += sum(row["duration"] for row in rows)
 
     def all(self) -> JudgedCandidates:
-        features_PF = np.concatenate([np.zeros((0, len(FEATURES)), np.float32), *self.features])
         none = np.zeros(0, np.int64)
+        nothing = Evidence(np.zeros((0, len(FEATURES)), np.float32), none, none, none)
         return JudgedCandidates(
-            Evidence(features_PF, np.concatenate([none, *self.starts]), np.concatenate([none, *self.ends])),
+            Evidence.joined([nothing, *self.evidence]),
             np.concatenate([none, *self.chunks]),
             np.concatenate([none.astype(np.bool_), *self.right]),
             np.concatenate([none.astype(np.bool_), *self.parts]),
+            self.words,
             num_clips=self.num_chunks,
             num_terms=len(self.bank),
             num_gold=self.num_gold,

@@ -37,7 +37,7 @@ _VALIDATION_SHARE = 0.025
 _MAX_KOKORO_WORDS = 5
 _MOST_DRAWS = 200_000
 # Heard only in the validation split.
-_HELD_OUT_KOKORO = ("am_michael", "bf_emma")
+HELD_OUT_VOICES = ("am_michael", "bf_emma")
 _HELD_OUT_VARIANTS = ("+Andy", "+steph")
 _SHARES = {
     "everyday": 0.22,
@@ -172,7 +172,7 @@ def _draw_voice(engine: str, split: str, rng: random.Random) -> str:
     voices = get_engine(engine).voices
     held_out = split == "validation"
     if engine == "kokoro":
-        return rng.choice(_HELD_OUT_KOKORO if held_out else _kokoro_cast(voices))
+        return rng.choice(HELD_OUT_VOICES if held_out else _kokoro_cast(voices))
     if engine == "espeak":
         of_split = [voice for voice in voices if voice.endswith(_HELD_OUT_VARIANTS) == held_out]
         return rng.choice(of_split) + rng.choice(_PITCHES)
@@ -182,7 +182,7 @@ def _draw_voice(engine: str, split: str, rng: random.Random) -> str:
 @functools.cache
 def _kokoro_cast(voices: tuple[str, ...]) -> list[str]:
     """The voices that are not held out, and mixtures of two of one accent."""
-    cast = [voice for voice in voices if voice not in _HELD_OUT_KOKORO]
+    cast = [voice for voice in voices if voice not in HELD_OUT_VOICES]
     pairs = [(one, other) for one in cast for other in cast if one < other and one[0] == other[0]]
     rng = random.Random("mixtures")
     drawn = rng.choices(pairs, k=2 * _KOKORO_VOICES)

@@ -9,14 +9,16 @@ counts; it may lie anywhere in that place, so its span comes out too. All are pl
   better, sound by sound, than what was said with one sound amiss;
 - `sounds`: how many it has, each of which makes a good fit less likely by chance: a long term that fits comes before a
   part of it, which fits as well;
-- `heard_beside`: how many sounds were heard within half a second before and after it that it leaves unexplained:
-  "call" is a part of "call forwarding". Three count as many, since a term in a sentence has words around it.
+- `few_beside`: how many sounds were heard within half a second before and after it that it leaves unexplained, where
+  they are one to three: "call" is a part of "calling";
+- `many_beside`: 1 where they are more: it may be a part of something longer, or stand among other words in a sentence.
 
 Shapes: B clips, U sub-frames, C classes, P candidates, Q pairs of a candidate and a pronunciation, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +28,10 @@ from numpy.typing import NDArray
 from qwen_term_retrieval.verification.alignment import Pairs, best_paths
 from qwen_term_retrieval.verification.pronunciations import BLANK, PronunciationBank
 
-FEATURES = ("cosine", "fit", "sounds", "heard_beside")
+FEATURES = ("cosine", "fit", "sounds", "few_beside", "many_beside")
 # What an impossible sound costs, and a term of which nobody knows how it sounds.
 _IMPOSSIBLE_SOUND, _MUTE = -15.0, -80.0
-_BESIDE_SECONDS, _MOST_BESIDE = 0.5, 3
+_BESIDE_SECONDS, _FEW = 0.5, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +58,23 @@ class Evidence:
 
     features_PF: float32, in the order of `FEATURES`.
     starts_P, ends_P: int64, its best path in sub-frames, an end is the frame after; 0 and 0 without a pronunciation.
+    heard_P: int64, how many sounds its clip holds: in a sentence much stands around whatever was said.
     """
 
     features_PF: NDArray[np.float32]
     starts_P: NDArray[np.int64]
     ends_P: NDArray[np.int64]
+    heard_P: NDArray[np.int64]
 
     def select(self, chosen_P: NDArray[np.bool_]) -> Evidence:
-        return Evidence(self.features_PF[chosen_P], self.starts_P[chosen_P], self.ends_P[chosen_P])
+        return Evidence(
+            self.features_PF[chosen_P], self.starts_P[chosen_P], self.ends_P[chosen_P], self.heard_P[chosen_P]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Evidence]) -> Evidence:
+        columns = ((part.features_PF, part.starts_P, part.ends_P, part.heard_P) for part in parts)
+        return cls(*map(np.concatenate, zip(*columns, strict=True)))
 
 
 def gather_evidence(
@@ -102,10 +113,11 @@ def gather_evidence(
         "cosine": candidates.cosines_P,
         "fit": np.where(known_P, fit_P, _MUTE),
         "sounds": sounds_P,
-        "heard_beside": beside_P.clip(max=_MOST_BESIDE),
+        "few_beside": np.where(beside_P <= _FEW, beside_P, 0),
+        "many_beside": beside_P > _FEW,
     }
     features_PF = np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
-    return Evidence(features_PF, starts_P, ends_P)
+    return Evidence(features_PF, starts_P, ends_P, heard.in_all(candidates.clips_P))
 
 
 def _places(candidates: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -117,7 +129,7 @@ def _nothing(candidates: Candidates) -> Evidence:
     features_PF = np.zeros((len(candidates), len(FEATURES)), np.float32)
     features_PF[:, FEATURES.index("fit")], features_PF[:, FEATURES.index("sounds")] = _MUTE, 1
     features_PF[:, FEATURES.index("cosine")] = candidates.cosines_P
-    return Evidence(features_PF, candidates.starts_P, candidates.starts_P)
+    return Evidence(features_PF, candidates.starts_P, candidates.starts_P, np.zeros_like(candidates.starts_P))
 
 
 def _pronunciations_of(
@@ -151,6 +163,9 @@ class _HeardSounds:
         within_BU = np.arange(heard_BU.shape[1]) < num_sub_frames_B[:, None]
         new_BU = (heard_BU != BLANK) & (heard_BU != before_BU) & within_BU
         self.counts_BU1 = np.pad(new_BU.cumsum(axis=1), ((0, 0), (1, 0)))
+
+    def in_all(self, clips_P: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.counts_BU1[clips_P, -1]
 
     def between(
         self, clips_P: NDArray[np.int64], starts_P: NDArray[np.int64], ends_P: NDArray[np.int64]

@@ -35,6 +35,7 @@ class JudgedCandidates:
     right_P: bool. Candidates that are neither right nor wrong are left out, but for `parts_P`.
     parts_P: bool, a part of a right term ("call" of "call forwarding"): it was said, and is a weaker answer than the
         whole. It is ranked, a rival of others, and no wrong answer.
+    words_P: the words of each candidate, see `margins`.
     seconds: of the clips together.
     num_gold: terms there were to find.
     """
@@ -43,6 +44,7 @@ class JudgedCandidates:
     clips_P: NDArray[np.int64]
     right_P: NDArray[np.bool_]
     parts_P: NDArray[np.bool_]
+    words_P: Sequence[str]
     num_clips: int
     num_terms: int
     num_gold: int
@@ -52,16 +54,12 @@ class JudgedCandidates:
     def joined(cls, parts: Sequence[JudgedCandidates]) -> JudgedCandidates:
         """Searches of several groups of clips, each among as many terms, as one."""
         offsets = np.cumsum([0, *(part.num_clips for part in parts)])[:-1]
-        evidence = [part.evidence for part in parts]
         return cls(
-            Evidence(
-                np.concatenate([each.features_PF for each in evidence]),
-                np.concatenate([each.starts_P for each in evidence]),
-                np.concatenate([each.ends_P for each in evidence]),
-            ),
+            Evidence.joined([part.evidence for part in parts]),
             np.concatenate([part.clips_P + offset for part, offset in zip(parts, offsets, strict=True)]),
             np.concatenate([part.right_P for part in parts]),
             np.concatenate([part.parts_P for part in parts]),
+            [words for part in parts for words in part.words_P],
             num_clips=sum(part.num_clips for part in parts),
             num_terms=parts[0].num_terms,
             num_gold=sum(part.num_gold for part in parts),
@@ -76,6 +74,7 @@ class JudgedCandidates:
             self.clips_P[wrong_P],
             self.right_P[wrong_P],
             self.parts_P[wrong_P],
+            [self.words_P[place] for place in np.flatnonzero(wrong_P).tolist()],
             self.num_clips,
             self.num_terms,
             0,
@@ -98,7 +97,7 @@ def fit(searches: Sequence[JudgedCandidates]) -> Verifier:
     for search in searches:
         for judged in (search, search.without_right()):
             inputs_PI = _belief_rows(ranked, judged)
-            near_P = _strongest(inputs_PI[:, 0], judged.clips_P) & ~judged.parts_P
+            near_P = judged.right_P | _strongest_wrong(inputs_PI[:, 0], judged)
             inputs.append(inputs_PI[near_P])
             right.append(judged.right_P[near_P])
             weights.append(np.full(int(near_P.sum()), 1 / max(search.num_clips, 1)))
@@ -123,20 +122,25 @@ def _check(searches: Sequence[JudgedCandidates]) -> None:
 
 
 def _belief_rows(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
+    strengths_P = verifier.strengths_of(judged.evidence.features_PF)
+    margins_P = _margins_of(strengths_P, judged)
+    return belief_inputs(strengths_P, margins_P, judged.evidence.heard_P, judged.num_terms)
+
+
+def _margins_of(strengths_P: NDArray[np.float64], judged: JudgedCandidates) -> NDArray[np.float64]:
     evidence = judged.evidence
-    strengths_P = verifier.strengths_of(evidence.features_PF)
-    margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)
-    return belief_inputs(strengths_P, margins_P, judged.num_terms)
+    return margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P, judged.words_P)
 
 
-def _strongest(strengths_P: NDArray[np.float64], clips_P: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which are among the few strongest of their clip: those far below would bend the line that these lie on."""
-    order_P = np.lexsort((-strengths_P, clips_P))
-    ordered_clips_P = clips_P[order_P]
+def _strongest_wrong(strengths_P: NDArray[np.float64], judged: JudgedCandidates) -> NDArray[np.bool_]:
+    """Which are among the few strongest wrong ones of their clip: those far below would bend the line they lie on."""
+    wrong_P = ~judged.right_P & ~judged.parts_P
+    order_P = np.lexsort((-strengths_P, ~wrong_P, judged.clips_P))
+    ordered_clips_P = judged.clips_P[order_P]
     place_P = np.arange(len(order_P)) - np.searchsorted(ordered_clips_P, ordered_clips_P)
     near_P = np.zeros(len(order_P), np.bool_)
     near_P[order_P[place_P < _STRONGEST]] = True
-    return near_P
+    return near_P & wrong_P
 
 
 def _fit_strengths(searches: Sequence[JudgedCandidates]) -> NDArray[np.float64]:
@@ -225,8 +229,7 @@ def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) 
 
 def probabilities_of(verifier: Verifier, judged: JudgedCandidates) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """How likely each candidate was said, as a search among as many terms would say, and whether it was; no parts."""
-    evidence = judged.evidence
-    strengths_P = verifier.strengths_of(evidence.features_PF)
-    margins_P = margins(strengths_P, judged.clips_P, evidence.starts_P, evidence.ends_P)
-    judged_P = ~judged.parts_P
-    return verifier.probabilities(strengths_P, margins_P, judged.num_terms)[judged_P], judged.right_P[judged_P]
+    strengths_P = verifier.strengths_of(judged.evidence.features_PF)
+    margins_P = _margins_of(strengths_P, judged)
+    told_P = verifier.probabilities(strengths_P, margins_P, judged.evidence.heard_P, judged.num_terms)
+    return told_P[~judged.parts_P], judged.right_P[~judged.parts_P]

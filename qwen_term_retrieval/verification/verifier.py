@@ -2,9 +2,11 @@
 
 The first ranks: a conditional logit (McFadden 1974) over the candidates of a clip gives each a *strength*, a weighted
 sum of its evidence. The second believes: a logistic regression on the strength, on the margin over the strongest other
-candidate that claims the same place, and on how many terms were searched. Near twins have near strengths, so a term
-that was not in the glossary cannot lend its probability to its twin; and the same evidence is worth less among more
-terms. Fitted over banks of many sizes, one threshold serves them all.
+candidate that claims the same place, on how many sounds were heard in the clip, and on how many terms were searched.
+Near twins have near strengths, so a term that was not in the glossary cannot lend its probability to its twin; what is
+left unexplained speaks against a term that is said alone, less so in a sentence; and the same evidence is worth less
+among more terms. Fitted over banks of many sizes, one threshold serves them all. A term that stands in another is no
+rival of it: who says "digit pin" says "pin".
 
 Shapes: P candidates, F features.
 """
@@ -21,7 +23,9 @@ from numpy.typing import NDArray
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.verification.evidence import FEATURES
 
-BELIEFS = ("strength", "margin", "terms", "bias")
+BELIEFS = ("strength", "margin", "heard", "terms", "bias")
+# A clip that holds more sounds is a sentence like another.
+_MOST_HEARD = 30
 _MOST_MARGIN = 8.0
 _DEFAULT_THRESHOLD = 0.5
 
@@ -81,16 +85,21 @@ class Verifier:
         return features_PF.astype(np.float64) @ np.array([self.strengths[name] for name in FEATURES])
 
     def probabilities(
-        self, strengths_P: NDArray[np.float64], margins_P: NDArray[np.float64], num_terms: int
+        self,
+        strengths_P: NDArray[np.float64],
+        margins_P: NDArray[np.float64],
+        heard_P: NDArray[np.int64],
+        num_terms: int,
     ) -> NDArray[np.float64]:
         """How likely each candidate was said (P,).
 
         Args:
             strengths_P, margins_P: see `strengths_of` and `margins`.
+            heard_P: sounds in its clip, see `Evidence`.
             num_terms: that were searched.
         """
         weights = self.beliefs
-        logits_P = belief_inputs(strengths_P, margins_P, num_terms) @ [weights[name] for name in BELIEFS]
+        logits_P = belief_inputs(strengths_P, margins_P, heard_P, num_terms) @ [weights[name] for name in BELIEFS]
         return 1 / (1 + np.exp(-logits_P))
 
     def threshold_for(self, *, precision: float | None = None, false_alarms_per_hour: float | None = None) -> float:
@@ -121,11 +130,12 @@ def _wanted(precision: float | None, false_alarms_per_hour: float | None) -> str
 
 
 def belief_inputs(
-    strengths_P: NDArray[np.float64], margins_P: NDArray[np.float64], num_terms: int
+    strengths_P: NDArray[np.float64], margins_P: NDArray[np.float64], heard_P: NDArray[np.int64], num_terms: int
 ) -> NDArray[np.float64]:
     """What a probability is made of, (P, len(BELIEFS))."""
     ones_P = np.ones_like(strengths_P)
-    return np.stack([strengths_P, margins_P, ones_P * np.log10(max(num_terms, 1)), ones_P], axis=1)
+    terms_P = ones_P * np.log10(max(num_terms, 1))
+    return np.stack([strengths_P, margins_P, heard_P.clip(max=_MOST_HEARD) / _MOST_HEARD, terms_P, ones_P], axis=1)
 
 
 def margins(
@@ -133,22 +143,51 @@ def margins(
     clips_P: NDArray[np.int64],
     starts_P: NDArray[np.int64],
     ends_P: NDArray[np.int64],
+    words_P: Sequence[str],
     owners_P: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """How much stronger each candidate is than the strongest other one that claims more than half of its place (P,).
 
     Clipped to 8 either way; 8 where nothing else claims it. A term is no rival of its own, where `owners_P` tells whose
-    each is.
+    each is. A stronger term in which a weaker one stands, word for word, is no rival of it; but the weaker one has no
+    more of a margin than the stronger, without which it would not have been heard there.
+
+    Args:
+        words_P: of each candidate, normalised, a space apart.
     """
     margins_P = np.full(len(strengths_P), _MOST_MARGIN)
     for clip in np.unique(clips_P):
         own = np.flatnonzero(clips_P == clip)
-        starts, ends = starts_P[own], ends_P[own]
+        starts, ends, strengths = starts_P[own], ends_P[own], strengths_P[own]
         shared = np.minimum(ends[:, None], ends) - np.maximum(starts[:, None], starts)
         rivals = 2 * shared > np.minimum((ends - starts)[:, None], ends - starts)
         np.fill_diagonal(rivals, False)
         if owners_P is not None:
             rivals &= owners_P[own][:, None] != owners_P[own]
-        strongest = np.where(rivals, strengths_P[own], -np.inf).max(axis=1, initial=-np.inf)
-        margins_P[own] = (strengths_P[own] - strongest).clip(-_MOST_MARGIN, _MOST_MARGIN)
+        wholes = _wholes([words_P[place] for place in own.tolist()], rivals & (strengths > strengths[:, None]))
+        for part, of in wholes.items():
+            rivals[part, of] = False
+        strongest = np.where(rivals, strengths, -np.inf).max(axis=1, initial=-np.inf)
+        margins = (strengths - strongest).clip(-_MOST_MARGIN, _MOST_MARGIN)
+        # A whole may be a part in turn: the strongest first.
+        for part in sorted(wholes, key=lambda part: -strengths[part]):
+            margins[part] = min(margins[part], margins[wholes[part]].max())
+        margins_P[own] = margins
     return margins_P
+
+
+def _wholes(words: Sequence[str], may_be: NDArray[np.bool_]) -> dict[int, list[int]]:
+    """Of each candidate that stands in others those that it stands in, where `may_be[part, whole]`."""
+    holders: dict[str, list[int]] = {}
+    for number, text in enumerate(words):
+        parts = text.split(" ")
+        runs = {
+            " ".join(parts[first:end])
+            for first in range(len(parts))
+            for end in range(first + 1, len(parts) + 1)
+            if end - first < len(parts)
+        }
+        for run in runs:
+            holders.setdefault(run, []).append(number)
+    found = {part: [of for of in holders.get(text, ()) if may_be[part, of]] for part, text in enumerate(words)}
+    return {part: of for part, of in found.items() if of}

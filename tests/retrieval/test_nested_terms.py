@@ -42,6 +42,12 @@ def test_a_term_inside_a_sentence_is_found_for_all_that_stands_around_it(retriev
     assert [match.term for match in heard] == ["congestive heart failure"]
 
 
+def test_what_stands_inside_a_term_that_was_said_was_said_too_and_comes_after_it(retriever, say):
+    heard = retriever.search((say("we talked about congestive heart failure after lunch"), 16_000))
+    assert [match.term for match in heard] == ["congestive heart failure", "heart failure", "heart"]
+    assert sorted((match.probability for match in heard), reverse=True) == [match.probability for match in heard]
+
+
 @pytest.mark.parametrize("term", ["heart", "random forest", "congestive heart failure"])
 def test_a_sentence_of_the_glossary_is_not_what_a_short_clip_says(retriever, say, term):
     found = retriever.search((say(term), 16_000), top_k=5, threshold=0.0)

@@ -47,7 +47,7 @@ def test_a_twin_costs_the_sound_that_tells_it_apart():
 
 def test_a_part_leaves_more_unexplained_than_the_whole():
     found = evidence_for(emissions(1, 2, 3, 4), [[[1, 2, 3, 4]], [[2, 3]]])
-    assert column(found, "heard_beside").tolist() == [0, 2]
+    assert column(found, "few_beside").tolist() == [0, 2]
 
 
 def test_what_is_left_unexplained_does_not_depend_on_where_the_term_was_proposed():
@@ -55,12 +55,13 @@ def test_what_is_left_unexplained_does_not_depend_on_where_the_term_was_proposed
     narrow, wide = (
         evidence_for(log_probs, [[[2, 3]]], (np.array([3]), np.array([end]))) for end in (12, log_probs.shape[1])
     )
-    assert column(narrow, "heard_beside").tolist() == column(wide, "heard_beside").tolist() == [2]
+    assert column(narrow, "few_beside").tolist() == column(wide, "few_beside").tolist() == [2]
 
 
 def test_a_term_in_a_sentence_is_no_worse_for_many_neighbours_than_for_a_few():
     found = evidence_for(emissions(1, 2, 3, 1, 2, 3, 4, 5, 6), [[[4, 5]]])
-    assert column(found, "heard_beside").tolist() == [3]
+    assert column(found, "few_beside").tolist() == [0]
+    assert column(found, "many_beside").tolist() == [1]
 
 
 def test_a_term_far_too_long_is_worse_with_each_sound():

@@ -10,9 +10,7 @@ from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
 from qwen_term_retrieval.verification.fitting import JudgedCandidates, fit, probabilities_of
 from qwen_term_retrieval.verification.verifier import BELIEFS, OperatingPoint, Verifier, margins
 
-PLAIN = Verifier(
-    {name: float(name == "fit") for name in FEATURES}, {"strength": 1.0, "margin": 0.0, "terms": 0.0, "bias": 0.0}
-)
+PLAIN = Verifier({name: float(name == "fit") for name in FEATURES}, dict.fromkeys(BELIEFS, 0.0) | {"strength": 1.0})
 
 
 def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_clip=20):
@@ -32,7 +30,7 @@ def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_c
             clips += [clip] * per_clip
             right += [has_right, *[False] * (per_clip - 1)]
         count = len(clips)
-        evidence = Evidence(np.concatenate(features), np.zeros(count, np.int64), np.full(count, 10))
+        evidence = Evidence(np.concatenate(features), np.zeros(count, np.int64), np.full(count, 10), np.full(count, 8))
         gold = sum(right)
         found.append(
             JudgedCandidates(
@@ -40,6 +38,7 @@ def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_c
                 np.array(clips),
                 np.array(right),
                 np.zeros(count, np.bool_),
+                [""] * count,
                 num_clips,
                 num_terms,
                 gold,
@@ -60,22 +59,35 @@ def nested_searches(num_clips=200):
         whole_said = clip % 2 == 0
         fits = -rng.exponential(1, 2) - (np.array([1, 0]) if whole_said else np.array([12, 0]))
         for fit_, sounds, beside in zip(fits, (6, 3), (0, 3 if whole_said else 0), strict=True):
-            rows.append([{"cosine": 0.7, "fit": fit_, "sounds": sounds, "heard_beside": beside}[f] for f in FEATURES])
+            rows.append(
+                [
+                    {"cosine": 0.7, "fit": fit_, "sounds": sounds, "few_beside": beside, "many_beside": 0}[f]
+                    for f in FEATURES
+                ]
+            )
         right += [whole_said, not whole_said]
         parts += [False, whole_said]
     count = 2 * num_clips
-    evidence = Evidence(np.array(rows, np.float32), np.zeros(count, np.int64), np.full(count, 10))
+    evidence = Evidence(np.array(rows, np.float32), np.zeros(count, np.int64), np.full(count, 10), np.full(count, 8))
     clips = np.arange(count) // 2
     return JudgedCandidates(
-        evidence, clips, np.array(right), np.array(parts), num_clips, 100, num_clips, num_clips * 2.0
+        evidence,
+        clips,
+        np.array(right),
+        np.array(parts),
+        ["whole part", "part"] * num_clips,
+        num_clips,
+        100,
+        num_clips,
+        num_clips * 2.0,
     )
 
 
 def said_and_right(verifier, search):
     evidence = search.evidence
     strengths = verifier.strengths_of(evidence.features_PF)
-    margin = margins(strengths, search.clips_P, evidence.starts_P, evidence.ends_P)
-    return verifier.probabilities(strengths, margin, search.num_terms), search.right_P
+    margin = margins(strengths, search.clips_P, evidence.starts_P, evidence.ends_P, search.words_P)
+    return verifier.probabilities(strengths, margin, evidence.heard_P, search.num_terms), search.right_P
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +149,33 @@ def test_a_promise_that_was_never_kept_is_refused_with_what_came_nearest():
 def test_rivals_are_those_that_claim_the_same_place_in_the_same_clip():
     strengths = np.array([3.0, 1.0, 2.0, 9.0])
     clips, starts, ends = np.array([0, 0, 0, 1]), np.array([0, 2, 50, 0]), np.array([10, 12, 60, 10])
-    assert margins(strengths, clips, starts, ends).tolist() == [2.0, -2.0, 8.0, 8.0]
+    assert margins(strengths, clips, starts, ends, list("abcd")).tolist() == [2.0, -2.0, 8.0, 8.0]
 
 
 def test_a_homophone_leaves_no_margin():
-    tied = margins(np.array([3.0, 3.0]), np.zeros(2, np.int64), np.zeros(2, np.int64), np.full(2, 9))
+    tied = margins(np.array([3.0, 3.0]), np.zeros(2, np.int64), np.zeros(2, np.int64), np.full(2, 9), ["four", "for"])
     assert tied.tolist() == [0.0, 0.0]
+
+
+def margins_in_one_place(**strengths):
+    """Of terms, "_" for a space, that claim the same place of one clip."""
+    count = len(strengths)
+    words = [name.replace("_", " ") for name in strengths]
+    found = margins(np.array([*strengths.values()]), np.zeros(count, np.int64), np.zeros(count, np.int64),
+                    np.full(count, 9), words)  # fmt: skip
+    return dict(zip(strengths, found.tolist(), strict=True))
+
+
+def test_a_whole_is_no_rival_of_its_part_which_is_as_sure_at_most():
+    assert margins_in_one_place(digit_pin=9.0, pin=4.0) == {"digit_pin": 5.0, "pin": 5.0}
+    # Of a chain the strongest whole counts; a rival of the whole is one of its parts.
+    told = margins_in_one_place(two_digit_pin=9.0, digit_pin=7.0, pin=4.0, digit_bin=8.0)
+    assert told == {"two_digit_pin": 1.0, "digit_pin": -1.0, "pin": -4.0, "digit_bin": -1.0}
+
+
+def test_a_stronger_part_is_a_rival_and_so_is_a_word_that_only_begins_alike():
+    assert margins_in_one_place(call_forwarding=2.0, call=6.0) == {"call_forwarding": -4.0, "call": 4.0}
+    assert margins_in_one_place(sixteenth=6.0, sixteen=5.0) == {"sixteenth": 1.0, "sixteen": -1.0}
 
 
 def test_a_verifier_is_kept_as_json(fitted):
@@ -162,7 +195,7 @@ def test_clips_that_cannot_teach_are_refused():
         fit([nothing_right])
     right = search.right_P
     only_right = JudgedCandidates(
-        search.evidence.select(right), search.clips_P[right], right[right], ~right[right], 5, 100, 5, 10.0
+        search.evidence.select(right), search.clips_P[right], right[right], ~right[right], [""] * 5, 5, 100, 5, 10.0
     )
     with pytest.raises(VerifierError, match="no wrong term is a candidate"):
         fit([only_right])
