@@ -94,6 +94,10 @@ class TermIndex:
         """What each of these terms' entry says that its odds are multiplied by."""
         return self._state.weights(places)
 
+    def words(self, places: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The words of each of these terms, as `normalize_term` gives them."""
+        return self._state.words(places)
+
     def snapshot(self) -> TermIndex:
         """The index as it is now, at no cost: nothing that is done to this one afterwards is seen there."""
         return self._like(self._state)

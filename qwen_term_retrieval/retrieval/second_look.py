@@ -31,7 +31,6 @@ from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.stream import Chunk
 from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term
-from qwen_term_retrieval.text.spellings import normalize_term
 from qwen_term_retrieval.verification.evidence import Candidates, Evidence, gather_evidence
 from qwen_term_retrieval.verification.verifier import Verifier, margins
 
@@ -139,9 +138,9 @@ class SecondLook:
         """The likeliest `top_k` terms of each chunk, best first; one that is said again comes again."""
         evidence = looked.evidence
         strengths_P = verifier.strengths_of(evidence.features_PF)
-        spans_2P = evidence.starts_P, evidence.ends_P
-        margins_P = margins(strengths_P, looked.chunk_P, *spans_2P, words_of(index, looked.places_P), looked.places_P)
-        probability_P = verifier.probabilities(strengths_P, margins_P, evidence.heard_P, len(index))
+        spans_2P, places_P = (evidence.starts_P, evidence.ends_P), looked.places_P
+        margins_P = margins(strengths_P, looked.chunk_P, *spans_2P, index.words(places_P), places_P)
+        probability_P = verifier.probabilities(strengths_P, margins_P, len(index))
         if index.has_weights:
             odds_P = probability_P / (1 - probability_P).clip(min=1e-12)
             odds_P *= index.weights(looked.places_P.tolist())
@@ -242,12 +241,6 @@ def verifier_of(model: TermRetrievalModel, verify: Verify) -> Verifier | None:
         )
         raise VerifierError(f"the model has no {missing}: {remedy}, or search with verify='none'")
     return None if verify == "none" or settings is None else Verifier.from_dict(settings)
-
-
-def words_of(index: TermIndex, places_P: NDArray[np.int64]) -> list[str]:
-    """The words of these terms, normalised, a space apart."""
-    terms = [index.terms[place] for place in places_P.tolist()]
-    return [normalize_term(term.text, term.language) for term in terms]
 
 
 def pronunciations_of_terms(terms: Sequence[Term], *, alphabet: Alphabet) -> list[list[NDArray[np.int16]]]:

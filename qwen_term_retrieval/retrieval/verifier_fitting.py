@@ -28,7 +28,7 @@ from qwen_term_retrieval.retrieval.calibration import (
 )
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook, words_of
+from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook
 from qwen_term_retrieval.text.glossary import Term, distinct_terms
 from qwen_term_retrieval.text.spellings import MAX_TERM_WORDS, normalize_term, spoken_spellings
 from qwen_term_retrieval.verification.evidence import FEATURES, Evidence
@@ -191,7 +191,7 @@ class _Judged:
     parts: list[NDArray[np.bool_]] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     num_chunks: int = 0
-    num_gold: int = 0
+    gold: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, looked: Looked, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -207,14 +207,14 @@ class _Judged:
         self.chunks.append(looked.chunk_P[judged_P] + self.num_chunks)
         self.right.append(right_P[judged_P])
         self.parts.append(parts_P[judged_P])
-        self.words += words_of(self.bank, looked.places_P[judged_P])
+        self.words += self.bank.words(looked.places_P[judged_P])
         self.num_chunks += len(rows)
-        self.num_gold += sum(map(len, gold))
+        self.gold += map(len, gold)
         self.seconds += sum(row["duration"] for row in rows)
 
     def all(self) -> JudgedCandidates:
         none = np.zeros(0, np.int64)
-        nothing = Evidence(np.zeros((0, len(FEATURES)), np.float32), none, none, none)
+        nothing = Evidence(np.zeros((0, len(FEATURES)), np.float32), none, none)
         return JudgedCandidates(
             Evidence.joined([nothing, *self.evidence]),
             np.concatenate([none, *self.chunks]),
@@ -223,7 +223,7 @@ class _Judged:
             self.words,
             num_clips=self.num_chunks,
             num_terms=len(self.bank),
-            num_gold=self.num_gold,
+            gold_C=np.array(self.gold, np.int64),
             seconds=self.seconds,
         )
 

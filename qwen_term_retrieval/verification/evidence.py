@@ -58,22 +58,18 @@ class Evidence:
 
     features_PF: float32, in the order of `FEATURES`.
     starts_P, ends_P: int64, its best path in sub-frames, an end is the frame after; 0 and 0 without a pronunciation.
-    heard_P: int64, how many sounds its clip holds: in a sentence much stands around whatever was said.
     """
 
     features_PF: NDArray[np.float32]
     starts_P: NDArray[np.int64]
     ends_P: NDArray[np.int64]
-    heard_P: NDArray[np.int64]
 
     def select(self, chosen_P: NDArray[np.bool_]) -> Evidence:
-        return Evidence(
-            self.features_PF[chosen_P], self.starts_P[chosen_P], self.ends_P[chosen_P], self.heard_P[chosen_P]
-        )
+        return Evidence(self.features_PF[chosen_P], self.starts_P[chosen_P], self.ends_P[chosen_P])
 
     @classmethod
     def joined(cls, parts: Sequence[Evidence]) -> Evidence:
-        columns = ((part.features_PF, part.starts_P, part.ends_P, part.heard_P) for part in parts)
+        columns = ((part.features_PF, part.starts_P, part.ends_P) for part in parts)
         return cls(*map(np.concatenate, zip(*columns, strict=True)))
 
 
@@ -117,7 +113,7 @@ def gather_evidence(
         "many_beside": beside_P > _FEW,
     }
     features_PF = np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
-    return Evidence(features_PF, starts_P, ends_P, heard.in_all(candidates.clips_P))
+    return Evidence(features_PF, starts_P, ends_P)
 
 
 def _places(candidates: Candidates) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -129,7 +125,7 @@ def _nothing(candidates: Candidates) -> Evidence:
     features_PF = np.zeros((len(candidates), len(FEATURES)), np.float32)
     features_PF[:, FEATURES.index("fit")], features_PF[:, FEATURES.index("sounds")] = _MUTE, 1
     features_PF[:, FEATURES.index("cosine")] = candidates.cosines_P
-    return Evidence(features_PF, candidates.starts_P, candidates.starts_P, np.zeros_like(candidates.starts_P))
+    return Evidence(features_PF, candidates.starts_P, candidates.starts_P)
 
 
 def _pronunciations_of(
@@ -163,9 +159,6 @@ class _HeardSounds:
         within_BU = np.arange(heard_BU.shape[1]) < num_sub_frames_B[:, None]
         new_BU = (heard_BU != BLANK) & (heard_BU != before_BU) & within_BU
         self.counts_BU1 = np.pad(new_BU.cumsum(axis=1), ((0, 0), (1, 0)))
-
-    def in_all(self, clips_P: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.counts_BU1[clips_P, -1]
 
     def between(
         self, clips_P: NDArray[np.int64], starts_P: NDArray[np.int64], ends_P: NDArray[np.int64]

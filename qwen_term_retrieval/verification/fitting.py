@@ -36,8 +36,8 @@ class JudgedCandidates:
     parts_P: bool, a part of a right term ("call" of "call forwarding"): it was said, and is a weaker answer than the
         whole. It is ranked, a rival of others, and no wrong answer.
     words_P: the words of each candidate, see `margins`.
+    gold_C: int64, how many terms there were to find in each clip.
     seconds: of the clips together.
-    num_gold: terms there were to find.
     """
 
     evidence: Evidence
@@ -47,8 +47,17 @@ class JudgedCandidates:
     words_P: Sequence[str]
     num_clips: int
     num_terms: int
-    num_gold: int
+    gold_C: NDArray[np.int64]
     seconds: float
+
+    @property
+    def num_gold(self) -> int:
+        return int(self.gold_C.sum())
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """What a right candidate counts, the terms of a clip together as much as the one of another; 1 for others."""
+        return np.where(self.right_P, 1 / self.gold_C.clip(min=1)[self.clips_P], 1.0)
 
     @classmethod
     def joined(cls, parts: Sequence[JudgedCandidates]) -> JudgedCandidates:
@@ -62,7 +71,7 @@ class JudgedCandidates:
             [words for part in parts for words in part.words_P],
             num_clips=sum(part.num_clips for part in parts),
             num_terms=parts[0].num_terms,
-            num_gold=sum(part.num_gold for part in parts),
+            gold_C=np.concatenate([part.gold_C for part in parts]),
             seconds=sum(part.seconds for part in parts),
         )
 
@@ -77,7 +86,7 @@ class JudgedCandidates:
             [self.words_P[place] for place in np.flatnonzero(wrong_P).tolist()],
             self.num_clips,
             self.num_terms,
-            0,
+            np.zeros_like(self.gold_C),
             self.seconds,
         )
 
@@ -93,14 +102,15 @@ def fit(searches: Sequence[JudgedCandidates]) -> Verifier:
     strengths = _fit_strengths(searches)
     ranked = Verifier(dict(zip(FEATURES, strengths.tolist(), strict=True)), dict.fromkeys(BELIEFS, 0.0))
     inputs, right, weights = [], [], []
-    # Each bank counts alike, and in it what was said as much as what was missing.
+    # Each bank counts alike, in it what was said as much as what was missing, and a clip as much as another: sentences
+    # all of whose words are terms would else say that nearly all that is proposed for a sentence was said.
     for search in searches:
         for judged in (search, search.without_right()):
             inputs_PI = _belief_rows(ranked, judged)
             near_P = judged.right_P | _strongest_wrong(inputs_PI[:, 0], judged)
             inputs.append(inputs_PI[near_P])
             right.append(judged.right_P[near_P])
-            weights.append(np.full(int(near_P.sum()), 1 / max(search.num_clips, 1)))
+            weights.append(judged.shares[near_P] / max(search.num_clips, 1))
     num_clips = sum(search.num_clips for search in searches)
     beliefs = _fit_logistic(np.concatenate(inputs), np.concatenate(right), np.concatenate(weights), num_clips)
     fitted = Verifier(ranked.strengths, dict(zip(BELIEFS, beliefs.tolist(), strict=True)))
@@ -123,8 +133,7 @@ def _check(searches: Sequence[JudgedCandidates]) -> None:
 
 def _belief_rows(verifier: Verifier, judged: JudgedCandidates) -> NDArray[np.float64]:
     strengths_P = verifier.strengths_of(judged.evidence.features_PF)
-    margins_P = _margins_of(strengths_P, judged)
-    return belief_inputs(strengths_P, margins_P, judged.evidence.heard_P, judged.num_terms)
+    return belief_inputs(strengths_P, _margins_of(strengths_P, judged), judged.num_terms)
 
 
 def _margins_of(strengths_P: NDArray[np.float64], judged: JudgedCandidates) -> NDArray[np.float64]:
@@ -211,17 +220,18 @@ def _minimum(loss: Callable[[torch.Tensor], torch.Tensor], size: int, num_clips:
 
 
 def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) -> tuple[OperatingPoint, ...]:
-    """What each threshold gives, as means over the banks; see `OperatingPoint`."""
+    """What each threshold gives, as means over the banks, a clip as much as another; see `OperatingPoint`."""
     thresholds = np.linspace(0, 1, _MOST_POINTS, endpoint=False)[1:]
     found = []
     for search in searches:
         present, right = probabilities_of(verifier, search)
         missing, _ = probabilities_of(verifier, search.without_right())
+        shares = search.shares[~search.parts_P]
         alarms_T = (missing[:, None] >= thresholds).sum(axis=0)
-        accepted_T = (present[:, None] >= thresholds).sum(axis=0) + alarms_T
-        right_T = (present[right, None] >= thresholds).sum(axis=0)
+        accepted_T = ((present[:, None] >= thresholds) * shares[:, None]).sum(axis=0) + alarms_T
+        right_T = ((present[right, None] >= thresholds) * shares[right, None]).sum(axis=0)
         precision_T = np.divide(right_T, accepted_T, out=np.ones(len(thresholds)), where=accepted_T > 0)
-        recall_T = right_T / max(search.num_gold, 1)
+        recall_T = right_T / max(int((search.gold_C > 0).sum()), 1)
         found.append((precision_T, recall_T, alarms_T * 3600 / max(search.seconds, 1e-9)))
     means = np.mean(found, axis=0)
     return tuple(OperatingPoint(*map(float, point)) for point in zip(thresholds, *means, strict=True))
@@ -230,6 +240,5 @@ def _operating_points(verifier: Verifier, searches: Sequence[JudgedCandidates]) 
 def probabilities_of(verifier: Verifier, judged: JudgedCandidates) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """How likely each candidate was said, as a search among as many terms would say, and whether it was; no parts."""
     strengths_P = verifier.strengths_of(judged.evidence.features_PF)
-    margins_P = _margins_of(strengths_P, judged)
-    told_P = verifier.probabilities(strengths_P, margins_P, judged.evidence.heard_P, judged.num_terms)
+    told_P = verifier.probabilities(strengths_P, _margins_of(strengths_P, judged), judged.num_terms)
     return told_P[~judged.parts_P], judged.right_P[~judged.parts_P]

@@ -2,10 +2,9 @@
 
 The first ranks: a conditional logit (McFadden 1974) over the candidates of a clip gives each a *strength*, a weighted
 sum of its evidence. The second believes: a logistic regression on the strength, on the margin over the strongest other
-candidate that claims the same place, on how many sounds were heard in the clip, and on how many terms were searched.
-Near twins have near strengths, so a term that was not in the glossary cannot lend its probability to its twin; what is
-left unexplained speaks against a term that is said alone, less so in a sentence; and the same evidence is worth less
-among more terms. Fitted over banks of many sizes, one threshold serves them all. A term that stands in another is no
+candidate that claims the same place, and on how many terms were searched. Near twins have near strengths, so a term
+that was not in the glossary cannot lend its probability to its twin; and the same evidence is worth less among more
+terms. Fitted over banks of many sizes, one threshold serves them all. A term that stands in another is no
 rival of it: who says "digit pin" says "pin".
 
 Shapes: P candidates, F features.
@@ -23,9 +22,7 @@ from numpy.typing import NDArray
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.verification.evidence import FEATURES
 
-BELIEFS = ("strength", "margin", "heard", "terms", "bias")
-# A clip that holds more sounds is a sentence like another.
-_MOST_HEARD = 30
+BELIEFS = ("strength", "margin", "terms", "bias")
 _MOST_MARGIN = 8.0
 _DEFAULT_THRESHOLD = 0.5
 
@@ -35,7 +32,8 @@ class OperatingPoint:
     """What accepting every probability of at least `threshold` gave on the speech that the verifier was fitted on.
 
     Each clip was searched twice, its own terms in the bank and missing from it. `precision` is of the answers of both,
-    `recall` of the terms that were there, `false_alarms_per_hour` of the clips whose terms were missing.
+    `recall` of the terms that were there, `false_alarms_per_hour` of the clips whose terms were missing. The terms of a
+    clip count together as much as the one of another.
     """
 
     threshold: float
@@ -85,21 +83,16 @@ class Verifier:
         return features_PF.astype(np.float64) @ np.array([self.strengths[name] for name in FEATURES])
 
     def probabilities(
-        self,
-        strengths_P: NDArray[np.float64],
-        margins_P: NDArray[np.float64],
-        heard_P: NDArray[np.int64],
-        num_terms: int,
+        self, strengths_P: NDArray[np.float64], margins_P: NDArray[np.float64], num_terms: int
     ) -> NDArray[np.float64]:
         """How likely each candidate was said (P,).
 
         Args:
             strengths_P, margins_P: see `strengths_of` and `margins`.
-            heard_P: sounds in its clip, see `Evidence`.
             num_terms: that were searched.
         """
         weights = self.beliefs
-        logits_P = belief_inputs(strengths_P, margins_P, heard_P, num_terms) @ [weights[name] for name in BELIEFS]
+        logits_P = belief_inputs(strengths_P, margins_P, num_terms) @ [weights[name] for name in BELIEFS]
         return 1 / (1 + np.exp(-logits_P))
 
     def threshold_for(self, *, precision: float | None = None, false_alarms_per_hour: float | None = None) -> float:
@@ -130,12 +123,11 @@ def _wanted(precision: float | None, false_alarms_per_hour: float | None) -> str
 
 
 def belief_inputs(
-    strengths_P: NDArray[np.float64], margins_P: NDArray[np.float64], heard_P: NDArray[np.int64], num_terms: int
+    strengths_P: NDArray[np.float64], margins_P: NDArray[np.float64], num_terms: int
 ) -> NDArray[np.float64]:
     """What a probability is made of, (P, len(BELIEFS))."""
     ones_P = np.ones_like(strengths_P)
-    terms_P = ones_P * np.log10(max(num_terms, 1))
-    return np.stack([strengths_P, margins_P, heard_P.clip(max=_MOST_HEARD) / _MOST_HEARD, terms_P, ones_P], axis=1)
+    return np.stack([strengths_P, margins_P, ones_P * np.log10(max(num_terms, 1)), ones_P], axis=1)
 
 
 def margins(
@@ -180,6 +172,8 @@ def _wholes(words: Sequence[str], may_be: NDArray[np.bool_]) -> dict[int, list[i
     """Of each candidate that stands in others those that it stands in, where `may_be[part, whole]`."""
     holders: dict[str, list[int]] = {}
     for number, text in enumerate(words):
+        if " " not in text:
+            continue
         parts = text.split(" ")
         runs = {
             " ".join(parts[first:end])

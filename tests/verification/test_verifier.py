@@ -30,8 +30,7 @@ def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_c
             clips += [clip] * per_clip
             right += [has_right, *[False] * (per_clip - 1)]
         count = len(clips)
-        evidence = Evidence(np.concatenate(features), np.zeros(count, np.int64), np.full(count, 10), np.full(count, 8))
-        gold = sum(right)
+        evidence = Evidence(np.concatenate(features), np.zeros(count, np.int64), np.full(count, 10))
         found.append(
             JudgedCandidates(
                 evidence,
@@ -41,7 +40,7 @@ def searches(seed, banks=(100, 1_000, 10_000), num_clips=300, missing=0.0, per_c
                 [""] * count,
                 num_clips,
                 num_terms,
-                gold,
+                np.bincount(clips, right, num_clips).astype(np.int64),
                 num_clips * 2.0,
             )
         )
@@ -68,7 +67,7 @@ def nested_searches(num_clips=200):
         right += [whole_said, not whole_said]
         parts += [False, whole_said]
     count = 2 * num_clips
-    evidence = Evidence(np.array(rows, np.float32), np.zeros(count, np.int64), np.full(count, 10), np.full(count, 8))
+    evidence = Evidence(np.array(rows, np.float32), np.zeros(count, np.int64), np.full(count, 10))
     clips = np.arange(count) // 2
     return JudgedCandidates(
         evidence,
@@ -78,7 +77,7 @@ def nested_searches(num_clips=200):
         ["whole part", "part"] * num_clips,
         num_clips,
         100,
-        num_clips,
+        np.ones(num_clips, np.int64),
         num_clips * 2.0,
     )
 
@@ -87,7 +86,7 @@ def said_and_right(verifier, search):
     evidence = search.evidence
     strengths = verifier.strengths_of(evidence.features_PF)
     margin = margins(strengths, search.clips_P, evidence.starts_P, evidence.ends_P, search.words_P)
-    return verifier.probabilities(strengths, margin, evidence.heard_P, search.num_terms), search.right_P
+    return verifier.probabilities(strengths, margin, search.num_terms), search.right_P
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,15 @@ def test_clips_that_cannot_teach_are_refused():
         fit([nothing_right])
     right = search.right_P
     only_right = JudgedCandidates(
-        search.evidence.select(right), search.clips_P[right], right[right], ~right[right], [""] * 5, 5, 100, 5, 10.0
+        search.evidence.select(right),
+        search.clips_P[right],
+        right[right],
+        ~right[right],
+        [""] * 5,
+        5,
+        100,
+        np.ones(5, np.int64),
+        10.0,
     )
     with pytest.raises(VerifierError, match="no wrong term is a candidate"):
         fit([only_right])

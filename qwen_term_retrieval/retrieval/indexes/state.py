@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import overload
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from qwen_term_retrieval.retrieval.indexes.search import search_part
 from qwen_term_retrieval.retrieval.indexes.terms import key_hash, spelling_key
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.languages import ENGLISH, primary_language
+from qwen_term_retrieval.text.spellings import normalize_term
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from qwen_term_retrieval.verification.sound_index import SoundIndex
 
@@ -88,7 +90,9 @@ class IndexState:
         number = place - int(self._firsts[part])
         return part, number if live is None else int(live[number])
 
-    def _places_by_part(self, places: Sequence[int]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    def _places_by_part(
+        self, places: Sequence[int] | NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """Parts, which of the places lie in each, and the numbers of these terms there."""
         wanted = np.asarray(places, np.int64)
         of_part = np.searchsorted(self._firsts, wanted, side="right") - 1
@@ -110,6 +114,17 @@ class IndexState:
             weights_T = self.parts[part].terms.weights
             if weights_T is not None:
                 found[own] = weights_T[numbers]
+        return found
+
+    def words(self, places: Sequence[int] | NDArray[np.int64]) -> list[str]:
+        """The first spelling of each of these terms, as `normalize_term` gives it."""
+        found = [""] * len(places)
+        for part, own, numbers in self._places_by_part(places):
+            terms = self.parts[part].terms
+            texts = terms.spellings.take(pa.array(terms.first_spellings_T1[numbers])).to_pylist()
+            languages = terms.languages.take(pa.array(numbers)).to_pylist()
+            for row, text, language in zip(own.tolist(), texts, languages, strict=True):
+                found[row] = normalize_term(text, language)
         return found
 
     # ---- spellings --------------------------------------------------------------------------------------------
