@@ -7,9 +7,9 @@
 
 Each arm begins with a Fast Conformer of 4M parameters: as it is drawn, or after the same number of steps of
 pre-training on the same 20 hours: the volunteers' clips in ten languages, 2.6 hours, which are real, and synthetic
-clips of the laptop corpus (`python -m benchmarks.real_speech.laptop` makes it). Then the whole tower is trained as part
-of a retriever, the same number of steps on the same short clips, with several seeds; beside them Whisper-base, frozen.
-Judged are Recall@10 among 10,000 other terms on two sets of real speech
+clips: the laptop corpus (`python -m benchmarks.real_speech.laptop` makes it) and sentences by formant voices. Then the
+whole tower is trained as part of a retriever, the same number of steps on the same short clips, with several seeds;
+beside them Whisper-base, frozen. Judged are Recall@10 among 10,000 other terms on two sets of real speech
 (`benchmarks/real_speech/judged_sets.py`), as they are and under a second voice at 0 dB. No training text is a text of
 either set. A pre-training that was stopped goes on from its checkpoint, and what has a result is not run again.
 """
@@ -48,7 +48,6 @@ from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
 from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow, write_corpus
 from qwen_term_retrieval.synthesis.engines import get_engine
 from qwen_term_retrieval.synthesis.rendering import SpeechRequest
-from qwen_term_retrieval.text.wordlists import wordnet_examples
 from qwen_term_retrieval.trainer_callbacks import CodebookUsageCallback, ThroughputCallback
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer
@@ -131,16 +130,15 @@ def real_speech(work: Path) -> Speech:
 
 def sentences_pack(work: Path) -> Path:
     """Sentences that WordNet quotes, by formant voices: longer than the terms of the laptop corpus."""
-    from benchmarks.real_speech.judged_sets import is_test_text
+    from benchmarks.real_speech.laptop import quoted_sentences
 
     pack = work / "packs" / "sentences"
     if not (pack / "pack.json").is_file():
-        texts = [text for text in wordnet_examples() if 5 <= len(text.split()) <= 20 and not is_test_text(text)]
         rng = random.Random(0)
         voices = [(engine, voice) for engine in ("flite", "espeak") for voice in get_engine(engine).voices]
         rows = [
             CorpusRow(SpeechRequest(*rng.choice(voices), text, rng.choice((0.9, 1.0, 1.1))), is_term=False)
-            for text in rng.sample(texts, NUM_SENTENCES)
+            for text in rng.sample(quoted_sentences(20), NUM_SENTENCES)
         ]
         write_corpus(rows, work / "corpora" / "sentences", on_error="skip", overwrite=True)
         pack_corpus(work / "corpora" / "sentences", pack)

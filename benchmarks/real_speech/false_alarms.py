@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0, help="of other languages")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     found = judge(options.model, options.hours)
     path = RESULTS / f"{'_'.join(filter(None, ('false_alarms', options.name)))}.json"

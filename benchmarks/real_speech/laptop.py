@@ -63,14 +63,18 @@ def say_sentences() -> None:
     """Sentences that WordNet quotes, by voices of Kokoro that no training clip has: what a term is among others."""
     if not SENTENCES.is_dir():
         rng = random.Random(0)
-        texts = [text for text in wordnet_examples() if 5 <= len(text.split()) <= 12 and not is_test_text(text)]
         rows = [
             CorpusRow(
                 SpeechRequest("kokoro", rng.choice(HELD_OUT_VOICES), text, rng.choice((0.9, 1.0, 1.1))), "validation"
             )
-            for text in rng.sample(texts, NUM_SENTENCES)
+            for text in rng.sample(quoted_sentences(12), NUM_SENTENCES)
         ]
         write_corpus(rows, SENTENCES, on_error="skip")
+
+
+def quoted_sentences(most_words: int) -> list[str]:
+    """Sentences of five words to so many that WordNet quotes, none a text of a test set."""
+    return [text for text in wordnet_examples() if 5 <= len(text.split()) <= most_words and not is_test_text(text)]
 
 
 def pack(into: Path) -> None:

@@ -14,6 +14,7 @@ from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.retrieval.indexes import folder as folder_module
 from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.text.glossary import Glossary, Term
+from qwen_term_retrieval.text.spellings import normalize_term
 
 
 def unit_vectors(*shape, seed=0):
@@ -101,6 +102,13 @@ def test_terms_can_be_added_and_removed_while_in_use():
     assert index.search(query, 5).terms.shape == (1, 2)
     assert index.add([Term("aorta", 7)], query[0]) == [Term("aorta", 7)]
     assert names(index, index.search(query, 1)) == [["aorta"]]
+
+
+def test_words_are_first_spellings_whatever_came_and_went():
+    index = make_index(["Aorta", {"term": "tiny Vessel", "aliases": ["capillary"]}, "vein"])
+    index.remove(["Aorta"])
+    index.add([Term("Deep-Vein Thrombosis", 99)], unit_vectors(1, 8))
+    assert index.words([2, 0]) == [normalize_term("Deep-Vein Thrombosis"), "tiny vessel"]
 
 
 def test_removing_an_unknown_term_names_it_and_removes_nothing():

@@ -136,6 +136,16 @@ def test_a_hundred_times_as_many_clips_change_no_weight_much(fitted):
     assert few.strengths["fit"] == pytest.approx(many.strengths["fit"], rel=0.5)
 
 
+def test_the_terms_of_a_clip_count_together_as_much_as_the_one_of_another():
+    evidence = Evidence(np.zeros((6, len(FEATURES)), np.float32), np.zeros(6, np.int64), np.full(6, 10))
+    right, clips = np.array([True, True, True, False, True, False]), np.array([0, 0, 0, 0, 1, 1])
+    # One of the four terms of the first clip was not proposed.
+    search = JudgedCandidates(evidence, clips, right, ~right & False, [""] * 6, 2, 100, np.array([4, 1]), 4.0)
+    assert search.shares.tolist() == [0.25, 0.25, 0.25, 1.0, 1.0, 1.0]
+    # All have the same probability: below it every term that was proposed counts, .75 of the first clip and the second.
+    assert fit([search]).points[0].recall == pytest.approx((0.75 + 1) / 2)
+
+
 def test_a_promise_that_was_never_kept_is_refused_with_what_came_nearest():
     points = (OperatingPoint(0.1, 0.6, 0.9, 300.0), OperatingPoint(0.9, 0.8, 0.5, 40.0))
     verifier = Verifier(PLAIN.strengths, PLAIN.beliefs, points)
