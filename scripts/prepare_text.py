@@ -3,7 +3,7 @@
 python scripts/prepare_text.py                                          # the demo: WordNet's glosses, a minute
 python scripts/prepare_text.py data/faq --source faq.csv --column prompt=question --column response=answer
 python scripts/prepare_text.py data/mine --source pretrain_train_10m.parquet --valid_source pretrain_valid_100k.parquet
-python scripts/prepare_text.py data/text_sounds --corpus sounds --vocab_size 512
+python scripts/prepare_text.py data/text_sounds --corpus sounds --vocab_size 384 --valid 0.02
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 
 from qwen_term_retrieval.pretraining.text.preparation.corpora import CORPORA
+from qwen_term_retrieval.pretraining.text.preparation.pairs import named_columns
 from qwen_term_retrieval.pretraining.text.preparation.preparing import prepare_text
 from qwen_term_retrieval.refusals import one_line_errors
 
@@ -22,7 +23,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", default=Path("data/text_demo"), help="folder to make")
     parser.add_argument("--source", nargs="+", help="CSV, TSV, JSON, JSON Lines or Parquet files, or folders of them")
     parser.add_argument("--corpus", help=f"in place of files: {', '.join(CORPORA)} (default wordnet)")
-    parser.add_argument("--valid_source", nargs="+", help="files of validation pairs, in place of a split")
+    parser.add_argument("--valid_source", nargs="+", help="files of validation pairs, in place of a share")
+    parser.add_argument("--test_source", nargs="+", help="files of test pairs, in place of a share")
     parser.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="a column of another name")
     parser.add_argument("--on_error", choices=("raise", "skip"), default="raise", help="a row that is no pair")
     parser.add_argument("--valid", type=float, default=0.1, help="share of the distinct responses for validation")
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     arguments = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    columns = dict(column.split("=", 1) for column in arguments.pop("column"))
+    columns = named_columns(arguments.pop("column"))
     if not arguments["source"]:
         arguments["corpus"] = arguments["corpus"] or "wordnet"
     print(f"{prepare_text(arguments.pop('source'), arguments.pop('out'), columns=columns, **arguments)} is ready")

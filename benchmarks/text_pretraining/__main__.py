@@ -25,7 +25,7 @@ def main() -> None:
     parser = section_parser(__doc__ or "", SECTIONS, Path("outputs/benchmark-text"))
     parser.add_argument("--data", type=Path, help="a prepared folder; WordNet's glosses unless given")
     parser.add_argument("--peers_python", type=Path, help="of an environment with litdata and mosaicml-streaming")
-    parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 1_000_000], help="sizes of section memory")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[100_000, 10_000_000], help="sizes of section memory")
     parser.add_argument("--sparse", type=int, nargs="+", default=[10_000_000, 50_000_000], help="sizes of opening")
     parser.add_argument("--batches", type=int, default=500, help="batches of a round of the loader")
     parser.add_argument("--rounds", type=int, default=3)

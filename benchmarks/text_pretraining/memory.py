@@ -21,16 +21,17 @@ import psutil
 from qwen_term_retrieval.trainer_callbacks.token_throughput import peak_rss_bytes
 
 STEPS = ("convert", "convert json list", "split", "inspect", "train-tokenizer", "tokenize", "train")
-_GLOSS = " ".join(f"word{number % 37}" for number in range(90))
+_WORDS = [f"word{number % 37}" for number in range(24)]
 
 
 def write_pairs(folder: Path, num_pairs: int) -> None:
-    """About 590 bytes a pair, as in the corpus that the system before this one was measured on."""
+    """About 120 bytes of JSON a pair, the length of WordNet's: what could grow does with their number."""
     for name, opening, between, closing in (("pairs.jsonl", "", "\n", "\n"), ("pairs.json", "[", ",\n", "]")):
         with (folder / name).open("w") as file:
             file.write(opening)
             for row in range(num_pairs):
-                text = json.dumps({"prompt": f"{row} {_GLOSS[: row % 60]}", "response": f"{_GLOSS} {row}"})
+                prompt, response = f"{row} {_WORDS[row % 24]}", " ".join((*_WORDS[: 4 + row % 16], str(row)))
+                text = json.dumps({"prompt": prompt, "response": response})
                 file.write((between if row else "") + text)
             file.write(closing)
 

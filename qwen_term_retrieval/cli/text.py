@@ -14,6 +14,7 @@ text = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="markdow
 app.add_typer(text, name="text", rich_help_panel=DATA)
 
 Source = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files of pairs, or folders of them.")]
+Converted = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Parquet that `convert` made, or folders.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
 Seed = Annotated[int, typer.Option(help="Of the draw.")]
 
@@ -60,30 +61,23 @@ def convert(
         qtr text convert dumps/ pairs.parquet --on-error skip
     """
     from qwen_term_retrieval.pretraining.text.preparation.converting import convert_pairs
+    from qwen_term_retrieval.pretraining.text.preparation.pairs import named_columns
 
     log_to_terminal(quiet)
-    pairs = [one.partition("=") for one in column or []]
-    for one, (ours, _, theirs) in zip(column or [], pairs, strict=True):
-        if ours not in ("prompt", "response") or not theirs:
-            raise ValueError(f"--column {one!r} is no OURS=THEIRS; write prompt=question or response=answer")
-    names = {ours: theirs for ours, _, theirs in pairs}
-    summary = convert_pairs(
-        source,
-        out,
-        columns=names,
-        on_error=on_error.value,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
-    typer.echo(summary)
+    names = named_columns(column or [])
+    typer.echo(convert_pairs(source, out, columns=names, on_error=on_error.value, overwrite=overwrite, quiet=quiet))
 
 
 @text.command()
 def split(
-    source: Source,
+    source: Converted,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     valid: Annotated[float, typer.Option(help="Share of the distinct responses for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share for a test set.")] = 0.0,
+    valid_source: Annotated[
+        list[Path] | None, typer.Option(help="Parquet of validation pairs, in place of a share.")
+    ] = None,
+    test_source: Annotated[list[Path] | None, typer.Option(help="Test pairs, in place of a share.")] = None,
     seed: Seed = 42,
     duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Keep pairs that repeat an earlier one.")
@@ -102,12 +96,13 @@ def split(
 
     log_to_terminal(quiet)
     settings = {"valid": valid, "test": test, "seed": seed, "deduplicate": not duplicates}
-    typer.echo(split_pairs(source, out, **settings, overwrite=overwrite, quiet=quiet))  # type: ignore[arg-type]
+    given = {"valid_source": valid_source, "test_source": test_source}
+    typer.echo(split_pairs(source, out, **settings, **given, overwrite=overwrite, quiet=quiet))  # type: ignore[arg-type]
 
 
 @text.command()
 def inspect(
-    source: Source,
+    source: Converted,
     out: Annotated[Path | None, typer.Option(help="Folder for the report as text, JSON and a page.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Counts tokens too: Hub id, folder or tokenizer.json.")] = None,
     max_seq_len: Annotated[int, typer.Option(help="The limit of which is said what it would cut.")] = 192,
@@ -135,7 +130,7 @@ def inspect(
 
 @text.command()
 def train_tokenizer(
-    source: Source,
+    source: Converted,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens, the 256 bytes among them.")] = 8192,
     sample_chars: Annotated[int, typer.Option(help="Characters that it is trained on, about.")] = 4_000_000,

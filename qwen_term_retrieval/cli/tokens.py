@@ -24,6 +24,9 @@ def tokenize(
     dtype: Annotated[str, typer.Option(help="uint16, uint32, or auto: the smaller one that fits.")] = "auto",
     eos: Annotated[str, typer.Option(help="Token that ends a document; auto: the tokenizer's own; '': none.")] = "auto",
     separator: Annotated[str | None, typer.Option(help="Token between two columns.")] = None,
+    spelled_is_text: Annotated[
+        bool, typer.Option("--spelled-is-text", help="Read a special token that a text spells as its letters.")
+    ] = False,
     workers: Workers = None,
     shard_bytes: ShardBytes = "2GiB",  # type: ignore[assignment]
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the tokens at OUT.")] = False,
@@ -49,6 +52,7 @@ def tokenize(
         dtype=dtype,
         eos=eos or None,
         separator=separator,
+        spelled_is_text=spelled_is_text,
         num_workers=workers,
         shard_bytes=shard_bytes,
         overwrite=overwrite,

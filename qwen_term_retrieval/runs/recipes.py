@@ -6,7 +6,8 @@
     python scripts/train.py --recipe laptop_lora --max_batch_seconds None --contrastive_batch_size 64
 
 A recipe changes the defaults of settings for a purpose; a flag changes one for a run. Both are read by the
-same parser, so what is wrong in one is wrong in the other.
+same parser, so what is wrong in one is wrong in the other. `--num_train_epochs` takes the place of a recipe's
+`max_steps`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def parse_recipe(
     choice, flags = chooser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
     parser = _SettingsParser(settings, choice.recipe, default, script)
     recipe = _read_recipe(_find_recipe(choice.recipe, recipes), parser)
+    said = set(map(_name_of, flags))
+    if "num_train_epochs" in said and "max_steps" not in said:
+        recipe.pop("max_steps", None)  # else a recipe that counts steps would not hear of epochs
     parser.set_defaults(**recipe)
     try:
         *parsed, _, unknown = parser.parse_args_into_dataclasses(flags, return_remaining_strings=True)
@@ -67,7 +71,7 @@ def parse_recipe(
         if isinstance(each, RunArguments):
             each.recorded["recipe"] = choice.recipe
         if hasattr(each, "given"):
-            each.given = frozenset({*recipe, *map(_name_of, flags)} & vars(each).keys())
+            each.given = frozenset({*recipe, *said} & vars(each).keys())
     return tuple(parsed)
 
 

@@ -20,7 +20,7 @@ import xxhash
 
 from qwen_term_retrieval.errors import PackError
 from qwen_term_retrieval.tokens.packing import SHARD_BYTES, TokenPackSummary, pack_tokens
-from qwen_term_retrieval.tokens.stream import TokenStream
+from qwen_term_retrieval.tokens.stream import TokenStream, let_go_of
 from qwen_term_retrieval.tokens.token_pack import HEADER_BYTES, TOKENIZER, TokenPack
 from qwen_term_retrieval.tokens.tokenizer import PackingTokenizer
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COLUMNS = ("prompt", "response")
+# Pairs read before the pages of large files are let go: some 30 MB of pages, and a millisecond or two each time.
+_PAIRS_HELD = 32
+_LENGTHS_HELD = 2048
 
 
 class PairBatch(NamedTuple):
@@ -51,12 +54,13 @@ def pack_pairs(
 ) -> TokenPackSummary:
     """Tokenize the columns `prompt` and `response` of files into a pack for `MmapPairs`; see `pack_tokens`.
 
-    The tokenizer's end token stands behind each prompt and each response.
+    The tokenizer's end token stands behind each prompt and each response, and nowhere else: special tokens that a text
+    spells are read as its letters.
     """
     end = PackingTokenizer.of(tokenizer).eos
     return pack_tokens(
-        source, out, tokenizer, columns=COLUMNS, separator=end, num_workers=num_workers, shard_bytes=shard_bytes,
-        overwrite=overwrite, quiet=quiet,
+        source, out, tokenizer, columns=COLUMNS, separator=end, spelled_is_text=True, num_workers=num_workers,
+        shard_bytes=shard_bytes, overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
 
 
@@ -96,6 +100,7 @@ class MmapPairs:
             content["shard_tokens"], HEADER_BYTES,
         )  # fmt: skip
         self._starts = self.pack.documents()
+        self._pairs_held = 0
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -103,7 +108,15 @@ class MmapPairs:
 
     def lengths(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of each prompt and of each response, cut: int64 (B,) each."""
-        _, length_BC = self._locate(np.asarray(indices, np.int64))
+        index_B = np.asarray(indices, np.int64)
+        length_BC = np.empty((len(index_B), 2), np.int64)
+        # In the order of the file, so that a stretch of it is needed at a time.
+        order_B = np.argsort(index_B)
+        for start in range(0, len(index_B), _LENGTHS_HELD):
+            some = order_B[start : start + _LENGTHS_HELD]
+            length_BC[some] = self._locate(index_B[some])[1]
+            if len(index_B) > _LENGTHS_HELD:
+                let_go_of(self._starts)
         return length_BC[:, 0], length_BC[:, 1]
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> PairBatch:
@@ -118,6 +131,11 @@ class MmapPairs:
         start_BC, length_BC = self._locate(index_B)
         end_BC = self._starts[2 * index_B[:, None] + (1, 2)]
         sides = [self._side(start_BC[:, side], length_BC[:, side], end_BC[:, side]) for side in range(2)]
+        self._pairs_held += len(index_B)
+        if self._pairs_held >= _PAIRS_HELD:
+            self._pairs_held = 0
+            self._stream.let_go()
+            let_go_of(self._starts)
         return PairBatch(sides[0], length_BC[:, 0], sides[1], length_BC[:, 1])
 
     def _locate(self, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

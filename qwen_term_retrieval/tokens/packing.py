@@ -82,6 +82,7 @@ def pack_tokens(
     dtype: str = AUTO,
     eos: str | None = AUTO,
     separator: str | None = None,
+    spelled_is_text: bool = False,
     num_workers: int | None = None,
     executor: Executor | MapExecutor | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -91,7 +92,7 @@ def pack_tokens(
     """Tokenize text into the folder `out`, which `MmapTokens` reads.
 
     Run again after a crash or kill, it goes on where it was, to the same bytes. The tokenizer adds no special tokens of
-    its own; those written out in the text are read as such.
+    its own.
 
     Args:
         source: Parquet or JSON Lines files (`.jsonl`, `.jsonl.gz`), or folders of them; read in the order of paths.
@@ -101,6 +102,7 @@ def pack_tokens(
         dtype: "uint16", "uint32", or "auto": the smaller one that holds the vocabulary.
         eos: token at the end of each document; "auto": the tokenizer's eos or else sep token; None: none.
         separator: token between two columns; None: none. `documents.npy` knows where each column starts.
+        spelled_is_text: a special token spelled out in a text (`</s>`) is read as its letters, not as the token.
         num_workers: worker processes; None: one a core, 1: work in this process.
         executor: any `concurrent.futures.Executor`, or a `MapExecutor` over `make_token_part`, instead; its workers see
             the folder of `out`.
@@ -128,7 +130,7 @@ def pack_tokens(
     with staging_of(out) as staging:
         parts = staging / "parts"
         parts.mkdir(exist_ok=True)
-        settings = _settings(packing_tokenizer, len(names), staging)
+        settings = _settings(packing_tokenizer, len(names), staging, spelled_is_text)
         with worker_pool(executor, num_workers) as pool:
             results = _make_parts(files, names, parts, settings, pool, quiet)
         num_empty = sum(result.num_empty for result in results)
@@ -167,13 +169,13 @@ def pack_tokens(
     )
 
 
-def _settings(tokenizer: PackingTokenizer, num_columns: int, staging: Path) -> TokenizerSettings:
+def _settings(tokenizer: PackingTokenizer, num_columns: int, staging: Path, spelled_is_text: bool) -> TokenizerSettings:
     # The hash in its name lets workers keep the tokenizer of a path: another tokenizer has another path.
     path = staging / f"{tokenizer.sha256}.json"
     with atomic_file(path) as file:
         file.write(tokenizer.definition.encode())
     after = (*[tokenizer.separator_ids] * (num_columns - 1), tokenizer.eos_ids)
-    return TokenizerSettings(path, tokenizer.sha256, after, tokenizer.dtype)
+    return TokenizerSettings(path, tokenizer.sha256, after, tokenizer.dtype, spelled_is_text)
 
 
 def _make_parts(

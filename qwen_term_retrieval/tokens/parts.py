@@ -29,12 +29,16 @@ _CHARS_PER_CALL = 1 << 17
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """How texts become ids: the tokenizer's file and its sha256, the ids laid after each column, and the ids' dtype."""
+    """How texts become ids: the tokenizer's file and its sha256, the ids laid after each column, and the ids' dtype.
+
+    Where `spelled_is_text`, a special token spelled out in a text is read as its letters.
+    """
 
     path: Path
     sha256: str
     ids_after_column: tuple[tuple[int, ...], ...]
     dtype: str
+    spelled_is_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def _finished_before(job: TokenPartJob, signature: str) -> int | None:
 
 def _write_part(job: TokenPartJob, signature: str) -> int:
     tokenizer = _load_tokenizer(job.settings.path)
+    tokenizer.encode_special_tokens = job.settings.spelled_is_text
     dtype = np.dtype(job.settings.dtype).newbyteorder("<")
     lengths: list[int] = []
     digest = xxhash.xxh64()
@@ -143,7 +148,7 @@ def _signature(job: TokenPartJob) -> str:
     settings = job.settings
     digest = xxhash.xxh3_128()
     how = (FORMAT_VERSION, tokenizers.__version__, settings.sha256, settings.ids_after_column, settings.dtype)
-    digest.update(repr(how).encode())
+    digest.update(repr((*how, "spelled") if settings.spelled_is_text else how).encode())
     for number, text in enumerate(job.texts):
         try:
             raw = text.encode()

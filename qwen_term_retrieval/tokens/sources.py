@@ -122,6 +122,8 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, d
                 for values in batch.to_pylist():
                     row += 1
                     yield row, values, row / num_rows
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"{path}, in the {_ROWS_PER_BATCH} rows after {row}: a text is not UTF-8") from error
         except (pa.ArrowInvalid, OSError) as error:
             raise CorpusError(f"{path}, after row {row}: damaged Parquet: {error}") from error
 

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+# Smaller maps may stay: they are read again and again.
+_LARGE_MAP_BYTES = 64 << 20
+
+
+def let_go_of(array: np.ndarray) -> None:
+    """Take the pages of a large mapped array out of this process; they stay in the page cache, and are read as before.
+
+    A read at random maps 64 KiB around it, so that in hours of training a process would come to hold the whole file:
+    harmless, since the kernel takes such pages back, but counted in its memory by every tool that looks.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and len(base) >= _LARGE_MAP_BYTES:
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass
@@ -43,6 +60,11 @@ class TokenStream:
         ids = np.zeros(stop - start, self.dtype)
         self._read_into(ids, start)
         return ids
+
+    def let_go(self) -> None:
+        """Let go of the pages read so far; see `let_go_of`."""
+        for ids in self._shards.values():
+            let_go_of(ids)
 
     def _read_into(self, target: np.ndarray, start: int) -> None:
         filled, stop = 0, min(start + len(target), self.num_tokens)

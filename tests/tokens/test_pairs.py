@@ -1,5 +1,6 @@
 """Pairs by number: cut by tokens when they are read, never losing their end; and the dataset of every offset."""
 
+import itertools
 import pickle
 import shutil
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.text_pretraining.sparse_pack import make_sparse_pack
 from qwen_term_retrieval import LargeTokenDataset, MmapPairs, pack_tokens
 from qwen_term_retrieval.errors import PackError
+from qwen_term_retrieval.pretraining.text.order import MicroBatch, PairOrder
 from qwen_term_retrieval.tokens.mmap_pairs import pack_pairs
 from qwen_term_retrieval.tokens.token_pack import HEADER_BYTES
 from tests.doubles.token_corpus import QUIET, texts, train_bpe, write_jsonl
@@ -95,6 +97,17 @@ def test_ten_million_pairs_open_at_once_and_take_no_memory(tmp_path):
     assert psutil.Process().memory_info().rss - before < 150e6
 
 
+def test_pages_of_many_pairs_do_not_gather_in_a_process(tmp_path):
+    """Two hundred batches from all over 800 MB; without letting go they leave some 300 MB of it in this process."""
+    pairs = MmapPairs(make_sparse_pack(tmp_path / "many", 10_000_000), 192)
+    order = PairOrder(pairs, 32, seed=0)
+    before = psutil.Process().memory_info().rss
+    for number in range(200):
+        batch = pairs.batch(order.batch(MicroBatch(0, number)))
+    assert batch.response_BT.shape[0] == 32
+    assert psutil.Process().memory_info().rss - before < 50e6
+
+
 def test_every_offset_of_a_file_is_a_window_as_lectures_have_it(tmp_path):
     ids = np.random.default_rng(0).integers(0, 60_000, 1000).astype("<u2")
     ids.tofile(tmp_path / "train.bin")
@@ -107,6 +120,19 @@ def test_every_offset_of_a_file_is_a_window_as_lectures_have_it(tmp_path):
     loader = DataLoader(dataset, batch_size=32, num_workers=1, shuffle=True)
     seen = [tuple(row) for x_BS, _ in loader for row in x_BS.tolist()]
     assert sorted(seen) == sorted(tuple(ids[start : start + 64].tolist()) for start in range(936))
+
+
+def test_a_file_of_two_terabytes_opens_at_once_and_its_order_takes_no_memory(tmp_path):
+    path = tmp_path / "train.bin"
+    with path.open("wb") as file:
+        file.truncate(2 << 40)
+    before = psutil.Process().memory_info().rss
+    dataset = LargeTokenDataset(path, 1024)
+    assert len(dataset) == (1 << 40) - 1024
+    drawn = list(itertools.islice(dataset.sampler(seed=0), 100))
+    assert dataset[drawn][0].shape == (100, 1024)
+    assert max(drawn) > 1 << 39
+    assert psutil.Process().memory_info().rss - before < 300e6  # a page that is touched brings up to 2 MB with it
 
 
 def test_every_offset_of_a_pack_too(folder):

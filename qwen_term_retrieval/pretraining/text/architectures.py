@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from qwen_term_retrieval.pretraining.text.arguments import TextModelArguments
 
+# Checkpoints whose steps are tested here: packed rows and their mask, and the count of operations.
+SUPPORTED = ("t5", "mt5", "qwen3", "qwen2", "llama")
 # Rotary positions reach further than any packed document: these only bound generation.
 _POSITIONS = 8192
 
@@ -32,7 +35,7 @@ def build_model(args: TextModelArguments, tokenizer: PreTrainedTokenizerBase) ->
     """A new model of `args.architecture`, or that of the checkpoint `args.model`, to be trained on.
 
     Raises:
-        ValueError: a checkpoint whose vocabulary is not the tokenizer's.
+        ValueError: a checkpoint of a type that is none of `SUPPORTED`, or whose vocabulary is not the tokenizer's.
     """
     if args.model:
         return _from_checkpoint(args.model, len(tokenizer))
@@ -80,9 +83,12 @@ def _qwen3(args: TextModelArguments, common: dict[str, Any]) -> PreTrainedModel:
 def _from_checkpoint(name: str, vocabulary: int) -> PreTrainedModel:
     if Path(name).is_dir() and not Path(name, "config.json").is_file():
         raise ValueError(f"model {name} holds no config.json, so it is no checkpoint")
-    is_encoder_decoder = AutoConfig.from_pretrained(name).is_encoder_decoder
-    kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
-    model = kind.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type not in SUPPORTED:
+        raise ValueError(f"model {name} is of type {config.model_type}; those that go on here: {', '.join(SUPPORTED)}")
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    # In float32, whatever it was saved in: `--bf16` computes in bfloat16 over weights that an optimizer can change.
+    model = kind.from_pretrained(name, dtype=torch.float32)
     if model.config.vocab_size < vocabulary:
         raise ValueError(
             f"model {name} has a vocabulary of {model.config.vocab_size}, the dataset's tokenizer one of {vocabulary}: "

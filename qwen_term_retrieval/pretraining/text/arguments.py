@@ -20,6 +20,7 @@ ALIASES = {
     "is_keep_training": "resume",
 }
 _SUBCOMMAND = "train"
+_ITS_RECIPE = "text_10m"
 
 
 @dataclass
@@ -99,11 +100,6 @@ class TextPretrainingArguments(RunArguments):
             raise ValueError("max_batch_seconds counts audio; batches of text have a number of pairs")
         if self.loss_on not in LOSSES:
             raise ValueError(f"loss_on must be one of {', '.join(LOSSES)}, not {self.loss_on!r}")
-        if self.row_length < 2 * self.max_seq_len:
-            raise ValueError(
-                f"row_length {self.row_length} holds no pair of two texts of max_seq_len {self.max_seq_len}; give at "
-                f"least {2 * self.max_seq_len}"
-            )
         for name in ("max_eval_pairs", "num_generations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
@@ -115,12 +111,15 @@ TEXT_PRETRAINING = (TextModelArguments, TextDataArguments, TextPretrainingArgume
 
 
 def own_names(argv: Sequence[str]) -> list[str]:
-    """Flags of the system before this one by our names, without its word `train`.
+    """Flags of the system before this one by our names; its word `train` stands for its recipe, unless one is named.
 
     >>> own_names(["train", "--batch_size_per_gpu=24", "--is_keep_training=True"])
-    ['--per_device_train_batch_size=24', '--resume=True']
+    ['--recipe=text_10m', '--per_device_train_batch_size=24', '--resume=True']
     """
-    flags = list(argv[1:] if argv[:1] == [_SUBCOMMAND] else argv)
+    flags = list(argv)
+    if flags[:1] == [_SUBCOMMAND]:
+        named = any(flag.partition("=")[0] == "--recipe" for flag in flags)
+        flags[:1] = [] if named else [f"--recipe={_ITS_RECIPE}"]
     for place, flag in enumerate(flags):
         name, equals, value = flag.removeprefix("--").partition("=")
         if flag.startswith("--") and name in ALIASES:

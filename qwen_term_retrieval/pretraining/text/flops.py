@@ -23,7 +23,8 @@ def step_flops(model: Any, inputs: Inputs) -> int:
     document_ids = inputs["document_ids"]
     length_D = torch.unique_consecutive(document_ids[document_ids >= 0], return_counts=True)[1].double()
     config = model.config
-    inner = config.num_attention_heads * config.head_dim
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    inner = config.num_attention_heads * head_dim
     products = _matrix_size(model.model) + _size(model.lm_head)
     attention = 2 * config.num_hidden_layers * inner * (length_D * (length_D + 1) / 2).sum()
     return round(float(_PASSES_TIMES_TWO * (products * length_D.sum() + attention)))

@@ -137,7 +137,13 @@ class TextPretrainingTrainer(RunTrainer):
         pad_id = int(self.tokenizer.pad_token_id)
         if self.text_model.config.is_encoder_decoder:
             return SideBySide(pad_id, int(self.text_model.config.decoder_start_token_id))
-        return Packed(pad_id, self.args.row_length, loss_on)
+        row_length, longest = self.args.row_length, 2 * self.args.max_seq_len
+        if row_length < longest:
+            raise ValueError(
+                f"row_length {row_length} holds no pair of two texts of max_seq_len {self.args.max_seq_len}; give at "
+                f"least {longest}"
+            )
+        return Packed(pad_id, row_length, loss_on)
 
     def get_train_dataloader(self) -> DataLoader:
         batches: Any = self.train_dataset

@@ -46,13 +46,17 @@ def test_recipes_by_size_are_those_of_the_system_before(recipe, epochs, save_ste
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_seq_len) == (32, 2, 192)
     assert (args.learning_rate, args.warmup_steps, args.logging_steps) == (1e-4, 1024, 100)
     assert (model.hidden_size, model.intermediate_size, model.num_layers, model.num_heads) == (768, 3072, 10, 12)
+    assert args.bf16
 
 
 def test_flags_of_the_system_before_stand_for_ours():
     line = "train --batch_size_per_gpu=24 --max_seq_len=128 --is_keep_training=True --learn_rate 5e-5 --epochs 4"
-    _, _, args = parsed(*own_names(line.split()))
+    model, _, args = parsed(*own_names(line.split()))
+    assert args.output_dir == "outputs/text_10m"  # the recipe that this line meant
+    assert model.num_layers == 10
     assert (args.per_device_train_batch_size, args.max_seq_len, args.resume) == (24, 128, True)
     assert (args.learning_rate, args.num_train_epochs) == (5e-5, 4)
+    assert own_names(["train", "--recipe", "text_1m"]) == ["--recipe", "text_1m"]
     assert set(ALIASES.values()) <= {field.name for field in dataclasses.fields(TextPretrainingArguments)}
 
 
@@ -64,7 +68,6 @@ def test_flags_of_the_system_before_stand_for_ours():
         (["--architecture", "gpt"], "architecture must be one of t5, qwen3, not 'gpt'"),
         (["--num_heads", "7"], "num_heads 7 must divide hidden_size 192"),
         (["--loss_on", "prompt"], "loss_on must be one of response, all, not 'prompt'"),
-        (["--row_length", "100"], "row_length 100 holds no pair .* give at least 128"),
         (["--max_batch_seconds", "30"], "max_batch_seconds counts audio"),
     ],
 )
@@ -73,13 +76,19 @@ def test_what_cannot_be_is_refused_with_the_setting(flags, message):
         parsed(*own_names(flags))
 
 
+def test_epochs_that_are_asked_for_take_the_place_of_a_recipes_steps():
+    assert parsed()[2].max_steps == 500
+    assert parsed("--num_train_epochs", "2")[2].max_steps == -1
+    assert parsed("--num_train_epochs", "2", "--max_steps", "7")[2].max_steps == 7
+
+
 @pytest.mark.slow
 def test_the_launch_line_of_the_system_before_runs_on_the_cpu_and_goes_on_where_it_was(dataset, tmp_path):
     """`accelerate launch` needs GPUs for three processes; what it starts is this line, here in one."""
     line = (
         f"scripts/pretrain_text.py train --batch_size_per_gpu=24 --max_seq_len=128 --is_keep_training=True --use_cpu \
         --dataset {dataset} --output_dir {tmp_path / 'run'} --row_length 256 --hidden_size 16 --intermediate_size 16 \
-        --num_heads 2 --num_layers 1 --save_steps 2 --eval_steps 2 --logging_steps 1 --max_steps"
+        --num_heads 2 --num_layers 1 --save_steps 2 --eval_steps 2 --logging_steps 1 --warmup_steps 1 --max_steps"
     )
 
     def launch(max_steps):

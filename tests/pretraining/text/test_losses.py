@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
-from qwen_term_retrieval.pretraining.text.architectures import build_model
+from qwen_term_retrieval.pretraining.text.architectures import SUPPORTED, build_model
 from qwen_term_retrieval.pretraining.text.arguments import TextModelArguments
 from qwen_term_retrieval.pretraining.text.batches import Packed, SideBySide, rows_of_documents
 from qwen_term_retrieval.pretraining.text.flops import step_flops
@@ -144,6 +152,35 @@ def test_the_plain_trainer_of_transformers_gets_accumulation_of_t5_wrong(tmp_pat
     (update, loss), (accumulated_update, accumulated_loss) = step(4, 1), step(1, 4)
     assert accumulated_update / update > 3
     assert accumulated_loss / loss > 3
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_a_checkpoint_of_every_kind_goes_on_in_float32_each_document_as_if_it_were_alone(opened, tmp_path, kind):
+    pairs, _, tokenizer = opened
+    sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2}
+    if kind in ("t5", "mt5"):
+        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), decoder_start_token_id=0, **sizes)
+        AutoModelForSeq2SeqLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
+        inputs_of = SideBySide(0, 0)
+    else:
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), num_key_value_heads=1, **sizes)
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path)
+        inputs_of = Packed(0, 200)
+    model = build_model(TextModelArguments(model=str(tmp_path)), tokenizer)
+    assert model.dtype is torch.float32
+    model.double().eval()
+    indices = range(9)
+    together = inputs_of(pairs.batch(indices))
+    assert step_flops(model, together) > 0
+    assert_same(gradients(model, together), gradients(model, *(inputs_of(pairs.batch([each])) for each in indices)))
+
+
+def test_a_checkpoint_of_a_kind_that_is_not_tested_is_refused(opened, tmp_path):
+    config = AutoConfig.for_model("gpt2", vocab_size=400, n_embd=8, n_layer=1, n_head=1)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is of type gpt2; those that go on here: t5, mt5, qwen3"):
+        build_model(TextModelArguments(model=str(tmp_path)), opened[2])
 
 
 @pytest.mark.parametrize("architecture", ["t5", "qwen3"])

@@ -24,11 +24,12 @@ _SHOWN_PER_REASON = 3
 
 @dataclass
 class ConversionSummary:
-    """What was written, and what was left out, by reason."""
+    """What was written, what was left out, by reason, and the names of what was read."""
 
     path: Path
     num_rows: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    sources: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.num_rows} pairs"
@@ -85,7 +86,7 @@ def convert_pairs(
         raise ValueError(f"on_error={on_error!r}; it must be 'raise' or 'skip'")
     check_free_file(out, overwrite=overwrite)
     files = pairs_files(source)
-    summary = ConversionSummary(out)
+    summary = ConversionSummary(out, sources=[path.name for path in files])
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as file, PairWriter(file) as writer:
         rows = (row for path in files for row in read_pairs(path, columns))

@@ -98,4 +98,4 @@ def write_corpus(name: str, out: str | Path, *, overwrite: bool = False, quiet: 
     with atomic_file(out) as file, PairWriter(file) as writer:
         for pair in Progress(CORPORA[name](), desc=name, unit=" pairs", shown=not quiet):
             writer.write(*pair)
-    return ConversionSummary(out, writer.num_rows)
+    return ConversionSummary(out, writer.num_rows, sources=[f"the corpus {name}"])

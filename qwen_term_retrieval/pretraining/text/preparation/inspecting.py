@@ -22,7 +22,7 @@ from qwen_term_retrieval.pretraining.text.preparation.converting import Sources,
 from qwen_term_retrieval.pretraining.text.preparation.duplicates import first_occurrences, text_hashes
 from qwen_term_retrieval.pretraining.text.preparation.lengths import Lengths
 from qwen_term_retrieval.pretraining.text.preparation.pairs import COLUMNS
-from qwen_term_retrieval.pretraining.text.preparation.parquet import num_rows, parquet_batches
+from qwen_term_retrieval.pretraining.text.preparation.parquet import num_rows, parquet_batches, rows_of_batch
 from qwen_term_retrieval.pretraining.text.preparation.splitting import normalized_response
 from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.storage.atomic import atomic_file
@@ -38,6 +38,7 @@ class QualityReport:
     Attributes:
         lengths: by column and unit ("prompt", "characters"); tokens where a tokenizer was given.
         rejected: rows that are no pair, by reason; they are in no other number but `num_rows`.
+        splits: pairs of each split, where they were split.
     """
 
     files: list[str]
@@ -48,6 +49,7 @@ class QualityReport:
     rejected: Counter[str] = field(default_factory=Counter)
     first_rows: list[dict[str, str]] = field(default_factory=list)
     lengths: dict[tuple[str, str], Lengths] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         used = self.num_rows - sum(self.rejected.values())
@@ -56,6 +58,7 @@ class QualityReport:
             "rows": self.num_rows,
             "columns": list(COLUMNS),
             "rejected": dict(self.rejected),
+            "splits": self.splits,
             "duplicates": self.num_duplicates,
             "distinct_responses": self.num_distinct_responses,
             "share_distinct_responses": round(self.num_distinct_responses / max(used, 1), 5),
@@ -64,6 +67,7 @@ class QualityReport:
                 unit: {
                     column: self.lengths[column, unit].summary()
                     | ({"cut": self.lengths[column, unit].cut_by(self.max_seq_len)} if unit == "tokens" else {})
+                    | {"histogram": self.lengths[column, unit].histogram()}
                     for column in COLUMNS
                 }
                 for unit in self.units
@@ -83,6 +87,7 @@ class QualityReport:
             f"{', '.join(self.files)}: {self.num_rows} rows of {', '.join(COLUMNS)}",
             *(f"  rejected: {count} rows, {reason}" for reason, count in self.rejected.most_common()),
             f"  {self.num_duplicates} exact duplicates; {self.num_distinct_responses} distinct responses",
+            *(f"  split: {rows} rows, {name}" for name, rows in self.splits.items()),
             *(self._cut_line(column) for column in COLUMNS if (column, "tokens") in self.lengths),
             "",
             tabulate(rows, headers="keys"),
@@ -172,24 +177,37 @@ def _pair_hashes(
     with Progress(desc="inspecting", total=total, unit=" pairs", shown=not quiet) as progress:
         for path in files:
             for batch in parquet_batches(path, COLUMNS):
-                pairs = list(_accepted(zip(*(batch[name].to_pylist() for name in COLUMNS), strict=True), report))
+                pairs = list(_accepted(rows_of_batch(batch), report))
                 _count(pairs, report, tokenizer)
                 responses.add(text_hashes([(normalized_response(response),) for _, response in pairs]))
                 yield text_hashes(pairs)
                 progress.update(len(batch))
 
 
-def _accepted(rows: Iterator[tuple[Any, Any]], report: QualityReport) -> Iterator[tuple[str, str]]:
+def _accepted(rows: Iterator[tuple[Any, ...] | None], report: QualityReport) -> Iterator[tuple[str, str]]:
     for row in rows:
         report.num_rows += 1
-        for name, text in zip(COLUMNS, row, strict=True):
-            if not isinstance(text, str) or not text.strip():
-                report.rejected[f"{name} is {'null' if text is None else 'empty'}"] += 1
-                break
-        else:
-            if len(report.first_rows) < _NUM_FIRST_ROWS:
-                report.first_rows.append(dict(zip(COLUMNS, row, strict=True)))
-            yield row
+        if (reason := _fault(row)) is not None:
+            report.rejected[reason] += 1
+            continue
+        prompt, response = row  # type: ignore[misc]
+        if len(report.first_rows) < _NUM_FIRST_ROWS:
+            report.first_rows.append({"prompt": prompt, "response": response})
+        yield prompt, response
+
+
+def _fault(row: tuple[Any, ...] | None) -> str | None:
+    """Why a row is no pair, if it is none."""
+    if row is None:
+        return "not UTF-8"
+    for name, text in zip(COLUMNS, row, strict=True):
+        if text is None:
+            return f"{name} is null"
+        if not isinstance(text, str):
+            return f"{name} is no text"
+        if not text.strip():
+            return f"{name} is empty"
+    return None
 
 
 def _count(pairs: list[tuple[str, str]], report: QualityReport, tokenizer: tokenizers.Tokenizer | None) -> None:
@@ -197,5 +215,6 @@ def _count(pairs: list[tuple[str, str]], report: QualityReport, tokenizer: token
         texts = [pair[place] for pair in pairs]
         report.lengths[column, "characters"].add(map(len, texts))
         if tokenizer is not None:
+            tokenizer.encode_special_tokens = True  # as packing reads what a text spells
             encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             report.lengths[column, "tokens"].add(len(encoding) + 1 for encoding in encodings)  # and the end token

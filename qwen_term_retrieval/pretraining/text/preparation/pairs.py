@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import ijson
 
 from qwen_term_retrieval.errors import CorpusError
-from qwen_term_retrieval.pretraining.text.preparation.parquet import parquet_rows
+from qwen_term_retrieval.pretraining.text.preparation.parquet import parquet_batches, rows_of_batch
 
 COLUMNS = ("prompt", "response")
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
@@ -58,6 +58,21 @@ def read_pairs(path: Path, columns: Mapping[str, str] | None = None) -> Iterator
     names = [(columns or {}).get(column, column) for column in COLUMNS]
     for where, row in _rows_of(path)(path, names):
         yield row if isinstance(row, BadRow) else _checked(where, row, names)
+
+
+def named_columns(said: Iterable[str]) -> dict[str, str]:
+    """What files call our columns, from flags.
+
+    >>> named_columns(["prompt=question", "response=answer"])
+    {'prompt': 'question', 'response': 'answer'}
+    """
+    columns = {}
+    for one in said:
+        ours, _, theirs = one.partition("=")
+        if ours not in COLUMNS or not theirs:
+            raise ValueError(f"--column {one!r} is no OURS=THEIRS; write prompt=question or response=answer")
+        columns[ours] = theirs
+    return columns
 
 
 def is_pairs_file(path: Path) -> bool:
@@ -160,9 +175,10 @@ def _json_list(path: Path, _names: list[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet_rows(path: Path, names: list[str]) -> Iterator[tuple[str, Any]]:
-    for number, row in enumerate(parquet_rows(path, names), start=1):
+    rows = (row for batch in parquet_batches(path, names) for row in rows_of_batch(batch))
+    for number, row in enumerate(rows, start=1):
         where = f"{path}, row {number}"
-        yield where, BadRow(where, "not UTF-8", "a cell") if row is None else row
+        yield where, BadRow(where, "not UTF-8", "a cell") if row is None else dict(zip(names, row, strict=True))
 
 
 def _require(names: Iterable[str], there: list[str], path: Path) -> None:

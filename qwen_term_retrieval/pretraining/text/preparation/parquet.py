@@ -40,7 +40,7 @@ def num_rows(path: Path) -> int:
 
 
 def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, about a thousand at a time.
+    """The rows of a file, about a thousand at a time, with the columns in the order that is asked for.
 
     Raises:
         CorpusError: a column that is not there, or damage.
@@ -54,23 +54,22 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBat
         try:
             for batch in file.iter_batches(_ROWS_PER_BATCH, columns=list(columns), use_threads=False):
                 row += len(batch)
-                yield batch
+                yield batch.select(list(columns))  # they come in the order of the file
         except (pa.ArrowInvalid, OSError) as error:
             raise CorpusError(f"{path}, after row {row}: damaged Parquet: {error}") from error
 
 
-def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-    """Rows by column; None in the place of one with a text that is no UTF-8."""
-    for batch in parquet_batches(path, columns):
-        try:
-            yield from batch.to_pylist()
-        except UnicodeDecodeError:
-            yield from (_row(batch, number) for number in range(len(batch)))
-
-
-def _row(batch: pa.RecordBatch, number: int) -> dict[str, Any] | None:
+def rows_of_batch(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...] | None]:
+    """The cells of each row, in the order of the columns; None in the place of one with a text that is no UTF-8."""
     try:
-        return batch.slice(number, 1).to_pylist()[0]
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    except UnicodeDecodeError:  # of a whole column, so before the first row
+        yield from (_row(batch, number) for number in range(len(batch)))
+
+
+def _row(batch: pa.RecordBatch, number: int) -> tuple[Any, ...] | None:
+    try:
+        return tuple(column[number].as_py() for column in batch.columns)
     except UnicodeDecodeError:
         return None
 

@@ -1,6 +1,6 @@
 """Files of pairs to a folder that a run trains on: converted, split, looked at, tokenized and packed, in one call.
 
-    report.txt, report.json, report.html   what the training pairs are like
+    report.txt, report.json, report.html   what the pairs were like, before duplicates were left out and they were split
     train.parquet, valid.parquet           the splits; test.parquet where it has a share
     tokenizer/                             what `AutoTokenizer` loads
     tokens/train/, tokens/valid/           token packs of the splits
@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from qwen_term_retrieval.pretraining.text.preparation.converting import Sources, convert_pairs
+from qwen_term_retrieval.pretraining.text.preparation.converting import ConversionSummary, Sources, convert_pairs
 from qwen_term_retrieval.pretraining.text.preparation.corpora import write_corpus
 from qwen_term_retrieval.pretraining.text.preparation.inspecting import inspect_pairs
-from qwen_term_retrieval.pretraining.text.preparation.splitting import split_pairs
+from qwen_term_retrieval.pretraining.text.preparation.splitting import SplitSummary, split_pairs
 from qwen_term_retrieval.pretraining.text.preparation.vocabulary import train_tokenizer
 from qwen_term_retrieval.storage.staging import check_free, publish, staging_of
 from qwen_term_retrieval.tokens.mmap_pairs import pack_pairs
@@ -40,6 +40,7 @@ def prepare_text(
     *,
     corpus: str | None = None,
     valid_source: Sources | None = None,
+    test_source: Sources | None = None,
     columns: Mapping[str, str] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     valid: float = 0.1,
@@ -57,7 +58,8 @@ def prepare_text(
     Args:
         source: files or folders of pairs, see `convert_pairs`; or None, and a `corpus`.
         corpus: one of `corpora.CORPORA`, from pinned packages.
-        valid_source: files of validation pairs, in place of a split.
+        valid_source, test_source: files of validation and test pairs, taken as they are; training pairs that share a
+            response with them are left out.
         columns, on_error: see `convert_pairs`.
         valid, test, seed: see `split_pairs`.
         tokenizer: Hub id or folder; None: one is trained on the training pairs, with `vocab_size` tokens.
@@ -79,19 +81,21 @@ def prepare_text(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         if source is None:
-            logger.info("%s", write_corpus(str(corpus), pairs, overwrite=True, quiet=quiet))
+            converted = write_corpus(str(corpus), pairs, overwrite=True, quiet=quiet)
         else:
-            logger.info("%s", convert(source, pairs))
-        if valid_source is None:
-            _split(pairs, work, valid=valid, test=test, seed=seed, quiet=quiet)
-        else:
-            pairs.rename(work / "train.parquet")
-            convert(valid_source, work / "valid.parquet")
+            converted = convert(source, pairs)
+        logger.info("%s", converted)
+        given = {}
+        for name, files in (("valid_source", valid_source), ("test_source", test_source)):
+            if files is not None:
+                given[name] = staging / f"{name}.parquet"
+                logger.info("%s", convert(files, given[name]))
+        splits = _split(pairs, work, valid=valid, test=test, seed=seed, quiet=quiet, **given)
         if tokenizer is None:
             train_tokenizer(work / "train.parquet", work / "tokenizer", vocab_size=vocab_size, seed=seed, quiet=quiet)
         else:
             _copy_tokenizer(tokenizer, work / "tokenizer")
-        _report(work, out.name, max_seq_len, quiet)
+        _report(pairs, converted, splits, work, max_seq_len, quiet)
         for split in work.glob("*.parquet"):
             target = work / "tokens" / split.stem
             packed = pack_pairs(split, target, work / "tokenizer", num_workers=num_workers, quiet=quiet)
@@ -100,12 +104,14 @@ def prepare_text(
     return out
 
 
-def _split(pairs: Path, work: Path, **settings: Any) -> None:
+def _split(pairs: Path, work: Path, **settings: Any) -> SplitSummary:
     """The splits as files of `work` itself."""
-    logger.info("%s", split_pairs(pairs, work / "splits", **settings))
+    splits = split_pairs(pairs, work / "splits", **settings)
+    logger.info("%s", splits)
     for path in (work / "splits").iterdir():
         path.rename(work / path.name)
     (work / "splits").rmdir()
+    return splits
 
 
 def _copy_tokenizer(name: str | Path, folder: Path) -> None:
@@ -117,9 +123,15 @@ def _copy_tokenizer(name: str | Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _report(work: Path, name: str, max_seq_len: int, quiet: bool) -> None:
+def _report(
+    pairs: Path, converted: ConversionSummary, splits: SplitSummary, work: Path, max_seq_len: int, quiet: bool
+) -> None:
+    """On all rows there were, those among them that are no pairs."""
     tokenizer = Tokenizer.from_str(PackingTokenizer.of(work / "tokenizer").definition)  # which does not cut
-    report = inspect_pairs(work / "train.parquet", tokenizer=tokenizer, max_seq_len=max_seq_len, quiet=quiet)
-    report.files = [f"{name}/train.parquet"]
+    report = inspect_pairs(pairs, tokenizer=tokenizer, max_seq_len=max_seq_len, quiet=quiet)
+    report.files = converted.sources
+    report.num_rows += converted.skipped.total()
+    report.rejected += converted.skipped
+    report.splits = splits.num_rows
     report.save(work)
     logger.info("%s", report)

@@ -1,15 +1,22 @@
 """The report counts what is there."""
 
 import json
+import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from tokenizers import Tokenizer
 
+from qwen_term_retrieval.errors import CorpusError
+from qwen_term_retrieval.pretraining.text.preparation.converting import convert_pairs
 from qwen_term_retrieval.pretraining.text.preparation.inspecting import inspect_pairs
 from qwen_term_retrieval.pretraining.text.preparation.lengths import Lengths
+from qwen_term_retrieval.pretraining.text.preparation.splitting import split_pairs
+from qwen_term_retrieval.tokens.sources import read_documents
 from tests.doubles.text_pairs import made_up_pairs, write_pairs
 from tests.doubles.token_corpus import train_bpe
 
@@ -42,6 +49,25 @@ def test_duplicates_nulls_lengths_and_what_is_cut_are_counted_as_by_hand(tmp_pat
     assert found["max"] == max(tokens)
     assert found["cut"]["texts"] == pytest.approx(np.mean(np.array(tokens) > 16), abs=1e-4)
     assert found["cut"]["of_all"] == pytest.approx(sum(max(0, n - 16) for n in tokens) / sum(tokens), abs=1e-4)
+    red = [int(start) for start in re.findall(r'title="(\d+)–[^"]*"[^>]* class="cut"', report.page())]
+    assert red
+    assert min(red) > 16
+
+
+def test_a_row_of_parquet_that_is_no_utf8_is_counted_and_where_it_cannot_be_left_out_named(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    texts = pa.array([response.encode() for _, response in PAIRS[:40]] + [b"\xff\xfe"], pa.binary())
+    prompts = pa.array(["a"] * 41)
+    parquet.write_table(
+        pa.table({"response": pa.StringArray.from_buffers(41, *texts.buffers()[1:]), "prompt": prompts}), path
+    )
+    assert inspect_pairs(path, quiet=True).rejected == {"not UTF-8": 1}
+    with pytest.raises(CorpusError, match="row 41: not UTF-8"):
+        split_pairs(path, tmp_path / "splits", quiet=True)
+    with pytest.raises(CorpusError, match="a text is not UTF-8"):
+        list(read_documents(path, ("prompt", "response")))
+    converted = convert_pairs(path, tmp_path / "whole.parquet", on_error="skip", quiet=True)
+    assert (converted.num_rows, converted.skipped) == (40, {"not UTF-8": 1})
 
 
 def test_the_report_is_text_json_and_a_page(tmp_path):

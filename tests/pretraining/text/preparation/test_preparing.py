@@ -1,5 +1,7 @@
 """From files to a folder that a run trains on, the tokenizer of it, and the memory that it takes."""
 
+import itertools
+import json
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 from qwen_term_retrieval.cli import app
 from qwen_term_retrieval.pretraining.text.preparation import corpora
 from qwen_term_retrieval.pretraining.text.preparation.converting import pairs_files
+from qwen_term_retrieval.pretraining.text.preparation.pairs import named_columns
 from qwen_term_retrieval.pretraining.text.preparation.preparing import prepare_text
 from qwen_term_retrieval.pretraining.text.preparation.vocabulary import sampled_texts, train_tokenizer
 from qwen_term_retrieval.storage.packages import PackageError
@@ -33,11 +36,28 @@ def test_one_call_makes_all_that_a_run_needs_and_nothing_else(tmp_path):
         prepared(folder)
 
 
-def test_validation_pairs_of_ones_own_are_taken_as_they_are(tmp_path):
-    valid = write_pairs(tmp_path / "pretrain_valid_100k.parquet", made_up_pairs(30, seed=1))
-    folder = prepared(tmp_path / "data", valid_source=valid)
-    assert read_parquet(folder / "valid.parquet") == made_up_pairs(30, seed=1)
-    assert len(read_parquet(folder / "train.parquet")) == 600
+def test_splits_of_ones_own_are_taken_as_they_are_and_their_responses_are_not_trained_on(tmp_path):
+    own = {"valid": [*made_up_pairs(30, seed=1), ("again", made_up_pairs(600)[5][1])], "test": made_up_pairs(9, seed=2)}
+    files = {f"{name}_source": write_pairs(tmp_path / f"{name}.csv", pairs) for name, pairs in own.items()}
+    folder = prepared(tmp_path / "data", **files)
+    for name, pairs in own.items():
+        assert read_parquet(folder / f"{name}.parquet") == pairs
+        assert len(MmapPairs(folder / "tokens" / name, 64)) == len(pairs)
+    assert read_parquet(folder / "train.parquet") == made_up_pairs(600)[:5] + made_up_pairs(600)[6:]
+    assert json.loads((folder / "report.json").read_text())["splits"] == {"train": 599, "valid": 31, "test": 9}
+
+
+def test_the_report_is_on_all_rows_there_were(tmp_path):
+    pairs = made_up_pairs(300)
+    source = write_pairs(tmp_path / "pairs.jsonl", [*pairs, *pairs[:7], ("no response", None)])
+    prepare_text(source, tmp_path / "data", on_error="skip", vocab_size=300, num_workers=1, quiet=True)
+    report = json.loads((tmp_path / "data" / "report.json").read_text())
+    assert (report["files"], report["rows"], report["duplicates"]) == (["pairs.jsonl"], 308, 7)
+    assert report["rejected"] == {"no response": 1}
+    assert sum(report["splits"].values()) == 300
+    for of_unit in report["lengths"].values():
+        for of_column in of_unit.values():
+            assert sum(texts for *_, texts in of_column["histogram"]) == 307
 
 
 def test_a_tokenizer_of_ones_own_is_taken_and_one_that_cannot_pad_is_refused(tmp_path):
@@ -64,6 +84,19 @@ def test_a_text_is_encoded_as_the_sides_of_pairs_are_with_its_end_token(tmp_path
     assert tokenizer.decode(ids, skip_special_tokens=True) == "naïve ☃"
     with pytest.raises(ValueError, match="259"):
         train_tokenizer(source, tmp_path / "other", vocab_size=100)
+
+
+def test_an_end_token_that_a_text_spells_is_its_letters(tmp_path):
+    """`</s>` is also how HTML ends what is struck out."""
+    struck = [(f"{prompt} </s> {prompt}", f"<s>{response}</s>.") for prompt, response in made_up_pairs(300)]
+    folder = tmp_path / "data"
+    prepare_text(write_pairs(tmp_path / "pairs.jsonl", struck), folder, vocab_size=300, num_workers=1, quiet=True)
+    pairs, tokenizer = MmapPairs(folder / "tokens" / "train", 500), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    batch = pairs.batch(range(len(pairs)))
+    for ids_BL, length_B in ((batch.prompt_BS, batch.prompt_lengths_B), (batch.response_BT, batch.response_lengths_B)):
+        for ids, length in zip(ids_BL, length_B, strict=True):
+            assert (ids[:length] == tokenizer.eos_token_id).sum() == 1
+    assert tokenizer.decode(batch.response_BT[0], skip_special_tokens=True) in dict(struck).values()
 
 
 def test_the_sample_is_as_large_as_asked_for_from_all_over_and_the_same_each_time(tmp_path):
@@ -107,6 +140,25 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     growth = {step: float(megabytes) for step, megabytes in (line.split() for line in done.stdout.splitlines())}
     assert set(growth) == {"convert", "split", "inspect", "sample"}
     assert max(growth.values()) < 12, growth
+
+
+def test_dictionaries_are_their_entries_and_say_nothing_of_themselves():
+    try:
+        gcide = list(corpora.CORPORA["gcide"]())
+    except PackageError as error:
+        pytest.skip(f"the package registry cannot be reached: {error}")
+    assert len(gcide) > 200_000
+    assert not [word for word, _ in gcide if word.startswith("00-")]
+    assert ("Cockney", "Cockney , a. Of or relating to, or like, cockneys.") in gcide
+    behind_wordnet = itertools.islice(corpora.CORPORA["dictionaries"](), 206_978, 206_980)
+    assert list(behind_wordnet) == gcide[:2]
+
+
+def test_columns_are_named_as_ours_is_theirs():
+    assert named_columns(["prompt=question"]) == {"prompt": "question"}
+    for wrong in ("question=prompt", "prompt", "prompt="):
+        with pytest.raises(ValueError, match="is no OURS=THEIRS; write prompt=question"):
+            named_columns([wrong])
 
 
 def test_a_corpus_of_pinned_packages_is_pairs(tmp_path):

@@ -69,6 +69,23 @@ def test_a_test_set_takes_its_share_from_training_and_moves_nothing_in_validatio
     assert not meanings(three["test"]) & meanings(three["train"])
 
 
+def test_splits_that_are_given_are_taken_as_they_are_and_nothing_of_theirs_is_trained_on(tmp_path):
+    valid = [(f"heard {row}", MEANINGS[row].upper()) for row in (3, 3, 7)]
+    test = [("seen", MEANINGS[11])]
+    given = {
+        "valid_source": write_pairs(tmp_path / "valid.parquet", valid),
+        "test_source": write_pairs(tmp_path / "test.parquet", test),
+    }
+    sides, summary = split([*PAIRS, *PAIRS[:9]], tmp_path / "a", **given)
+    assert (sides["valid"], sides["test"]) == (valid, test)
+    assert sides["train"] == [pair for pair in PAIRS if not meanings([pair]) & meanings([*valid, *test])]
+    assert (summary.num_shared, summary.num_duplicates) == (12, 9)
+    assert "12 with a response of the given splits" in str(summary)
+    sides, _ = split(PAIRS, tmp_path / "b", test_source=given["test_source"])  # validation by its share
+    assert 0.05 < len(sides["valid"]) / len(PAIRS) < 0.15
+    assert not meanings(sides["test"]) & meanings(sides["train"] + sides["valid"])
+
+
 def test_what_cannot_be_split_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="something is left to train on"):
         split(PAIRS, tmp_path / "a", valid=0.7, test=0.3)
