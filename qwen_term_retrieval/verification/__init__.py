@@ -6,6 +6,7 @@ prefix_tree.py     what pronunciations have in common at their start, held once
 sound_search.py    the best pronunciations of a prefix tree for a clip's frames
 sound_index.py     `SoundIndex`: a glossary searched by its sounds alone, terms added at any time
 alignment.py       forward scores and best paths of pronunciations inside spans of clips
+alignment_kernels.py  its loops, compiled
 evidence.py        what speaks for a candidate, in plain numbers
 verifier.py        `Verifier`: from evidence to a probability
 fitting.py         a verifier of judged searches

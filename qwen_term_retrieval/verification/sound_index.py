@@ -168,8 +168,9 @@ class SoundIndex:
         """The best pronunciation of each of the best terms, and whether none better was passed over."""
         banks, scores, exact = [PronunciationBank.of([], self.num_classes)], [np.zeros(0, np.float32)], True
         for bank, tree in self._parts:
-            # So many that at least `num_terms` of them belong to different terms.
-            answer = nearest_pronunciations(question, tree, num_terms * bank.most_ways, live_R=_live_rows(bank, live_N))
+            answer = nearest_pronunciations(
+                question, tree, num_terms, owners_R=bank.owners_R, live_R=_live_rows(bank, live_N)
+            )
             banks.append(bank.select(answer.rows_R))
             scores.append(answer.scores_R)
             exact = exact and answer.exact

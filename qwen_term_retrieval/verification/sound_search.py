@@ -1,13 +1,14 @@
 """Search by sounds: the best paths of all pronunciations of a prefix tree against the frames of one clip.
 
-Prefixes are scored level by level, all prefixes of one number of sounds at once, frame by frame: what a prefix has
-scored after each frame follows from what its parent has. A prefix has a bound, which nothing that begins with it can
-exceed: its score after some frame, and for the frames that follow the best that any sounds could score there, as many
-as its subtree still adds. A first pass with a narrow beam, by bound, finds `keep` good terms; the second drops only
-prefixes whose bound is below the worst of these, so that the answer is that of scoring every pronunciation. On speech
-a few thousand prefixes a level are left of any number; on noise, where everything fits badly, nearly all. `beam`
-limits them: a term may then be lost whose beginning was heard so badly that so many others fit better, and the answer
-says whether that can have happened.
+Prefixes are scored level by level, all prefixes of one number of sounds before any of one more: what a prefix has
+scored after each frame follows from what its parent has, in one compiled loop over its frames (`_extend`), which also
+finds its bound. A prefix has a bound, which nothing that begins with it can exceed: its score after some frame, and for
+the frames that follow the best that any sounds could score there, as many as its subtree still adds. A first pass with
+a narrow beam, by bound, finds `keep` good terms, where these are few; the second drops only prefixes whose bound is
+below the worst of the best so far, so that the answer is that of scoring every pronunciation, and looks only at frames
+in which a prefix may yet lead to an answer. On speech a few thousand prefixes a level are left of any number; on noise,
+where everything fits badly, nearly all. `beam` limits them: a term may then be lost whose beginning was heard so badly
+that so many others fit better, and the answer says whether that can have happened.
 
 Where the head is nearly certain of silence, neighbouring frames become one (`merge_silence`), which halves the frames.
 Scores are relative to each frame's likeliest class, whole or with a free start and end, as `alignment.py` says.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from qwen_term_retrieval.verification.prefix_tree import PrefixTree
 from qwen_term_retrieval.verification.pronunciations import BLANK, stretches
@@ -27,8 +29,8 @@ from qwen_term_retrieval.verification.pronunciations import BLANK, stretches
 _CERTAIN = 0.99
 # What a pass that only looks for good terms may keep a level.
 _NARROW = 200
-# Prefixes whose children are scored at once, so that their frames stay in a core's cache.
-_BLOCK = 2048
+# Prefixes whose children are scored at once: what they take bounds the memory.
+_BLOCK = 8192
 # Bounds and scores add up the same numbers in other orders.
 _ROUNDING = 1e-3
 _LEAST = float(np.finfo(np.float32).min)
@@ -77,18 +79,26 @@ def merge_silence(relative_TC: np.ndarray) -> np.ndarray:
 
 
 def nearest_pronunciations(
-    question: Question, tree: PrefixTree, keep: int, *, live_R: np.ndarray | None = None, least: float = _LEAST
+    question: Question,
+    tree: PrefixTree,
+    keep: int,
+    *,
+    owners_R: np.ndarray | None = None,
+    live_R: np.ndarray | None = None,
+    least: float = _LEAST,
 ) -> Answer:
-    """The `keep` best pronunciations, and those as good, as far as the clip has frames to say them.
+    """The pronunciations of the `keep` best terms, and those as good, as far as the clip has frames to say them.
 
     Args:
+        owners_R: int32, the term of each pronunciation; None: each is one by itself.
         live_R: bool, False for pronunciations that are not to be found.
         least: those that score less are left out.
     """
+    owners_R = np.arange(len(tree.nodes_R)) if owners_R is None else owners_R
     rest_UK = _rest(question, int(tree.sounds_left[0]))
-    if len(tree) > _NARROW:
-        least = _Pass(question, tree, rest_UK, keep, live_R, least, _NARROW).run().least
-    return _Pass(question, tree, rest_UK, keep, live_R, least, question.beam).run()
+    if len(tree) > _NARROW and keep <= _NARROW // 2:  # else it would not find that many
+        least = _Pass(question, tree, rest_UK, keep, owners_R, live_R, least, _NARROW).run().least
+    return _Pass(question, tree, rest_UK, keep, owners_R, live_R, least, question.beam).run()
 
 
 def _rest(question: Question, most_sounds: int) -> np.ndarray:
@@ -112,36 +122,51 @@ def _rest(question: Question, most_sounds: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Prefixes:
-    """Prefixes of one number of sounds, and what the best path of each scores after 0 to T frames, float32 (U, M)."""
+    """Prefixes of one number of sounds.
+
+    bounds_M: float32, what nothing that begins with one can exceed.
+    alive_M2: int32, between which numbers of frames a path of it may yet lead to an answer.
+    rows_M: int64, which row of `best_KU`, float32, has the best path of each after so many frames.
+    """
 
     nodes_M: np.ndarray
-    best_UM: np.ndarray
+    bounds_M: np.ndarray
+    alive_M2: np.ndarray
+    rows_M: np.ndarray
+    best_KU: np.ndarray
 
     def select(self, prefixes: np.ndarray) -> _Prefixes:
-        # By `take`, here and below: `[:, prefixes]` would lay the frames of a prefix side by side.
-        return _Prefixes(self.nodes_M[prefixes], self.best_UM.take(prefixes, axis=1))
-
-    def between(self, first: int, end: int) -> _Prefixes:
-        return _Prefixes(self.nodes_M[first:end], self.best_UM[:, first:end])
+        nodes, bounds, alive, rows = (
+            values[prefixes] for values in (self.nodes_M, self.bounds_M, self.alive_M2, self.rows_M)
+        )
+        return _Prefixes(nodes, bounds, alive, rows, self.best_KU)
 
     @staticmethod
     def join(parts: list[_Prefixes]) -> _Prefixes:
         if len(parts) == 1:
             return parts[0]
-        nodes_M = np.concatenate([part.nodes_M for part in parts])
-        return _Prefixes(nodes_M, np.concatenate([part.best_UM for part in parts], axis=1))
+        best_KU = np.concatenate([part.best_KU[part.rows_M] for part in parts])
+        nodes, bounds, alive = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("nodes_M", "bounds_M", "alive_M2")
+        )
+        return _Prefixes(nodes, bounds, alive, np.arange(len(best_KU)), best_KU)
 
 
 class _Pass:
     """One walk down a tree, from level to level."""
 
     def __init__(
-        self, question: Question, tree: PrefixTree, rest_UK: np.ndarray, keep: int,
+        self, question: Question, tree: PrefixTree, rest_UK: np.ndarray, keep: int, owners_R: np.ndarray,
         live_R: np.ndarray | None, least: float, beam: int | None,
     ):  # fmt: skip
-        self.question, self.tree, self.rest_UK, self.beam = question, tree, rest_UK, beam
-        self.live_R, self.least = live_R, least
-        self._best_K = np.full(keep, -np.inf, np.float32)
+        self.question, self.tree, self.beam = question, tree, beam
+        # A sound's frames, and a bound's, side by side, as the loop over frames reads them.
+        self._emissions_CT = np.ascontiguousarray(question.relative_TC.T)
+        self._rest_KU = np.ascontiguousarray(rest_UK.T)
+        self.keep, self.owners_R, self.live_R, self.least = keep, owners_R, live_R, least
+        # The best of each term so far, and the terms that are among the best.
+        self._best_N = np.full(int(owners_R.max(initial=-1)) + 1, -np.inf, np.float32)
+        self._leading = np.zeros(0, np.int64)
         self._rows, self._scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         self._best_dropped = -np.inf
 
@@ -149,81 +174,128 @@ class _Pass:
         level, num_sounds = self._root(), 0
         while len(level.nodes_M):
             num_sounds += 1
-            parts, bounds = [], []
-            for first in range(0, len(level.nodes_M), _BLOCK):
-                block = self._children(level.between(first, first + _BLOCK), num_sounds)
-                self._note(block, num_sounds)
-                bounds_M = self._bounds(block, num_sounds)
-                going_on = np.flatnonzero(bounds_M >= self.least - _ROUNDING)
-                parts.append(block.select(going_on))
-                bounds.append(bounds_M[going_on])
-            level = self._narrowed(_Prefixes.join(parts), np.concatenate(bounds))
+            parts = [
+                self._children(level.select(np.arange(first, min(first + _BLOCK, len(level.nodes_M)))), num_sounds)
+                for first in range(0, len(level.nodes_M), _BLOCK)
+            ]
+            level = self._narrowed(_Prefixes.join(parts))
         rows_R, scores_R = np.concatenate(self._rows), np.concatenate(self._scores)
         enough = scores_R >= self.least - _ROUNDING
         exact = self._best_dropped < self.least - _ROUNDING
         return Answer(rows_R[enough], scores_R[enough], self.least, exact)
 
     def _root(self) -> _Prefixes:
-        start_U1 = np.zeros((len(self.question.relative_TC) + 1, 1), np.float32)
+        best_1U = np.zeros((1, len(self.question.relative_TC) + 1), np.float32)
         if not self.question.free:
-            start_U1[1:, 0] = self.question.relative_TC[:, BLANK].cumsum()
-        return _Prefixes(np.zeros(1, np.int64), start_U1)
+            best_1U[0, 1:] = self.question.relative_TC[:, BLANK].cumsum()
+        everywhere_12 = np.array([[0, best_1U.shape[1]]], np.int32)
+        return _Prefixes(np.zeros(1, np.int64), np.zeros(1, np.float32), everywhere_12, np.zeros(1, np.int64), best_1U)
 
     def _children(self, parents: _Prefixes, num_sounds: int) -> _Prefixes:
-        """All prefixes of one sound more."""
-        relative_TC, blank_T = self.question.relative_TC, self.question.relative_TC[:, BLANK]
+        """All prefixes of one sound more that may lead to an answer; what ends there is taken down."""
         firsts = self.tree.first_children[parents.nodes_M]
         counts = self.tree.first_children[parents.nodes_M + 1] - firsts
-        nodes_M, parent_M = stretches(firsts, counts), np.arange(len(counts)).repeat(counts)
+        nodes_M, parents_M = stretches(firsts, counts), np.arange(len(counts)).repeat(counts)
+        scores_M, bounds_M = np.empty((2, len(nodes_M)), np.float32)
+        alive_M2 = np.empty((len(nodes_M), 2), np.int32)
+        best_KU = np.empty((len(nodes_M), parents.best_KU.shape[1]), np.float32)
         classes_M = self.tree.classes_N[nodes_M]
-        # So many sounds need as many frames: from the first frame that can have this one, what it is entered from.
-        first = num_sounds - 1
-        sound_FM = parents.best_UM[first:-1].take(parent_M, axis=1)
-        again = np.flatnonzero(classes_M == self.tree.classes_N[parents.nodes_M][parent_M])
-        if len(again):
-            # From its own class only by way of a blank: what had been reached one frame before, and a blank.
-            sound_FM[1:, again] = parents.best_UM[first:-2, parent_M[again]] + blank_T[first:-1, None]
-            sound_FM[:1, again] = -np.inf
-        emitted_FM = relative_TC[first:].take(classes_M, axis=1)
-        best_UM = np.empty((len(relative_TC) + 1, len(nodes_M)), np.float32)
-        best_UM[:num_sounds] = before_M = -np.inf
-        for frame, sound_M in enumerate(sound_FM):
-            np.maximum(sound_M, before_M, out=sound_M)
-            sound_M += emitted_FM[frame]
-            before, after = best_UM[first + frame], best_UM[first + frame + 1]
-            np.add(before, blank_T[first + frame], out=after)
-            np.maximum(after, sound_M, out=after)
-            before_M = sound_M
-        return _Prefixes(nodes_M, best_UM)
+        _extend(
+            parents.best_KU, parents.rows_M[parents_M], parents.alive_M2[parents_M], classes_M,
+            classes_M == self.tree.classes_N[parents.nodes_M][parents_M],
+            np.minimum(self.tree.sounds_left[nodes_M], len(self._rest_KU) - 1),
+            self._emissions_CT, self._rest_KU, np.float32(self.least - _ROUNDING),
+            np.float32(self.question.bonus * num_sounds), self.question.free, scores_M, bounds_M, alive_M2, best_KU,
+        )  # fmt: skip
+        self._note(nodes_M, scores_M)
+        going_on = np.flatnonzero(bounds_M > -np.inf)
+        kept = _Prefixes(nodes_M[going_on], bounds_M[going_on], alive_M2[going_on], np.arange(len(going_on)), best_KU)
+        # What was noted may have raised what is asked for.
+        return kept.select(np.flatnonzero(kept.bounds_M >= self.least - _ROUNDING))
 
-    def _note(self, prefixes: _Prefixes, num_sounds: int) -> None:
+    def _note(self, nodes_M: np.ndarray, scores_M: np.ndarray) -> None:
         """Take down the pronunciations that end here."""
-        firsts = self.tree.first_rows[prefixes.nodes_M]
-        counts = self.tree.first_rows[prefixes.nodes_M + 1] - firsts
-        scores_M = prefixes.best_UM.max(axis=0) if self.question.free else prefixes.best_UM[-1]
-        scores_M = scores_M + np.float32(self.question.bonus * num_sounds)
-        counts[scores_M < self.least - _ROUNDING] = 0
-        rows, scores = self.tree.rows_by_node[stretches(firsts, counts)], scores_M.repeat(counts)
+        enough = np.flatnonzero(scores_M >= self.least - _ROUNDING)
+        firsts = self.tree.first_rows[nodes_M[enough]]
+        counts = self.tree.first_rows[nodes_M[enough] + 1] - firsts
+        rows, scores = self.tree.rows_by_node[stretches(firsts, counts)], scores_M[enough].repeat(counts)
         if self.live_R is not None:
             rows, scores = rows[self.live_R[rows]], scores[self.live_R[rows]]
         self._rows.append(rows)
         self._scores.append(scores)
-        keep = len(self._best_K)
-        self._best_K = np.partition(np.concatenate([self._best_K, scores]), -keep)[-keep:]
-        self.least = max(self.least, float(self._best_K[0]))
+        if not len(rows):
+            return
+        owners = self.owners_R[rows]
+        np.maximum.at(self._best_N, owners, scores)
+        self._leading = np.union1d(self._leading, owners)
+        best = self._best_N[self._leading]
+        if len(best) >= self.keep:
+            self.least = max(self.least, float(np.partition(best, -self.keep)[-self.keep]))
+            self._leading = self._leading[best >= self.least]
 
-    def _bounds(self, prefixes: _Prefixes, num_sounds: int) -> np.ndarray:
-        left_M = np.minimum(self.tree.sounds_left[prefixes.nodes_M], self.rest_UK.shape[1] - 1)
-        bounds_VM = self.rest_UK[num_sounds:].take(left_M, axis=1)
-        bounds_VM += prefixes.best_UM[num_sounds:]
-        bounds_M = bounds_VM.max(axis=0, initial=-np.inf) + np.float32(self.question.bonus * num_sounds)
-        # What has no children leads nowhere.
-        bounds_M[left_M == 0] = -np.inf
-        return bounds_M
-
-    def _narrowed(self, prefixes: _Prefixes, bounds_M: np.ndarray) -> _Prefixes:
-        if self.beam is None or len(bounds_M) <= self.beam:
+    def _narrowed(self, prefixes: _Prefixes) -> _Prefixes:
+        if self.beam is None or len(prefixes.nodes_M) <= self.beam:
             return prefixes
-        order_M = np.argpartition(bounds_M, -self.beam)
-        self._best_dropped = max(self._best_dropped, float(bounds_M[order_M[: -self.beam]].max()))
+        order_M = np.argpartition(prefixes.bounds_M, -self.beam)
+        self._best_dropped = max(self._best_dropped, float(prefixes.bounds_M[order_M[: -self.beam]].max()))
         return prefixes.select(order_M[-self.beam :])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _extend(
+    best_PU, rows_M, parents_alive_M2, classes_M, repeats_M, left_M, emissions_CT, rest_KU, least, bonus, free,
+    scores_M, bounds_M, alive_M2, best_KU,
+):  # fmt: skip
+    """The best path of each prefix after each frame, from its parent's, where it may yet lead to an answer.
+
+    A bound never rises along a path. So from where a parent's paths are all below what is asked for, nothing is
+    entered, and where a prefix's own are, too, the rest of its frames is passed over. Nobody reads paths outside of
+    where they are alive.
+
+    Args:
+        best_PU, rows_M, parents_alive_M2: the paths of parents, the row of each prefix's, and where that is alive.
+        classes_M, repeats_M: the last sound of each, and whether it is the parent's last as well.
+        left_M: the most sounds that its subtree still adds, 0 where nothing goes on from it.
+        emissions_CT: relative log-probabilities. rest_KU: the most that the frames from each on can add, by `left_M`.
+        least: a path whose bound is less leads to no answer.
+        bonus: of all its sounds.
+        scores_M: is written: the best path, over all frames, or with `free` any.
+        bounds_M: is written: its bound, or -inf where it leads nowhere.
+        alive_M2, best_KU: are written: where it is alive; and the paths of those with a bound, in their order.
+    """
+    never, num_frames, kept = np.float32(-np.inf), emissions_CT.shape[1], 0
+    blank_T = emissions_CT[BLANK]
+    for prefix in range(len(rows_M)):
+        parent_U, emissions_T = best_PU[rows_M[prefix]], emissions_CT[classes_M[prefix]]
+        rest_U, own_U = rest_KU[left_M[prefix]], best_KU[kept]
+        first, parent_end = parents_alive_M2[prefix]
+        sound = best = most = bound = never
+        begins, ends, frame = num_frames + 1, 0, first
+        # From its own class only by way of a blank: what had been reached one frame before, and a blank.
+        entered = never
+        while frame < num_frames:
+            if frame >= parent_end:
+                entered = never
+            elif not repeats_M[prefix]:
+                entered = parent_U[frame]
+            sound = (sound if sound > entered else entered) + emissions_T[frame]
+            stayed = best + blank_T[frame]
+            best = sound if sound > stayed else stayed
+            frame += 1
+            own_U[frame] = best
+            most = best if best > most else most
+            reached = rest_U[frame] + best
+            bound = reached if reached > bound else bound
+            if reached + bonus >= least:
+                begins, ends = min(begins, frame), frame + 1
+            elif frame > parent_end:
+                break
+            entered = parent_U[frame - 1] + blank_T[frame - 1]
+        scores_M[prefix] = (most if free else best if frame == num_frames else never) + bonus
+        bound += bonus
+        alive_M2[prefix, 0], alive_M2[prefix, 1] = begins, ends
+        if left_M[prefix] and bound >= least:
+            bounds_M[prefix] = bound
+            kept += 1
+        else:
+            bounds_M[prefix] = never

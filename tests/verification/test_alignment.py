@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen_term_retrieval.verification import alignment
 from qwen_term_retrieval.verification.alignment import Pairs, best_paths, forward_scores
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 from tests.doubles.ctc_paths import all_free_paths, all_paths, best, log_sum
@@ -68,19 +67,20 @@ def test_a_whole_span_scores_what_ctc_loss_says():
     torch.testing.assert_close(-forward_scores(log_probs_BTC, bank, pairs), torch.stack(losses), rtol=1e-5, atol=1e-4)
 
 
-def test_company_and_blocks_change_no_score(monkeypatch):
+@pytest.mark.parametrize("free", [False, True])
+def test_company_changes_no_score(free):
     log_probs_BTC, bank = emissions(1, 30), bank_of([1], [1, 2, 1, 1, 2], [2, 2], [1, 2])
     starts = np.array([0, 3, 7, 11])
     pairs = Pairs(np.arange(4), np.zeros(4, np.int64), starts, np.array([30, 25, 28, 13]))
-    together, paths = forward_scores(log_probs_BTC, bank, pairs), best_paths(log_probs_BTC, bank, pairs, free=True)
-    alone = [forward_scores(log_probs_BTC, bank, pairs.select(np.array([pair]))) for pair in range(4)]
-    torch.testing.assert_close(together, torch.cat(alone))
-    monkeypatch.setattr(alignment, "_BLOCK_CELLS", 50)
-    monkeypatch.setattr(alignment, "_EMISSION_CELLS", 30)
-    torch.testing.assert_close(forward_scores(log_probs_BTC, bank, pairs), together)
-    in_blocks = best_paths(log_probs_BTC, bank, pairs, free=True)
-    for name, values in vars(paths).items():
-        np.testing.assert_allclose(getattr(in_blocks, name), values, rtol=1e-5, err_msg=name)
+    together = forward_scores(log_probs_BTC, bank, pairs, free=free)
+    paths = best_paths(log_probs_BTC, bank, pairs, free=free)
+    for pair in range(4):
+        itself = pairs.select(np.array([pair]))
+        assert forward_scores(log_probs_BTC, bank, itself, free=free) == together[pair]
+        alone = best_paths(log_probs_BTC, bank, itself, free=free)
+        sounds = slice(paths.offsets_P1[pair], paths.offsets_P1[pair + 1])
+        for name in ("sound_starts_S", "sound_ends_S", "sound_scores_S"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(paths, name)[sounds], err_msg=name)
 
 
 def test_padding_after_a_span_is_not_heard():

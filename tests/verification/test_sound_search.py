@@ -67,6 +67,20 @@ def test_nothing_is_lost_where_many_prefixes_are_dropped(monkeypatch, free, bonu
     assert answer.exact
 
 
+@pytest.mark.parametrize("free", [False, True])
+def test_so_many_terms_are_found_though_one_of_them_is_said_in_many_ways(free):
+    bank, relative_TC = many_pronunciations(), relative(20)
+    question, tree = Question(relative_TC, free, 1.0, None), PrefixTree.of(bank)
+    expected_R = one_by_one(relative_TC, bank, free, 1.0)
+    owners_R = np.arange(len(bank))
+    owners_R[np.argsort(-expected_R)[:30]] = 7  # the thirty best are ways to say one term
+    answer = nearest_pronunciations(question, tree, 10, owners_R=owners_R)
+    best_of = {owner: expected_R[owners_R == owner].max() for owner in np.unique(owners_R)}
+    assert set(sorted(best_of, key=best_of.get)[-10:]) <= set(owners_R[answer.rows_R].tolist())
+    np.testing.assert_allclose(answer.scores_R, expected_R[answer.rows_R], atol=1e-3)
+    assert len(nearest_pronunciations(question, tree, 10).rows_R) < len(answer.rows_R)
+
+
 @pytest.mark.parametrize("beam", [1, 30, 2000])
 def test_a_beam_says_whether_something_better_may_be_lost(monkeypatch, beam):
     monkeypatch.setattr(sound_search, "_NARROW", 5)
