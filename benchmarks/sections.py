@@ -6,12 +6,13 @@ Used by `benchmarks.data`, `benchmarks.faults` and `benchmarks.training`.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_json import RESULTS, write_results
+from benchmarks.results_json import RESULTS, machine, write_results
 
 
 def section_parser(description: str, sections: Sequence[str], work: Path) -> argparse.ArgumentParser:
@@ -37,10 +38,19 @@ def parsed(parser: argparse.ArgumentParser, sections: Sequence[str], quick: Mapp
 
 
 def kept_sections(path: Path, settings: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
-    """The settings, and what an earlier run with the same ones found of any section."""
+    """The settings, and what an earlier run with the same ones found of any section, `measured` when and on what."""
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     same = all(earlier.get(name) == value for name, value in settings.items())
-    return {**settings, **{name: earlier[name] for name in sections if same and name in earlier}}
+    kept = [name for name in sections if same and name in earlier]
+    before = {"date": earlier.get("date"), "cpu": earlier.get("machine", {}).get("cpu")}
+    measured = {name: earlier.get("measured", {}).get(name, before) for name in kept}
+    return {**settings, "measured": measured, **{name: earlier[name] for name in kept}}
+
+
+def measured_line(results: Mapping[str, Any], section: str) -> str:
+    """When and on what a section was measured, in a line of Markdown."""
+    about = results.get("measured", {}).get(section, {})
+    return f"*{about.get('date')}, {about.get('cpu')}*"
 
 
 def run_sections(
@@ -59,6 +69,7 @@ def run_sections(
     """
     for section, run in runs.items():
         results[section] = run()
+        results["measured"][section] = {"date": datetime.date.today().isoformat(), "cpu": machine()["cpu"]}
         # After each section, so that nothing is lost if a later one fails.
         write_results(path, results, packages=packages)
         path.with_suffix(".md").write_text(report(results), encoding="utf-8")

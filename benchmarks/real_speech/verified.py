@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
-from qwen_term_retrieval.evaluation.evaluator import rank_in_matches
+from qwen_term_retrieval.evaluation.ranked_pairs import rank_in_matches
 from qwen_term_retrieval.retrieval.embedding import TermEmbedder
 from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sections import kept_sections, parsed, run_sections, section_parser
+from benchmarks.sections import kept_sections, measured_line, parsed, run_sections, section_parser
 from benchmarks.text_pretraining.loaders import measure_loaders, measure_padding, measure_peers
 from benchmarks.text_pretraining.memory import measure_memory
 from benchmarks.text_pretraining.opening import measure_opening
@@ -56,7 +56,14 @@ def report(results: dict[str, Any]) -> str:
     lines = ["# Text pre-training", ""]
     for section in SECTIONS:
         if section in results:
-            lines += [f"## {section}", "", *(_line(name, value) for name, value in results[section].items()), ""]
+            lines += [
+                f"## {section}",
+                "",
+                measured_line(results, section),
+                "",
+                *(_line(name, value) for name, value in results[section].items()),
+                "",
+            ]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from qwen_term_retrieval.evaluation.evaluator import RECALL_AT
+from qwen_term_retrieval.evaluation.ranked_pairs import RECALL_AT
 from qwen_term_retrieval.evaluation.training_curves import BLUE, GREEN, ORANGE
 
 MAIN_METRIC = f"recall@{RECALL_AT[0]}"

@@ -16,7 +16,7 @@ from rapidfuzz.distance import Levenshtein
 
 from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.distributed import gathered, rank, world_size
-from qwen_term_retrieval.evaluation.evaluator import RankedPairs, rank_pairs, ranking_metrics
+from qwen_term_retrieval.evaluation.ranked_pairs import RankedPairs, rank_pairs, ranking_metrics
 from qwen_term_retrieval.models.phoneme_head import PhonemeHead, best_path
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.runs.sampling import Visit

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qwen_term_retrieval.evaluation import evaluator, long_clips
-from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator, evaluate_vectors, rank_pairs
+from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
+from qwen_term_retrieval.evaluation.ranked_pairs import evaluate_vectors, rank_pairs
 from qwen_term_retrieval.evaluation.report import plot_recall, recall_table, threshold_line
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
