@@ -20,7 +20,12 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from qwen_term_retrieval.pretraining.text.preparation.converting import ConversionSummary, Sources, convert_pairs
+from qwen_term_retrieval.pretraining.text.preparation.converting import (
+    ConversionSummary,
+    Sources,
+    convert_pairs,
+    pairs_files,
+)
 from qwen_term_retrieval.pretraining.text.preparation.corpora import write_corpus
 from qwen_term_retrieval.pretraining.text.preparation.inspecting import inspect_pairs
 from qwen_term_retrieval.pretraining.text.preparation.splitting import SplitSummary, split_pairs
@@ -75,6 +80,8 @@ def prepare_text(
     if (source is None) == (corpus is None):
         raise ValueError("give the files of a corpus, or the name of one (corpus='wordnet'), and not both")
     check_free(out, "a folder of prepared text", SIGN, overwrite=overwrite)
+    for files in filter(None, (source, valid_source, test_source)):
+        pairs_files(files)  # what is not there is said before an hour of converting
     convert = partial(convert_pairs, columns=columns, on_error=on_error, overwrite=True, quiet=quiet)
     with staging_of(out) as staging:
         work, pairs = staging / "prepared", staging / "pairs.parquet"
