@@ -16,6 +16,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,8 +183,13 @@ def report(results: dict[str, Any]) -> str:
     ]
     lines += [table(head, rows), "", "What each answers at the end:", ""]
     for name, each in found.items():
-        lines += [f"- {name}: *{answer['prompt']}*: {answer['generated']}" for answer in each["answers"]]
+        lines += [f"- {name}: *{_line(answer['prompt'])}*: {_line(answer['generated'])}" for answer in each["answers"]]
     return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    """What a model wrote, on one line."""
+    return textwrap.shorten("".join(each if each.isprintable() else " " for each in text), 100, placeholder=" …")
 
 
 def main() -> None:
