@@ -83,6 +83,8 @@ class Variant:
     """Whether the training glossary holds 60,000 terms that nobody speaks."""
     lora_after: str | None = None
     """The variant whose model of the same seed this one goes on from, with LoRA in its tower."""
+    train_text_tower: bool = False
+    """Whether a text encoder that came from elsewhere learns too."""
 
 
 WINDOWS = {"sizes": [20, 30, 40, 55, 75, 100, 130], "stride": 5}
@@ -245,7 +247,10 @@ def _model(variant: Variant, seed: int, work: Path) -> TermRetrievalModel:
     if variant.lora_after is None:
         languages = {language: f"espeak:{language}" for language in LANGUAGES} if variant.corpus == "languages" else {}
         settings = {"text_tower_config": {"languages": languages}, "windows": WINDOWS, "embedding_dim": 384}
-        return TermRetrievalModel(TermRetrievalConfig(audio_tower=TOWER, **settings | variant.model))
+        model = TermRetrievalModel(TermRetrievalConfig(audio_tower=TOWER, **settings | variant.model))
+        if variant.train_text_tower:
+            model.train_text_tower()
+        return model
     model = TermRetrievalModel.from_pretrained(work / "runs" / f"{variant.lora_after}-{seed}" / "model")
     model.add_lora(16, 32, 0.1)
     return model

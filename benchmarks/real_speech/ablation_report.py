@@ -67,11 +67,13 @@ def summary(
 ) -> dict[str, Any]:
     recall: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
     first = next(iter(runs.values()))["ranks"]
+    both = sorted(runs.keys() & base.keys())  # a difference is one of the same seeds
     for test, banks in first.items():
         for bank in banks:
             for k in CUTOFFS:
                 found_SC = hits(runs, test, bank, k)
-                difference_C = found_SC.mean(axis=0) - hits(base, test, bank, k, seeds=sorted(runs)).mean(axis=0)
+                own_C, base_C = (hits(each, test, bank, k, seeds=both).mean(axis=0) for each in (runs, base))
+                difference_C = own_C - base_C
                 low, high = bootstrap_interval(difference_C)
                 recall[test][bank][f"R@{k}"] = {
                     "mean": float(found_SC.mean()),

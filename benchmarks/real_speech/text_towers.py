@@ -16,14 +16,16 @@ from benchmarks.real_speech.ablation import BUDGET, Variant, run, run_variants
 from benchmarks.real_speech.ablation_report import table_of_runs
 
 WORK = Path("outputs/text_towers")
+TEXT_SOUNDS = {"text_tower": "outputs/text_sounds", "text_tower_config": {"pooling": "pyramid"}}
 VARIANTS = (
     Variant("base", "phonemes of espeak-ng, a few convolutions, trained here"),
     Variant("characters", "letters, the same convolutions", model={"text_tower": "phonemes:characters"}),
     Variant(
         "text sounds",
         "spelling pieces, the encoder of the recipe `text_sounds`, frozen, pooled in order; no phonemizer in a search",
-        model={"text_tower": "outputs/text_sounds", "text_tower_config": {"pooling": "pyramid"}},
+        model=TEXT_SOUNDS,
     ),
+    Variant("text sounds trained", "the same encoder, learning too", model=TEXT_SOUNDS, train_text_tower=True),
 )
 WHOLE_CLIP = Variant("base, whole clip", "base, searched by one vector of the whole clip")
 
