@@ -80,8 +80,9 @@ def prepare_text(
     if (source is None) == (corpus is None):
         raise ValueError("give the files of a corpus, or the name of one (corpus='wordnet'), and not both")
     check_free(out, "a folder of prepared text", SIGN, overwrite=overwrite)
-    for files in filter(None, (source, valid_source, test_source)):
-        pairs_files(files)  # what is not there is said before an hour of converting
+    for files in (source, valid_source, test_source):
+        if files is not None:
+            pairs_files(files)  # what is not there is said before an hour of converting
     convert = partial(convert_pairs, columns=columns, on_error=on_error, overwrite=True, quiet=quiet)
     with staging_of(out) as staging:
         work, pairs = staging / "prepared", staging / "pairs.parquet"
@@ -92,7 +93,7 @@ def prepare_text(
         else:
             converted = convert(source, pairs)
         logger.info("%s", converted)
-        given = {}
+        given: dict[str, Path] = {}
         for name, files in (("valid_source", valid_source), ("test_source", test_source)):
             if files is not None:
                 given[name] = staging / f"{name}.parquet"
