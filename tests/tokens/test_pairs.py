@@ -86,10 +86,14 @@ def test_what_holds_no_pairs_is_refused_with_the_remedy(folder, tmp_path, tokeni
         pairs.batch([60])
 
 
-def test_ten_million_pairs_open_at_once_and_take_no_memory(tmp_path):
-    folder = make_sparse_pack(tmp_path / "many", 10_000_000)
+@pytest.fixture(scope="module")
+def ten_million(tmp_path_factory):
+    return make_sparse_pack(tmp_path_factory.mktemp("sparse") / "many", 10_000_000)
+
+
+def test_ten_million_pairs_open_at_once_and_take_no_memory(ten_million):
     before = psutil.Process().memory_info().rss
-    pairs = MmapPairs(folder, 16)
+    pairs = MmapPairs(ten_million, 16)
     batch = pairs.batch(np.random.default_rng(0).integers(0, len(pairs), 32))
     assert len(pairs) == 10_000_000
     assert batch.prompt_BS.shape == (32, 16)
@@ -97,9 +101,9 @@ def test_ten_million_pairs_open_at_once_and_take_no_memory(tmp_path):
     assert psutil.Process().memory_info().rss - before < 150e6
 
 
-def test_pages_of_many_pairs_do_not_gather_in_a_process(tmp_path):
+def test_pages_of_many_pairs_do_not_gather_in_a_process(ten_million):
     """Two hundred batches from all over 800 MB; without letting go they leave some 300 MB of it in this process."""
-    pairs = MmapPairs(make_sparse_pack(tmp_path / "many", 10_000_000), 192)
+    pairs = MmapPairs(ten_million, 192)
     order = PairOrder(pairs, 32, seed=0)
     before = psutil.Process().memory_info().rss
     for number in range(200):
