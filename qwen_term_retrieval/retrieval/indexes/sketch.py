@@ -36,6 +36,17 @@ ROUNDING = 2e-5
 # int32 sums of a block of rows with all windows, a thread: their largest are found where they are, in a core's cache.
 _SUMS_IN_CACHE = 192 << 10
 _FILES = ("rotation", "head", "tail", "numbers")
+# Without instructions for int8 a product in float32 is several times as fast, and as exact up to so many axes: every
+# sum is a whole number below 2 ** 24.
+_INT8_IS_FAST = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+_MOST_AXES_IN_FLOAT = (1 << 24) // _LEVELS**2
+
+
+def _products(query_QH: torch.Tensor, codes_NH: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Products of int8 numbers, whole numbers (Q, N): int32, in `out` where given, or float32."""
+    if _INT8_IS_FAST or query_QH.shape[1] > _MOST_AXES_IN_FLOAT:
+        return torch._int_mm(query_QH, codes_NH.T, out=out) if out is not None else torch._int_mm(query_QH, codes_NH.T)
+    return query_QH.float() @ codes_NH.float().T
 
 
 @dataclass(frozen=True)
@@ -125,9 +136,9 @@ class Sketch:
         for first in range(0, num_rows, step):
             codes = self.head.codes[first : first + step]
             into = sums if len(codes) == step else torch.empty(num_windows, len(codes), dtype=torch.int32)
-            torch._int_mm(head_QH, codes.T, out=into)
+            products_QR = _products(head_QH, codes, into)
             for query, (start, end) in enumerate(pairwise(firsts)):
-                most_BN[query, first : first + len(codes)] = into[start:end].amax(dim=0)
+                most_BN[query, first : first + len(codes)] = products_QR[start:end].amax(dim=0)
         return most_BN.mul_(per_unit).add_(slack)
 
     def most_of(self, turned_QD: torch.Tensor, rows_K: torch.Tensor) -> torch.Tensor:
@@ -138,8 +149,8 @@ class Sketch:
         step = max(64, _SUMS_IN_CACHE * torch.get_num_threads() // max(1, len(turned_QD)) // 64 * 64)
         for first in range(0, len(rows_K), step):
             rows = rows_K[first : first + step]
-            scores_QK = torch._int_mm(head_QH, self.head.codes[rows].T).float().mul_(head_unit)
-            scores_QK.add_(torch._int_mm(tail_QR, self.tail.codes[rows].T), alpha=tail_unit)
+            scores_QK = _products(head_QH, self.head.codes[rows]).float().mul_(head_unit)
+            scores_QK.add_(_products(tail_QR, self.tail.codes[rows]), alpha=tail_unit)
             most_K[first : first + step] = scores_QK.amax(dim=0)
         return most_K.add_(head_slack + tail_slack)
 
