@@ -12,6 +12,7 @@ from pyarrow import parquet
 from qwen_term_retrieval.retrieval import scoring
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.retrieval.indexes import folder as folder_module
+from qwen_term_retrieval.retrieval.indexes import sketch
 from qwen_term_retrieval.retrieval.indexes.sketch import Sketch
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.spellings import normalize_term
@@ -362,3 +363,14 @@ def test_a_sketch_bounds_every_score_though_few_axes_are_left_for_its_tail(dim):
         turned_QD = sketch.rotated(query_QD)
         assert bool((sketch.most(turned_QD, [7])[0] >= scores_N).all())
         assert bool((sketch.most_of(turned_QD, torch.arange(300)) >= scores_N).all())
+
+
+@pytest.mark.parametrize("axes", [64, 384, 1040])
+def test_products_of_int8_are_the_same_whole_numbers_in_float32(monkeypatch, axes):
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(-127, 128, (rows, axes), dtype=torch.int8, generator=generator) for rows in (97, 200))
+    one[0], other[0] = 127, 127
+    expected = one.long() @ other.long().T
+    for fast in (True, False):
+        monkeypatch.setattr(sketch, "_INT8_IS_FAST", fast)
+        assert torch.equal(sketch._products(one, other).long(), expected)
