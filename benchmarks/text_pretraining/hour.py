@@ -3,8 +3,9 @@
     python -m benchmarks.text_pretraining.hour
     python -m benchmarks.text_pretraining.hour --minutes 3      # does it run?
 
-Two trainings at once, one core each, as long as each other: the model, batch and rates of the recipe `text_demo` on
-dictionary entries, once in the tokens that `train_tokenizer` learns, once in bytes. Entries are those that neither
+Two trainings at once, one core each, as long as each other: model, batch and highest rate of the recipe `text_demo`
+(falling with the root of the steps, since nobody knows how many there will be) on dictionary entries, once in the
+tokens that `train_tokenizer` learns, once in bytes. Entries are those that neither
 cuts, of at most 240 bytes; of every response, validation holds none that training has. Six times in the hour the clock
 stops and 2,000 validation pairs are asked: bits a byte, which compare models of different tokens, beside those of the
 tokens' frequencies in training (a unigram).

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -153,11 +152,6 @@ class PronunciationBank:
     def lengths(self) -> np.ndarray:
         """int64 (R,): the sounds of each pronunciation, which a score per sound is divided by."""
         return np.diff(self.offsets_R1)
-
-    @cached_property
-    def most_ways(self) -> int:
-        """The most pronunciations that any term has."""
-        return int(np.bincount(self.owners_R).max(initial=0))
 
     def __getitem__(self, row: int) -> np.ndarray:
         """int16: the sounds of one pronunciation."""
