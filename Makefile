@@ -13,14 +13,15 @@ EXTRAS := phonemes,report,modal,tune,sentence-transformers,synthesis,benchmark,d
 FLOOR_TESTS := $(addprefix tests/,house audio corpora packs text losses retrieval models/test_retrieval_model.py \
 	training/test_trainer.py training/test_run.py)
 
-.PHONY: demo test test-floors real-speech install lint clean
+.PHONY: demo test test-floors real-speech install style lint clean
 .DEFAULT_GOAL := demo
 
 demo: install
 	-$(BIN)/qtr search builders/term_audio/glossary.json builders/term_audio/demo/test/kokoro-am_michael/0077.ogg
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no scripts/train.py --resume
 
-test: lint
+# mypy is one of the tests, so that it has a core of two and not the machine.
+test: style
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-floors: .venv-floors/installed
@@ -38,9 +39,11 @@ real-speech: install
 	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop_lora --training-corpus packs/laptop
 	$(BIN)/python -m benchmarks.real_speech --model outputs/laptop_lora --training-corpus packs/laptop --test-set ktuberling
 
-lint: install
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/mypy
 
 install: .venv/installed

@@ -16,7 +16,7 @@ from tests.doubles.spoken_terms import SPOKEN_TERMS
 
 def pytest_collection_modifyitems(items):
     """The longest files first: of two processes, neither is then left alone with one at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/training/", "tests/test_types")))
 
 
 @pytest.fixture(scope="session", autouse=True)

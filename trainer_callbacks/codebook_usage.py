@@ -29,6 +29,10 @@ class CodeCounts:
         counts.scatter_add_(0, places_BTH.flatten(), weights_BTH.flatten().long())
         self._counts_HC = self._counts_HC.to(counts.device) + counts.view(num_books, num_codes)
 
+    def over_ranks(self, device: torch.device) -> torch.Tensor:
+        """counts_HC of all ranks, int64 on the CPU."""
+        return sum_over_ranks(self._counts_HC.to(device)).cpu()
+
     def usage(self, device: torch.device) -> dict[str, float]:
         """Means over books, of all ranks, each of which calls it, be it that it counted nothing.
 
@@ -36,7 +40,7 @@ class CodeCounts:
             `used`, codes that came at all; `entropy` of their frequencies in nats; `perplexity`, e to that; `top_share`
             of the most frequent code.
         """
-        counts_HC = sum_over_ranks(self._counts_HC.to(device)).double().cpu()
+        counts_HC = self.over_ranks(device).double()
         share_HC = counts_HC / counts_HC.sum(1, keepdim=True).clamp(min=1)
         entropy = float(-torch.special.xlogy(share_HC, share_HC).sum(1).mean())
         return {

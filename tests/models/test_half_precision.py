@@ -26,14 +26,14 @@ CASES = {
     "frozen cache, all losses, GradCache": {**TERMS, "gradcache_chunk": 5},
     "sigmoid, soft windows": {**TERMS, "loss": "sigmoid", "window_reduction": "logsumexp"},
     "LoRA": {"lora_r": 2},
-    "LoRA, GradCache, checkpointing": {"lora_r": 2, "gradcache_chunk": 3, "activation_checkpointing": True},
+    "LoRA, GradCache, checkpointing": {"lora_r": 2, "gradcache_chunk": 2, "activation_checkpointing": True},
 }
 
 
 def train(folder, dtype, case, **settings):
     """Losses, norms of the gradients and weights of a short run, and whether the tower ran in `dtype`."""
     precision = {torch.bfloat16: {"bf16": True}, torch.float16: {"fp16": True}}.get(dtype, {})
-    batch_size = 8 if "LoRA" in case else 24
+    batch_size = 4 if "LoRA" in case else 24
     trainer = make_trainer(
         folder, batch_size, check_memory=False,
         **{"max_steps": 2, "learning_rate": 1e-3, "max_grad_norm": 1.0, **CASES[case], **precision, **settings},

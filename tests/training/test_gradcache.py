@@ -268,7 +268,7 @@ def step_of_8192_clips(folder, **settings):
     """
     torch.manual_seed(0)
     rows = datasets.load_dataset("builders/term_audio", split="train")
-    rows = rows.filter(lambda duration: duration < 1.2, input_columns="duration")
+    rows = rows.filter(lambda duration: duration < 0.8, input_columns="duration")
     model = TermRetrievalModel(
         TermRetrievalConfig(
             audio_tower=TINY_TOWER,

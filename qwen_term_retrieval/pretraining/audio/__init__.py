@@ -4,6 +4,7 @@ configuration.py   `NestConfig`, and the sizes that are known by their names
 model.py           `NestForPreTraining`: encoder, head, quantizer
 quantizer.py       speech to tokens that are never trained
 masking.py         which frames of a clip are hidden
+first_head.py      the head before the first step: how often each code comes
 losses.py          the loss of hidden tokens
 arguments.py       every setting
 data.py            clips, what is heard in their place, and what is hidden, into batches

@@ -21,6 +21,7 @@ from qwen_term_retrieval.pretraining.audio.arguments import (
 )
 from qwen_term_retrieval.pretraining.audio.configuration import NestConfig
 from qwen_term_retrieval.pretraining.audio.data import NestClips
+from qwen_term_retrieval.pretraining.audio.first_head import begin_at_frequencies
 from qwen_term_retrieval.pretraining.audio.model import NestForPreTraining
 from qwen_term_retrieval.pretraining.audio.nemo import read_nemo
 from qwen_term_retrieval.pretraining.audio.trainer import PretrainingTrainer
@@ -61,6 +62,8 @@ def run_audio_pretraining(
     settings, on_device = data_args.clip_settings(), args.device.type != "cpu"
     train_clips = NestClips(train_rows, config, settings, f"{data_args.dataset}, to train on", on_device=on_device)
     eval_clips = NestClips(eval_rows, config, settings, f"{data_args.dataset}, held out", on_device=on_device)
+    if model_args.model is None and checkpoint is None:
+        begin_at_frequencies(model, train_clips)
     trainer = PretrainingTrainer(
         model, args, train_clips, eval_clips, callbacks=[CodebookUsageCallback(), ThroughputCallback()]
     )

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qwen_term_retrieval.pretraining.audio.data import fixed_visits
+from qwen_term_retrieval.pretraining.audio.first_head import begin_at_frequencies
 from qwen_term_retrieval.pretraining.audio.flops import NestStepFlops
 from qwen_term_retrieval.runs.memory import NotEnoughMemoryError
 from tests.doubles.tiny_nest import tiny_nest, tiny_trainer
@@ -169,6 +171,23 @@ def test_operations_of_a_step_are_those_of_its_clips_whatever_is_padded():
     head = 6 * model.head.weight.numel()
     unmasked = flops({"num_samples_B": lengths, "mask": torch.zeros_like(mask)})
     assert together - unmasked == pytest.approx(head * hidden)
+
+
+def test_a_head_that_begins_at_the_frequencies_has_the_loss_of_the_unigram_and_an_encoder_that_learns(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=2)
+    model, clips = trainer.nest_model, trainer.train_clips
+    begin_at_frequencies(model, clips, num_clips=10**6)
+    batch = clips.batch(fixed_visits(len(clips), 0))
+    output = model(**batch)
+    valid_BT = torch.arange(output.tokens_BTH.shape[1]) < output.num_frames_B[:, None]
+    tokens = output.tokens_BTH[valid_BT][:, 0]
+    expected = (tokens.bincount(minlength=model.config.num_codes) + 0.1).float()
+    share = (expected / expected.sum())[output.tokens_NH[:, 0]]
+    torch.testing.assert_close(output.loss, -share.log().mean(), atol=1e-4, rtol=0)
+    before = {name: values.clone() for name, values in model.encoder.named_parameters()}
+    trainer.train()
+    assert model.head.weight.abs().max() > 0
+    assert any(not torch.equal(values, before[name]) for name, values in model.encoder.named_parameters())
 
 
 def test_fewer_clips_than_a_batch_are_refused(tmp_path):

@@ -101,7 +101,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_estimate_is_near_to_what_the_step_takes(tmp_path, name):
-    batch = 8 if "lora" in name else 64
+    batch = 4 if "bf16" in name else 8 if "lora" in name else 64  # slow where a processor has no bf16
     trainer = make_trainer(tmp_path, batch, max_steps=1, check_memory=False, **CASES[name])
     estimated, peak = peak_of_step(trainer)
     assert 0.95 * peak < estimated < 1.3 * peak

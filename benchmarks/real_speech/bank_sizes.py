@@ -1,0 +1,104 @@
+"""Which way in finds more, and how fast, among a thousand to a million terms: windows, sounds, or both.
+
+    python -m benchmarks.real_speech.bank_sizes [--model default] [--test-set ktuberling]
+
+Clips of at most four words of each set of real speech; banks: their own texts, with so many other real terms (word
+lists, then runs of words that WordNet quotes). Every way in is followed by the second look of the model, unless the
+row says that windows alone answer. Times are of whole
+searches, encoder included, one clip at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.markdown import table
+from benchmarks.real_speech.__main__ import Benchmark
+from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS
+from benchmarks.real_speech.term_banks import make_banks
+from benchmarks.real_speech.verified import index_of, ranks_of
+from benchmarks.results_json import RESULTS, write_results
+from benchmarks.verification.terms import real_terms
+from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
+from qwen_term_retrieval.evaluation.ranking import recall_at_k
+from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, NUM_CANDIDATES, SecondLook
+
+BANKS = {"+1k": 1_000, "+10k": 10_000, "+100k": 100_000, "+1M": 1_000_000}
+# Word lists hold spellings that `distinct_terms` takes for one.
+_SPARE = 1.02
+
+
+def judge(bench: Benchmark, retriever: TermRetriever) -> dict[str, Any]:
+    """Recall and milliseconds of each way in, in each bank."""
+    short = np.flatnonzero(bench.is_short)
+    clips = [bench.clips[row] for row in short]
+    others = real_terms(round(max(BANKS.values()) * _SPARE))
+    banks = make_banks(bench.texts, others, BANKS, hard=False)
+    gold = [banks.gold_rows(bench.texts)[row] for row in short]
+    started = time.perf_counter()
+    index = index_of(retriever, banks.terms)
+    found: dict[str, Any] = {"n": len(clips), "terms": len(index), "s to index": round(time.perf_counter() - started)}
+    place_of = {term.term_id: place for place, term in enumerate(index.terms)}
+    for bank, rows in banks.rows.items():
+        # Of two rows that a glossary takes for one term, the index has the first.
+        part = index.select([place_of[row] for row in rows.tolist() if row in place_of])
+        for way in ("windows alone", *FIRST_STAGES):
+            retriever.second_look = None if way == "windows alone" else SecondLook(retriever.model, way)  # type: ignore[arg-type]
+            answers, seconds = [], []
+            for clip in clips:
+                started = time.perf_counter()
+                answers += retriever.nearest_in(
+                    [part], [clip], top_k=NUM_CANDIDATES, sampling_rate=SAMPLING_RATE, show_progress=False
+                )[0]
+                seconds.append(time.perf_counter() - started)
+            ranks = np.array(ranks_of({bank: answers}, gold, banks.rows)[bank])
+            row = {f"R@{k}": round(recall_at_k(ranks, k), 4) for k in (1, 10)}
+            row["ms"] = round(1000 * statistics.median(seconds), 1)
+            found.setdefault(bank, {})[way] = row
+            print(bench.test_set.name, bank, way, row, flush=True)
+    return found
+
+
+def report(sets: dict[str, Any]) -> str:
+    """A table of each set: a row of each way in, a column of each bank."""
+    parts = []
+    for name, found in sets.items():
+        rows = [
+            [way, *("{R@1:.3f} / {R@10:.3f}, {ms:.0f} ms".format(**found[bank][way]) for bank in BANKS)]
+            for way in found[next(iter(BANKS))]
+        ]
+        head = f"**{name}: {found['speakers']}, n = {found['n']}**, R@1 / R@10, median of a whole search"
+        parts.append(f"{head}\n\n{table(['proposed by', *BANKS], rows)}")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="default", help="a shipped model, or a folder of one with a verifier")
+    parser.add_argument("--test-set", choices=TEST_SETS, action="append", help="default: all")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    sets = {}
+    for name in options.test_set or TEST_SETS:
+        retriever = TermRetriever.from_pretrained(options.model, verify="sounds", device="cpu")
+        work = Path("outputs/real_speech") / name
+        bench = Benchmark(work, Path(options.model), Path("packs/laptop"), test_set=TEST_SETS[name])
+        sets[name] = {"speakers": TEST_SETS[name].speakers} | judge(bench, retriever)
+    path = RESULTS / "bank_sizes.json"
+    about = {"model": options.model, "threads": options.threads, "words": f"at most {SHORT_WORDS}"}
+    write_results(path, about | {"sets": sets}, packages=("torch", "transformers", "numpy"))
+    path.with_suffix(".md").write_text(report(sets), encoding="utf-8")
+    print(report(sets))
+
+
+if __name__ == "__main__":
+    main()
