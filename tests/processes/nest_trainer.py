@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from qwen_term_retrieval.distributed import end_ranks, rank, world_size
 from qwen_term_retrieval.models.flops import peak_flops
+from qwen_term_retrieval.pretraining.audio.first_head import begin_at_frequencies
 from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
 from tests.doubles.tiny_nest import tiny_nest, tiny_trainer
 from tests.processes.text_trainer import KillAt, forked
@@ -63,6 +64,8 @@ def run_cases(folder, ranks, number):
         )
         if name == "nan":
             poison(trainer, 1)
+        if name == "uneven":
+            begin_at_frequencies(trainer.nest_model, trainer.train_clips)
         hidden, plain = [], trainer.train_clips.num_masked
 
         def counted(batch, plain=plain, hidden=hidden):

@@ -187,11 +187,11 @@ class NestClips(torch.utils.data.Dataset):
 
     def batch(self, visits: Sequence[Visit]) -> dict[str, Any]:
         """Inputs of `forward`: `pcm_BS` int16, `num_samples_B`, `mask` and, unless it is to be made, `noisy_pcm_BS`."""
-        clips = [self._long_enough(pcm) for pcm in self.reader.views([visit.clip for visit in visits])]
         batch: dict[str, Any] = {}
         if self.planner is None:
-            pcm_BS, num_samples_B = pad_pcm(clips)
+            pcm_BS, num_samples_B = self.clean([visit.clip for visit in visits])
         else:
+            clips = self._views([visit.clip for visit in visits])
             plans = [
                 self.planner.draw(visit.draw, visit.clip, len(pcm)) for visit, pcm in zip(visits, clips, strict=True)
             ]
@@ -203,6 +203,13 @@ class NestClips(torch.utils.data.Dataset):
         batch |= {"pcm_BS": pcm_BS, "num_samples_B": num_samples_B}
         batch["mask"] = draw_mask(self.block_mask, self.config, num_samples_B, draws)
         return batch if self.on_device else distort_batch(batch)
+
+    def clean(self, clips: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """pcm_BS, int16, and num_samples_B of clips as they were recorded, made long enough."""
+        return pad_pcm(self._views(clips))
+
+    def _views(self, clips: Sequence[int]) -> list[np.ndarray]:
+        return [self._long_enough(pcm) for pcm in self.reader.views(clips)]
 
     def _long_enough(self, pcm: np.ndarray) -> np.ndarray:
         if len(pcm) >= self._min_samples:

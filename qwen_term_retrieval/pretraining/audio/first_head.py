@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from qwen_term_retrieval.distributed import rank, world_size
-from qwen_term_retrieval.pretraining.audio.data import NestClips, fixed_visits
+from qwen_term_retrieval.pretraining.audio.data import NestClips
 from qwen_term_retrieval.pretraining.audio.model import NestForPreTraining
 from qwen_term_retrieval.trainer_callbacks.codebook_usage import CodeCounts
 
@@ -27,21 +27,20 @@ _SEED = 1
 def begin_at_frequencies(model: NestForPreTraining, clips: NestClips, num_clips: int = NUM_CLIPS) -> None:
     """Set the head of a model that was not trained to the frequencies of the codes in `num_clips` of `clips`.
 
-    The same on any number of ranks, each of which calls it.
+    The same on any number of ranks, each of which calls it, with the model on its device.
 
     Example:
         >>> model = NestForPreTraining(config)                                                   # doctest: +SKIP
         >>> begin_at_frequencies(model, NestClips(rows, config, ClipSettings()))                 # doctest: +SKIP
     """
     config = model.config
-    visits = fixed_visits(len(clips), _SEED)
-    order = torch.randperm(len(visits), generator=torch.Generator().manual_seed(_SEED))[:num_clips].tolist()
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(_SEED))[:num_clips].tolist()
     counts = CodeCounts(config.num_books, config.num_codes)
     for number, first in enumerate(range(0, len(order), _BATCH)):
         if number % world_size() == rank():
-            batch = clips.batch([visits[clip] for clip in order[first : first + _BATCH]])
-            mel_BMF, _ = model.mel(batch["pcm_BS"].to(model.device), batch["num_samples_B"].to(model.device))
-            counts.add(model.quantizer(mel_BMF), model.num_frames(batch["num_samples_B"]).to(model.device))
-    log_HC = (counts.over_ranks(model.device).float() + _UNSEEN).log()
+            pcm_BS, num_samples_B = (each.to(model.device) for each in clips.clean(order[first : first + _BATCH]))
+            mel_BMF, _ = model.mel(pcm_BS, num_samples_B)
+            counts.add(model.quantizer(mel_BMF), model.num_frames(num_samples_B))
+    log_HC = (counts.over_ranks(model.device).float() + _UNSEEN).log().to(model.device)
     model.head.weight.zero_()
     model.head.bias.copy_((log_HC - log_HC.logsumexp(1, keepdim=True)).T.flatten())

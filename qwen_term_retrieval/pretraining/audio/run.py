@@ -62,11 +62,11 @@ def run_audio_pretraining(
     settings, on_device = data_args.clip_settings(), args.device.type != "cpu"
     train_clips = NestClips(train_rows, config, settings, f"{data_args.dataset}, to train on", on_device=on_device)
     eval_clips = NestClips(eval_rows, config, settings, f"{data_args.dataset}, held out", on_device=on_device)
-    if model_args.model is None and checkpoint is None:
-        begin_at_frequencies(model, train_clips)
     trainer = PretrainingTrainer(
         model, args, train_clips, eval_clips, callbacks=[CodebookUsageCallback(), ThroughputCallback()]
     )
+    if model_args.model is None and checkpoint is None:
+        begin_at_frequencies(model, train_clips)
     hours = float(train_clips.durations.sum()) / 3600
     trainer.card_data = f"`{data_args.dataset}`, {hours:.1f} hours of speech"
     show_loss_behind_the_bar(trainer)
