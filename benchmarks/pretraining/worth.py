@@ -60,7 +60,7 @@ HOURS, NUM_SENTENCES = 20, 18_000
 # A batch is padded to its longest clip: without the few long ones a step takes half of the time.
 LONGEST_SECONDS = 1.5
 # Batches are multiples of eight clips, and a step of pre-training has 48 s.
-LONGEST_PRETRAINING_SECONDS = 6.0
+LONGEST_PRETRAINING_SECONDS, PRETRAINING_BATCH_SECONDS = 6.0, 48
 SEEDS = (0, 1, 2)
 BANK = 10_000
 WINDOW_SECONDS, STRIDE_SECONDS = (0.4, 0.56, 0.8, 1.12, 1.52, 2.0, 2.64), 0.08
@@ -88,6 +88,30 @@ ARMS = (
     Arm("denoising + LayerNorm", "the same, windows normalised", True, {"normalize_input": True}, {}),
     Arm("whisper", "Whisper-base, frozen", pretrained=False),
 )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps of pre-training, steps of the retriever, and clips of one of these."""
+
+    pretraining_steps: int
+    steps: int
+    batch: int
+
+    @property
+    def folder(self) -> str:
+        """Where runs of this budget leave their results."""
+        return f"worth-{self.pretraining_steps}-{self.steps}-{self.batch}"
+
+    @classmethod
+    def of(cls, folder: str) -> Budget:
+        return cls(*map(int, folder.split("-")[1:]))
+
+    def told(self) -> str:
+        return (
+            f"{self.pretraining_steps:,} steps of pre-training of {PRETRAINING_BATCH_SECONDS} s, then a retriever of "
+            f"{self.steps} steps of {self.batch} clips"
+        )
 
 
 @dataclass(frozen=True)
@@ -176,7 +200,8 @@ def pretrained_tower(arm: Arm, speech: Speech, work: Path, steps: int) -> Path:
     model = NestForPreTraining(NestConfig(encoder_config=encoder, **TASK, **arm.config))
     if arm.pretrained:
         args = AudioPretrainingArguments(
-            output_dir=str(folder), use_cpu=not torch.cuda.is_available(), max_steps=steps, max_batch_seconds=48,
+            output_dir=str(folder), use_cpu=not torch.cuda.is_available(), max_steps=steps,
+            max_batch_seconds=PRETRAINING_BATCH_SECONDS,
             learning_rate=1.5e-3, lr_scheduler_type="cosine", warmup_steps=max(1, steps // 20), weight_decay=0.01,
             max_grad_norm=1.0, save_steps=max(1, steps // 20), eval_strategy="no", logging_steps=max(1, steps // 40),
             disable_tqdm=True, report_to="none", dataloader_num_workers=1,
@@ -192,11 +217,10 @@ def pretrained_tower(arm: Arm, speech: Speech, work: Path, steps: int) -> Path:
     return folder
 
 
-def run(
-    arm: Arm, seed: int, speech: Speech, work: Path, pretraining_steps: int, steps: int, batch: int
-) -> dict[str, Any]:
+def run(arm: Arm, seed: int, speech: Speech, work: Path, budget: Budget) -> dict[str, Any]:
     """Fine-tune a retriever and judge it."""
-    tower = WHISPER if arm.name == "whisper" else str(pretrained_tower(arm, speech, work, pretraining_steps))
+    steps = budget.steps
+    tower = WHISPER if arm.name == "whisper" else str(pretrained_tower(arm, speech, work, budget.pretraining_steps))
     torch.manual_seed(seed)
     rate = 50.0 if arm.name == "whisper" else 12.5
     windows = {
@@ -208,7 +232,7 @@ def run(
         model.train_audio_tower()
     args = TermRetrievalArguments(
         output_dir=str(work / "runs" / f"{arm.name.replace(' ', '-')}-{seed}"), overwrite=True, max_steps=steps,
-        per_device_train_batch_size=batch, learning_rate=1.5e-3, lr_scheduler_type="cosine",
+        per_device_train_batch_size=budget.batch, learning_rate=1.5e-3, lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 10), weight_decay=0.05, seed=0, data_seed=seed, eval_strategy="no",
         save_strategy="no", patience=0, logging_steps=max(1, steps // 10), max_grad_norm=1.0, report_to="none",
         use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
@@ -286,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         load = demo_speech
         vars(options).update(pretraining_steps=4, steps=2, batch=8, seeds=options.seeds[:1])
-    results = options.work / "worth"
+    budget = Budget(options.pretraining_steps, options.steps, options.batch)
+    results = options.work / budget.folder
     results.mkdir(parents=True, exist_ok=True)
     speech = None
     for seed in options.seeds:
@@ -295,15 +320,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.report or arm.name not in options.arms or path.is_file():
                 continue
             speech = speech or load(options.work)
-            found = run(arm, seed, speech, options.work, options.pretraining_steps, options.steps, options.batch)
-            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(run(arm, seed, speech, options.work, budget)) + "\n", encoding="utf-8")
             logger.info("%s, seed %d: done", arm.name, seed)
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    print(table(found))
-    budget = {name: getattr(options, name) for name in ("pretraining_steps", "steps", "batch")}
+    found = {
+        each.name: {"budget": Budget.of(each.name).told(), "runs": [json.loads(path.read_text()) for path in runs]}
+        for each in sorted(options.work.glob("worth-*"))
+        if (runs := sorted(each.glob("*.json")))
+    }
+    text = "\n".join(f"{of['budget']}\n\n{table(of['runs'])}" for of in found.values())
+    print(text)
     path = options.results / "pretraining_worth.json"
-    write_results(path, {"budget": budget, "runs": found}, packages=("torch", "transformers"))
-    path.with_suffix(".md").write_text(table(found) + "\n", encoding="utf-8")
+    write_results(path, {"budgets": found}, packages=("torch", "transformers"))
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

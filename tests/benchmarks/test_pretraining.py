@@ -23,13 +23,18 @@ def test_ratios_are_of_medians_and_the_first_is_the_peer():
     assert not has_nemo()
 
 
-def test_the_table_of_worth_has_an_arm_a_row_and_what_is_done_is_not_run_again(tmp_path, capsys):
-    results = tmp_path / "worth"
-    results.mkdir()
-    for seed, ranks in enumerate(([1, 20], [3, 9])):
-        found = {"arm": "scratch", "seed": seed, "losses": [], "ranks": {"studio": ranks}}
-        (results / f"scratch-{seed}.json").write_text(json.dumps(found))
+def test_the_tables_of_worth_have_an_arm_a_row_and_budgets_apart(tmp_path, capsys):
+    for budget, ranks_of_seeds in ((worth.Budget(9, 2, 4), ([1, 20], [3, 9])), (worth.Budget(9, 50, 4), ([1, 2],))):
+        results = tmp_path / budget.folder
+        results.mkdir()
+        for seed, ranks in enumerate(ranks_of_seeds):
+            found = {"arm": "scratch", "seed": seed, "losses": [], "ranks": {"studio": ranks}}
+            (results / f"scratch-{seed}.json").write_text(json.dumps(found))
     worth.main(["--report", "--work", str(tmp_path), "--results", str(tmp_path)])
-    table = capsys.readouterr().out
-    assert "| scratch | as it is drawn | 2 | 0.750 (0.500–1.000) |" in table
-    assert json.loads((tmp_path / "pretraining_worth.json").read_text())["runs"][1]["seed"] == 1
+    short, longer = capsys.readouterr().out.split("9 steps of pre-training of 48 s, then a retriever of ")[1:]
+    assert short.startswith("2 steps of 4 clips")
+    assert "| scratch | as it is drawn | 2 | 0.750 (0.500–1.000) |" in short
+    assert longer.startswith("50 steps of 4 clips")
+    assert "| scratch | as it is drawn | 1 | 1.000 (1.000–1.000) |" in longer
+    kept = json.loads((tmp_path / "pretraining_worth.json").read_text())["budgets"]
+    assert kept[worth.Budget(9, 2, 4).folder]["runs"][1]["seed"] == 1
