@@ -42,11 +42,17 @@ _INT8_IS_FAST = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_support
 _MOST_AXES_IN_FLOAT = (1 << 24) // _LEVELS**2
 
 
-def _products(query_QH: torch.Tensor, codes_NH: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """Products of int8 numbers, whole numbers (Q, N): int32, in `out` where given, or float32."""
-    if _INT8_IS_FAST or query_QH.shape[1] > _MOST_AXES_IN_FLOAT:
-        return torch._int_mm(query_QH, codes_NH.T, out=out) if out is not None else torch._int_mm(query_QH, codes_NH.T)
-    return query_QH.float() @ codes_NH.float().T
+def _room_for_products(query_QH: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """(Q, N), int32 or float32, for `_products` to write into."""
+    in_float = not _INT8_IS_FAST and query_QH.shape[1] <= _MOST_AXES_IN_FLOAT
+    return torch.empty(len(query_QH), num_rows, dtype=torch.float32 if in_float else torch.int32)
+
+
+def _products(query_QH: torch.Tensor, codes_NH: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Products of int8 numbers, whole numbers (Q, N), in `out`, which `_room_for_products` gave."""
+    if out.dtype == torch.int32:
+        return torch._int_mm(query_QH, codes_NH.T, out=out)
+    return torch.mm(query_QH.float(), codes_NH.float().T, out=out)
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,11 @@ class Sketch:
         most_BN = torch.empty(len(sizes), num_rows)
         num_windows = len(head_QH)
         step = max(64, min(_BLOCK_ROWS, _SUMS_IN_CACHE * torch.get_num_threads() // max(1, num_windows)) // 64 * 64)
-        sums = torch.empty(num_windows, step, dtype=torch.int32)
+        sums = _room_for_products(head_QH, step)
         firsts = np.cumsum([0, *sizes]).tolist()
         for first in range(0, num_rows, step):
             codes = self.head.codes[first : first + step]
-            into = sums if len(codes) == step else torch.empty(num_windows, len(codes), dtype=torch.int32)
+            into = sums if len(codes) == step else _room_for_products(head_QH, len(codes))
             products_QR = _products(head_QH, codes, into)
             for query, (start, end) in enumerate(pairwise(firsts)):
                 most_BN[query, first : first + len(codes)] = products_QR[start:end].amax(dim=0)
@@ -149,8 +155,9 @@ class Sketch:
         step = max(64, _SUMS_IN_CACHE * torch.get_num_threads() // max(1, len(turned_QD)) // 64 * 64)
         for first in range(0, len(rows_K), step):
             rows = rows_K[first : first + step]
-            scores_QK = _products(head_QH, self.head.codes[rows]).float().mul_(head_unit)
-            scores_QK.add_(_products(tail_QR, self.tail.codes[rows]), alpha=tail_unit)
+            parts = ((head_QH, self.head.codes[rows]), (tail_QR, self.tail.codes[rows]))
+            of_head, of_tail = (_products(query, codes, _room_for_products(query, len(rows))) for query, codes in parts)
+            scores_QK = of_head.float().mul_(head_unit).add_(of_tail, alpha=tail_unit)
             most_K[first : first + step] = scores_QK.amax(dim=0)
         return most_K.add_(head_slack + tail_slack)
 
