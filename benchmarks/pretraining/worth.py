@@ -192,7 +192,7 @@ def demo_speech(_: Path) -> Speech:
 
 def pretrained_tower(arm: Arm, speech: Speech, work: Path, steps: int) -> Path:
     """The folder of an arm's tower, pre-trained where that is not done yet."""
-    folder = work / "towers" / arm.name.replace(" ", "-")
+    folder = work / "towers" / f"{arm.name.replace(' ', '-')}-{steps}"
     if (folder / "done").is_file():
         return folder
     torch.manual_seed(0)

@@ -39,6 +39,10 @@ class NestModelArguments:
     dropout: float = field(default=0.1, metadata={"help": "Dropout of the encoder, in attention too."})
     num_books: int = field(default=1, metadata={"help": "Codebooks: targets of a token."})
     num_codes: int = field(default=8192, metadata={"help": "Codes of a book."})
+    frequency_head: bool = field(
+        default=False,
+        metadata={"help": "Begin with a head that says each code as often as it comes: small runs learn sooner so."},
+    )
     normalize_input: bool = field(
         default=False,
         metadata={"help": "Normalise each window before it becomes a token: more codes are used; not NEST's tokens."},

@@ -65,7 +65,7 @@ def run_audio_pretraining(
     trainer = PretrainingTrainer(
         model, args, train_clips, eval_clips, callbacks=[CodebookUsageCallback(), ThroughputCallback()]
     )
-    if model_args.model is None and checkpoint is None:
+    if model_args.frequency_head and model_args.model is None and checkpoint is None:
         begin_at_frequencies(model, train_clips)
     hours = float(train_clips.durations.sum()) / 3600
     trainer.card_data = f"`{data_args.dataset}`, {hours:.1f} hours of speech"
