@@ -1,5 +1,6 @@
 # make demo         install, search with the model that came along, train on the demo corpus, evaluate  (minutes, CPU)
 # make test         install, lint, type-check, test
+# make test-all     the same, and the few tests of half a minute each
 # make test-floors  test against the lowest versions that pyproject.toml names; torch alone is the tested version, since
 #                   its floor comes as a CUDA build of gigabytes where pip knows of no other
 # make real-speech  train the laptop recipes, evaluate on recordings of speakers never trained on  (CPU, over an hour)
@@ -13,7 +14,7 @@ EXTRAS := phonemes,report,modal,tune,sentence-transformers,synthesis,benchmark,d
 FLOOR_TESTS := $(addprefix tests/,house audio corpora packs text losses retrieval models/test_retrieval_model.py \
 	training/test_trainer.py training/test_run.py)
 
-.PHONY: demo test test-floors real-speech install style lint clean
+.PHONY: demo test test-all test-floors real-speech install style lint clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -22,6 +23,9 @@ demo: install
 
 # mypy is one of the tests, so that it has a core of two and not the machine.
 test: style
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not long'
+
+test-all: style
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-floors: .venv-floors/installed

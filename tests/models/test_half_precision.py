@@ -50,7 +50,7 @@ def train(folder, dtype, case, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(each, marks=[pytest.mark.long] * ("LoRA" in each)) for each in CASES])
 def test_training_in_half_precision_is_finite_and_near_float32(tmp_path, case):
     losses, _, _, dtypes = train(tmp_path / "float32", torch.float32, case)
     assert dtypes == {torch.float32}

@@ -291,6 +291,7 @@ def step_of_8192_clips(folder, **settings):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_device_takes_a_step_of_8192_clips_in_chunks_of_64_as_it_would_at_once(tmp_path):
     at_once, expected, _ = step_of_8192_clips(tmp_path / "whole", check_memory=False)
     sizes, weights, before = step_of_8192_clips(tmp_path / "chunks", gradcache_chunk=64, check_memory=False)

@@ -87,7 +87,9 @@ def test_gradcache_takes_the_steps_of_the_whole_batch(two_ranks, name):
     )
 
 
-@pytest.mark.parametrize("name", ["lora", "lora-chunks", "accumulated-chunks", "mined", "durations"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("lora", marks=pytest.mark.long), "lora-chunks", "accumulated-chunks", "mined", "durations"]
+)
 def test_throughput_is_that_of_all_ranks_and_said_alike_on_each(two_ranks, tmp_path, name):
     _, alone = run(name, tmp_path, CASES[name])
     one, other = of_rank(two_ranks, name, 0), of_rank(two_ranks, name, 1)

@@ -99,7 +99,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.long] * ("bf16" in each)) for each in CASES])
 def test_the_estimate_is_near_to_what_the_step_takes(tmp_path, name):
     batch = 4 if "bf16" in name else 8 if "lora" in name else 64  # slow where a processor has no bf16
     trainer = make_trainer(tmp_path, batch, max_steps=1, check_memory=False, **CASES[name])
