@@ -191,6 +191,7 @@ def test_qtr_models_lists_revisions_checkpoints_and_authors_and_each_can_be_load
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_that_fails_costs_the_push_and_not_the_run(tmp_path):
     script = """
         import json, logging, sys

@@ -9,6 +9,8 @@ import pytest
 
 from tests.processes.launching import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):

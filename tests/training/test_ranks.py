@@ -61,7 +61,14 @@ OTHERS = ["mined", "mined-sigmoid-chunks", "aliases", "lonely-term", "durations"
 OTHERS += ["phonemes", "phonemes-chunks", "phonemes-lonely"]
 
 
-@pytest.mark.parametrize("name", [*MATRIX, *LORA_AND_ACCUMULATED, *OTHERS])
+# "lora-chunks" is the same and GradCache.
+LONG = {"lora": [pytest.mark.long]}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=LONG.get(name, [])) for name in (*MATRIX, *LORA_AND_ACCUMULATED, *OTHERS)],
+)
 def test_two_ranks_take_the_steps_of_one(two_ranks, untrained, tmp_path, name):
     trainer, alone = run(name, tmp_path, CASES[name])
     assert (trained_weights(trainer)["audio_head.weight"] - untrained).abs().max() > 1e-3
