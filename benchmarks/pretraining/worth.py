@@ -294,7 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--pretraining_steps", type=int, default=1600, help="of 48 audio seconds, of each arm")
+    parser.add_argument(
+        "--pretraining_steps", type=int, default=1600, help=f"of {PRETRAINING_BATCH_SECONDS} s, of each arm"
+    )
     parser.add_argument("--steps", type=int, default=240, help="of the retriever")
     parser.add_argument("--batch", type=int, default=64, help="clips of a step of the retriever")
     parser.add_argument("--work", type=Path, default=Path("outputs/ablation"), help="packs, towers and results of runs")

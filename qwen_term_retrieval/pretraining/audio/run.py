@@ -21,7 +21,7 @@ from qwen_term_retrieval.pretraining.audio.arguments import (
 )
 from qwen_term_retrieval.pretraining.audio.configuration import NestConfig
 from qwen_term_retrieval.pretraining.audio.data import NestClips
-from qwen_term_retrieval.pretraining.audio.first_head import begin_at_frequencies
+from qwen_term_retrieval.pretraining.audio.first_head import NUM_CLIPS, begin_at_frequencies
 from qwen_term_retrieval.pretraining.audio.model import NestForPreTraining
 from qwen_term_retrieval.pretraining.audio.nemo import read_nemo
 from qwen_term_retrieval.pretraining.audio.trainer import PretrainingTrainer
@@ -65,8 +65,12 @@ def run_audio_pretraining(
     trainer = PretrainingTrainer(
         model, args, train_clips, eval_clips, callbacks=[CodebookUsageCallback(), ThroughputCallback()]
     )
-    if model_args.frequency_head and model_args.model is None and checkpoint is None:
-        begin_at_frequencies(model, train_clips)
+    if model_args.frequency_head and checkpoint is None:
+        if model_args.model is None:
+            heading("head", f"begins at the frequencies of the codes in {min(NUM_CLIPS, len(train_clips)):,} clips")
+            begin_at_frequencies(model, train_clips)
+        else:
+            logger.warning("%s keeps its own head: frequency_head is for a new model", model_args.model)
     hours = float(train_clips.durations.sum()) / 3600
     trainer.card_data = f"`{data_args.dataset}`, {hours:.1f} hours of speech"
     show_loss_behind_the_bar(trainer)

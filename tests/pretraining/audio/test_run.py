@@ -53,6 +53,14 @@ def finished(speech, tmp_path_factory):
     return folder
 
 
+def test_a_checkpoint_keeps_its_head_and_it_is_said(speech, finished, tmp_path, caplog):
+    run(speech, tmp_path / "on", model=finished, eval_share=0.2, learning_rate=0.0)
+    assert f"{finished} keeps its own head: frequency_head is for a new model" in caplog.text
+    before, after = (NestForPreTraining.from_pretrained(folder) for folder in (finished, tmp_path / "on"))
+    assert torch.equal(before.head.weight, after.head.weight)
+    assert before.head.weight.abs().max() > 0
+
+
 def test_a_run_leaves_a_model_that_loads_with_its_card_and_numbers(finished):
     model = NestForPreTraining.from_pretrained(finished)
     assert model.config.encoder.hidden_size == 16
