@@ -31,6 +31,7 @@ from benchmarks.real_speech.ablation_report import table_of_runs
 from benchmarks.real_speech.asterisk import asterisk_texts
 from benchmarks.real_speech.judged_sets import is_test_text
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
+from qwen_term_retrieval.models.text_towers.phoneme_encoder import ConvBlock
 from qwen_term_retrieval.packs.packing import pack_corpus
 from qwen_term_retrieval.synthesis.corpus_folder import write_corpus
 from qwen_term_retrieval.synthesis.laptop import laptop_rows
@@ -44,6 +45,7 @@ ABOUT = {
     "Studio: Asterisk prompts of at most four words, one speaker, n = 341. Volunteers: KTuberling's English "
     "words, about two speakers, n = 72."
 }
+_SPANS_AT_ONCE = 256
 Change = Callable[[TermRetrievalModel], None]
 
 
@@ -90,18 +92,28 @@ def norm_head(model: TermRetrievalModel) -> None:
         setattr(model, name, NormedHead(head.in_features, head.out_features))
 
 
-class GatedBlock(nn.Module):
+class GatedBlock(ConvBlock):
     """A residual convolution whose other half gates it."""
 
     def __init__(self, hidden_size: int, kernel_size: int, dropout: float):
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size)
+        super().__init__(hidden_size, kernel_size, dropout)
         self.conv = nn.Conv1d(hidden_size, 2 * hidden_size, kernel_size, padding="same")
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_RSH: torch.Tensor, mask_RS1: torch.Tensor) -> torch.Tensor:
         update_RSH = self.conv((self.norm(hidden_RSH) * mask_RS1).transpose(1, 2)).transpose(1, 2)
         return hidden_RSH + self.dropout(F.glu(update_RSH, dim=-1))
+
+    def after(
+        self,
+        said_RH: torch.Tensor,
+        hidden_CH: torch.Tensor,
+        neighbours_UK: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        kernel = neighbours_UK.shape[1]
+        rows_UK = neighbours_UK * kernel + torch.arange(kernel)
+        update_UH = F.glu(F.embedding_bag(rows_UK, said_RH, mode="sum") + self.conv.bias, dim=-1)
+        return torch.add(update_UH, hidden_CH[neighbours_UK[:, (kernel - 1) // 2]], out=out)
 
 
 def gate_text(model: TermRetrievalModel) -> None:
@@ -126,25 +138,32 @@ def _pool_triangles(
 ) -> torch.Tensor:
     if frames_BTH.dim() == 4:
         frames_BTH = torch.einsum("blth,l->bth", frames_BTH.float(), model.layer_mix.float().softmax(0))
-    centre_T = torch.arange(frames_BTH.shape[1]) + 0.5
-    parts = []
-    for clip in range(len(frames_BTH)):
-        rows_p = (clip_index_P == clip).nonzero()[:, 0]
-        start_p1, length_p1 = start_P[rows_p, None], (end_P - start_P)[rows_p, None].clamp(min=1.0)
-        inside_pT = (centre_T >= start_p1 - 0.5) & (centre_T < start_p1 + length_p1 + 0.5)
-        inside_pT &= centre_T < num_frames_B[clip]
-        weights = []
-        for level in model.config.segments:
-            for k in range(level):
-                middle_p1 = start_p1 + length_p1 * (k + 0.5) / level
-                # One segment is the plain mean; the others fall to nothing at their neighbours' middles.
-                shape_pT = 1 - (centre_T - middle_p1).abs() * level / length_p1 if level > 1 else torch.ones(1)
-                weight_pT = shape_pT.clamp(min=1e-4) * inside_pT
-                weights.append(weight_pT / weight_pT.sum(1, keepdim=True).clamp(min=1e-6))
-        parts.append((rows_p, torch.einsum("kpt,th->pkh", torch.stack(weights), frames_BTH[clip].float()).flatten(1)))
-    order = torch.cat([rows for rows, _ in parts])
-    pooled_PH = torch.cat([pooled for _, pooled in parts])[order.argsort()]
-    return F.normalize(model.audio_head(pooled_PH), dim=-1)
+    pooled = []
+    for rows_p in torch.arange(len(start_P)).split(_SPANS_AT_ONCE):
+        clips_p = clip_index_P[rows_p]
+        weights_pKT = _triangles(model.config.segments, start_P[rows_p], end_P[rows_p], num_frames_B[clips_p])
+        frames_pTH = frames_BTH[clips_p, : weights_pKT.shape[2]].float()
+        pooled.append(torch.bmm(weights_pKT, frames_pTH).flatten(1))
+    return F.normalize(model.audio_head(torch.cat(pooled)), dim=-1)
+
+
+def _triangles(
+    levels: Sequence[int], start_P: torch.Tensor, end_P: torch.Tensor, num_frames_P: torch.Tensor
+) -> torch.Tensor:
+    """What each frame of its clip weighs in each segment of a span, (P, K, T)."""
+    centre_T = torch.arange(int(num_frames_P.max())) + 0.5
+    start_P1, length_P1 = start_P[:, None], (end_P - start_P)[:, None].clamp(min=1.0)
+    inside_PT = (centre_T >= start_P1 - 0.5) & (centre_T < start_P1 + length_P1 + 0.5)
+    inside_PT &= centre_T < num_frames_P[:, None]
+    weights = []
+    for level in levels:
+        for k in range(level):
+            middle_P1 = start_P1 + length_P1 * (k + 0.5) / level
+            # One segment is the plain mean; the others fall to nothing at their neighbours' middles.
+            shape_PT = 1 - (centre_T - middle_P1).abs() * level / length_P1 if level > 1 else torch.ones(1)
+            weight_PT = shape_PT.clamp(min=1e-4) * inside_PT
+            weights.append(weight_PT / weight_PT.sum(1, keepdim=True).clamp(min=1e-6))
+    return torch.stack(weights, dim=1)
 
 
 def _all_of_it(model: TermRetrievalModel) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 NUM_CLIPS = 16_000
 NUM_KOKORO = 1_800
 _KOKORO_VOICES = 300
-_SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
+SPEEDS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 _PITCHES = ("", "@35", "@42", "@58", "@66")
 _FLITE_SHARE = 0.3
 _SENTENCE_SHARE = 0.1
@@ -39,7 +39,7 @@ _MOST_DRAWS = 200_000
 # Heard only in the validation split.
 HELD_OUT_VOICES = ("am_michael", "bf_emma")
 _HELD_OUT_VARIANTS = ("+Andy", "+steph")
-_SHARES = {
+KIND_SHARES = {
     "everyday": 0.22,
     "fragment": 0.27,
     "number": 0.10,
@@ -104,8 +104,8 @@ def _row_of_text(text: str, kind: str, by_kokoro: bool, examples: list[str], see
     # flite has too few voices to hold one out.
     is_flite = rng.random() < _FLITE_SHARE and split == "train"
     engine = "kokoro" if by_kokoro else "flite" if is_flite else "espeak"
-    before, after = _surroundings(text, examples, rng, exclude) if rng.random() < _SENTENCE_SHARE else ("", "")
-    request = SpeechRequest(engine, _draw_voice(engine, split, rng), text, rng.choice(_SPEEDS), before, after)
+    before, after = surroundings(text, examples, rng, exclude) if rng.random() < _SENTENCE_SHARE else ("", "")
+    request = SpeechRequest(engine, _draw_voice(engine, split, rng), text, rng.choice(SPEEDS), before, after)
     return CorpusRow(request, split, extra={"kind": kind})
 
 
@@ -113,8 +113,8 @@ def _draw_texts(num_texts: int, examples: list[str], seed: int, exclude: Set[str
     """Distinct texts and their kinds, in an order that chance decides; fewer where a kind runs dry."""
     texts = []
     taken = set(exclude)
-    for kind, source in _sources(examples, seed).items():
-        wanted = round(_SHARES[kind] * num_texts)
+    for kind, source in texts_of_kinds(examples, seed).items():
+        wanted = round(KIND_SHARES[kind] * num_texts)
         fresh = (text for text in source if _is_fresh(text, taken))
         drawn = list(itertools.islice(fresh, wanted))
         if len(drawn) < wanted:
@@ -132,7 +132,8 @@ def _is_fresh(text: str, taken: set[str]) -> bool:
     return True
 
 
-def _sources(examples: list[str], seed: int) -> dict[str, Iterator[str]]:
+def texts_of_kinds(examples: list[str], seed: int) -> dict[str, Iterator[str]]:
+    """Texts to say of each kind of `KIND_SHARES`, some of them more than once; `examples` are sentences."""
     lemmas = wordlists.wordnet_terms(max_words=4)
     lists = {
         "wordnet": [lemma for lemma in lemmas if " " not in lemma],
@@ -141,7 +142,7 @@ def _sources(examples: list[str], seed: int) -> dict[str, Iterator[str]]:
         "computing": [term for term in wordlists.computing_terms(max_words=4) if _is_plain(term)],
         "places": wordlists.place_names(max_words=4)[:8000],
     }
-    rngs = {kind: random.Random(f"{seed}/{kind}") for kind in _SHARES}
+    rngs = {kind: random.Random(f"{seed}/{kind}") for kind in KIND_SHARES}
     drawn: dict[str, Iterator[str]] = {
         "everyday": _many(everyday_phrase, rngs["everyday"]),
         "fragment": filter(None, _many(lambda rng: fragment(rng.choice(examples), rng), rngs["fragment"])),
@@ -160,7 +161,7 @@ def _is_plain(term: str) -> bool:
     return all(word.isalpha() and (len(word) > 3 or word.isupper()) for word in term.split())
 
 
-def _surroundings(text: str, examples: list[str], rng: random.Random, exclude: Set[str]) -> tuple[str, str]:
+def surroundings(text: str, examples: list[str], rng: random.Random, exclude: Set[str]) -> tuple[str, str]:
     """Fragments of two other sentences to say before and after the text."""
     while True:
         before, after = (fragment(rng.choice(examples), rng, max_words=4) for _ in range(2))
@@ -172,7 +173,7 @@ def _draw_voice(engine: str, split: str, rng: random.Random) -> str:
     voices = get_engine(engine).voices
     held_out = split == "validation"
     if engine == "kokoro":
-        return rng.choice(HELD_OUT_VOICES if held_out else _kokoro_cast(voices))
+        return rng.choice(HELD_OUT_VOICES if held_out else kokoro_cast(voices))
     if engine == "espeak":
         of_split = [voice for voice in voices if voice.endswith(_HELD_OUT_VARIANTS) == held_out]
         return rng.choice(of_split) + rng.choice(_PITCHES)
@@ -180,7 +181,7 @@ def _draw_voice(engine: str, split: str, rng: random.Random) -> str:
 
 
 @functools.cache
-def _kokoro_cast(voices: tuple[str, ...]) -> list[str]:
+def kokoro_cast(voices: tuple[str, ...]) -> list[str]:
     """The voices that are not held out, and mixtures of two of one accent."""
     cast = [voice for voice in voices if voice not in HELD_OUT_VOICES]
     pairs = [(one, other) for one in cast for other in cast if one < other and one[0] == other[0]]
