@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from qwen_term_retrieval.storage.atomic import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
+_NUMBERS = re.compile(r"\[\n\s+([^\[\]{}\"]+?)\n\s+\]")
 
 
 def machine() -> dict[str, Any]:
@@ -42,7 +44,10 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def write_results(path: Path, results: Mapping[str, Any], *, packages: Sequence[str]) -> None:
-    """Write `results` with date, machine and the versions of `packages`; the file appears whole or not at all."""
+    """Write `results` with date, machine and the versions of `packages`; the file appears whole or not at all.
+
+    A list of numbers, such as the ranks of a run, stands in one line.
+    """
     about = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -50,4 +55,9 @@ def write_results(path: Path, results: Mapping[str, Any], *, packages: Sequence[
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        file.write((json.dumps(about | dict(results), indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(as_text(about | dict(results)).encode())
+
+
+def as_text(results: Mapping[str, Any]) -> str:
+    indented = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", indented)
