@@ -67,17 +67,14 @@ def judge(bench: Benchmark, retriever: TermRetriever) -> dict[str, Any]:
     return found
 
 
-def report(sets: dict[str, Any]) -> str:
-    """A table of each set: a row of each way in, a column of each bank."""
-    parts = []
-    for name, found in sets.items():
-        rows = [
-            [way, *("{R@1:.3f} / {R@10:.3f}, {ms:.0f} ms".format(**found[bank][way]) for bank in BANKS)]
-            for way in found[next(iter(BANKS))]
-        ]
-        head = f"**{name}: {found['speakers']}, n = {found['n']}**, R@1 / R@10, median of a whole search"
-        parts.append(f"{head}\n\n{table(['proposed by', *BANKS], rows)}")
-    return "\n".join(parts)
+def report(name: str, found: dict[str, Any]) -> str:
+    """A row of each way in, a column of each bank."""
+    rows = [
+        [way, *("{R@1:.3f} / {R@10:.3f}, {ms:.0f} ms".format(**found[bank][way]) for bank in BANKS)]
+        for way in found[next(iter(BANKS))]
+    ]
+    head = f"**{name}: {found['speakers']}, n = {found['n']}**, R@1 / R@10, median of a whole search"
+    return f"{head}\n\n{table(['proposed by', *BANKS], rows)}"
 
 
 def main() -> None:
@@ -87,17 +84,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    sets = {}
     for name in options.test_set or TEST_SETS:
         retriever = TermRetriever.from_pretrained(options.model, verify="sounds", device="cpu")
         work = Path("outputs/real_speech") / name
         bench = Benchmark(work, Path(options.model), Path("packs/laptop"), test_set=TEST_SETS[name])
-        sets[name] = {"speakers": TEST_SETS[name].speakers} | judge(bench, retriever)
-    path = RESULTS / "bank_sizes.json"
-    about = {"model": options.model, "threads": options.threads, "words": f"at most {SHORT_WORDS}"}
-    write_results(path, about | {"sets": sets}, packages=("torch", "transformers", "numpy"))
-    path.with_suffix(".md").write_text(report(sets), encoding="utf-8")
-    print(report(sets))
+        found = {"speakers": TEST_SETS[name].speakers} | judge(bench, retriever)
+        about = {"model": options.model, "threads": options.threads, "words": f"at most {SHORT_WORDS}"}
+        path = RESULTS / f"bank_sizes_{name}.json"
+        write_results(path, about | found, packages=("torch", "transformers", "numpy"))
+        path.with_suffix(".md").write_text(report(name, found), encoding="utf-8")
+        print(report(name, found))
 
 
 if __name__ == "__main__":
