@@ -61,8 +61,8 @@ def listening_model(say):
     import numpy as np
 
     from qwen_term_retrieval.audio.collate import pad_pcm
-    from qwen_term_retrieval.models.pooling import pool_pyramid
     from qwen_term_retrieval.models.retrieval_model import TermRetrievalConfig, TermRetrievalModel
+    from qwen_term_retrieval.models.spans.pooling import pool_pyramid
 
     def solve(head, x_PH, y_PD, ridge):
         x_PH, y_PD = x_PH.double(), y_PD.double()

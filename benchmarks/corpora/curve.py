@@ -27,7 +27,15 @@ import torch
 
 from benchmarks.corpora.near_human import PACK
 from benchmarks.markdown import table
-from benchmarks.real_speech.ablation import TOWER, WINDOWS, distractors, run_variants, small_run, test_ranks, test_sets
+from benchmarks.real_speech.ablations.ablation import (
+    TOWER,
+    WINDOWS,
+    distractors,
+    run_variants,
+    small_run,
+    test_ranks,
+    test_sets,
+)
 from benchmarks.results_json import RESULTS, write_results
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer

@@ -45,7 +45,7 @@ from qwen_term_retrieval.pretraining.audio.arguments import AudioPretrainingArgu
 from qwen_term_retrieval.pretraining.audio.data import fixed_visits
 from qwen_term_retrieval.pretraining.audio.first_head import begin_at_frequencies
 from qwen_term_retrieval.pretraining.audio.trainer import PretrainingTrainer
-from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 from qwen_term_retrieval.synthesis.corpus_folder import CorpusRow, write_corpus
 from qwen_term_retrieval.synthesis.engines import get_engine
 from qwen_term_retrieval.synthesis.rendering import SpeechRequest

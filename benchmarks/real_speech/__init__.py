@@ -13,10 +13,8 @@
     work_folder           what the stages of a run leave for one another
     report                the table, the targets, the picture
     laptop                makes the corpus and the model that are judged
-    ablation              what each part of a training buys
-    ablation_report       its table
-    first_stage           what a prototype did otherwise, one difference at a time
-    belief                what a probability promises and keeps, by size of the bank
+    ablations             a room: what each part of a training buys, and each kind of text tower
+    verifying             a room: what the second look is worth: recall, belief, false alarms, sizes of banks
 
-`python -m benchmarks.real_speech.laptop` and `.ablation` are programs too.
+`python -m benchmarks.real_speech.laptop` is a program too, as are most files of the two last rooms.
 """

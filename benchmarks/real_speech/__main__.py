@@ -41,7 +41,7 @@ from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS, TestSet, 
 from benchmarks.real_speech.long.program import EARNINGS22, LONG
 from benchmarks.real_speech.report import write_report
 from benchmarks.real_speech.term_banks import TermBanks, make_banks
-from benchmarks.real_speech.verified import answers_in_banks, believed, index_of, ranks_of
+from benchmarks.real_speech.verifying.answers import answers_in_banks, believed, index_of, ranks_of
 from benchmarks.real_speech.whisper_transcripts import transcribe_all, whisper_base
 from benchmarks.real_speech.work_folder import SetRun, WorkFolder
 from benchmarks.results_json import RESULTS
@@ -50,9 +50,9 @@ from qwen_term_retrieval.corpora.corpus import read_corpus
 from qwen_term_retrieval.evaluation.ranking import rank_of_gold, rank_of_gold_in_scores, recall_at_k
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.packs.packing import pack_corpus
+from qwen_term_retrieval.retrieval.looks.second_look import FIRST_STAGES, SecondLook
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, SecondLook
 from qwen_term_retrieval.text.phonetics import get_phonemizer
 from qwen_term_retrieval.text.spellings import MAX_TERM_WORDS, normalize_term
 from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms

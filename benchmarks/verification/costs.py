@@ -25,9 +25,10 @@ from benchmarks.search.banks import spoken_clips
 from benchmarks.verification.terms import real_terms
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.retrieval.explaining import hear_sounds
+from qwen_term_retrieval.retrieval.looks.first_look import nearest_places
+from qwen_term_retrieval.retrieval.looks.second_look import SecondLook
+from qwen_term_retrieval.retrieval.looks.spelling_look import SpellingLook
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import SecondLook, nearest_places
-from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
 from qwen_term_retrieval.verification.evidence import Candidates, gather_evidence
 
 MEASURE = "Levenshtein, then Jaro-Winkler"

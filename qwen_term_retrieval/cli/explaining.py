@@ -49,9 +49,9 @@ def explain(
         qtr explain outputs/mine clip.wav sixteen --glossary numbers.txt --output sixteen.png
     """
     from qwen_term_retrieval.retrieval.explaining import explain as explain_term
+    from qwen_term_retrieval.retrieval.looks.second_look import phoneme_head_of
     from qwen_term_retrieval.retrieval.recordings.inputs import open_recordings
     from qwen_term_retrieval.retrieval.retriever import TermRetriever
-    from qwen_term_retrieval.retrieval.second_look import phoneme_head_of
 
     log_with_libraries(quiet)
     if output is not None:
@@ -89,7 +89,7 @@ def _table(alignment: Alignment) -> str:
 
 
 def _summary(explained: Explanation, index: TermIndex | None) -> list[str]:
-    from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES
+    from qwen_term_retrieval.retrieval.looks.first_look import NUM_CANDIDATES
 
     alignment, alone, among = explained.alignment, explained.alone, explained.among
     lines = [f"fit {alignment.fit:.2f}, {alignment.fit_per_sound:.2f} a sound; worst: {alignment.worst}"]

@@ -57,7 +57,7 @@ def launch_training(
         TrainingFailedError: what training wrote is committed, and its messages are in the log.
     """
     # Not above: on your machine this would load torch to start a container.
-    from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+    from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 
     checkpoint = last_whole_checkpoint(output_dir)
     logger.info("%s: %s", output_dir.name, f"going on from {checkpoint}" if checkpoint else "starting")

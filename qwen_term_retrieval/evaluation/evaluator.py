@@ -30,9 +30,9 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.calibration import count_known_terms, gold_ids, judge_matches, unlabelled_ids
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.looks.first_look import NUM_CANDIDATES, nearest
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES, nearest
 from qwen_term_retrieval.text.glossary import Glossary, Term, distinct_terms
 
 _CLIPS_AT_ONCE = 64

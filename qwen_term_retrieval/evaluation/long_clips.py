@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.looks.first_look import nearest
 from qwen_term_retrieval.retrieval.matches import BestOfEach, TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.scoring import blocks_of_scores
-from qwen_term_retrieval.retrieval.second_look import nearest
 
 # The windows of a minute are 20 MB or less.
 LONG_SECONDS = 60.0

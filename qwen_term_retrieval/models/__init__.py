@@ -7,9 +7,8 @@ pretrained_model.py                which of its weights are trained, saved and l
 configuration.py                   its settings, `config.json`
 lora.py                            low-rank adapters in both towers
 attention_backend.py               the attention that encoders run with
-pooling.py, attention_pooling.py   spans of frames to vectors that remember their order
+spans/                             spans of frames to vectors that remember their order
 phoneme_head.py                    which sound is heard when
-windows.py                         the grid of spans that a clip is searched with
 embeddings.py                      what `encode_audio` gives
 placing.py                         a model by name, put on a device, in a precision
 evaluation_mode.py                 a model as it answers, without dropout and graph

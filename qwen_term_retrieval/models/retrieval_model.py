@@ -26,17 +26,17 @@ from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE, clip_pcm
 from qwen_term_retrieval.batching import length_buckets
 from qwen_term_retrieval.models.attention_backend import attention_precision, attention_refused_by_name
-from qwen_term_retrieval.models.attention_pooling import AttentionPooling
 from qwen_term_retrieval.models.configuration import TermRetrievalConfig
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
 from qwen_term_retrieval.models.evaluation_mode import evaluation_mode
 from qwen_term_retrieval.models.phoneme_head import PhonemeHead
-from qwen_term_retrieval.models.pooling import pool_pyramid
 from qwen_term_retrieval.models.pretrained_model import TermRetrievalPreTrainedModel
+from qwen_term_retrieval.models.spans.attention_pooling import AttentionPooling
+from qwen_term_retrieval.models.spans.pooling import pool_pyramid
+from qwen_term_retrieval.models.spans.windows import window_grid
 from qwen_term_retrieval.models.text_towers.text_cache import TextCache
 from qwen_term_retrieval.models.text_towers.tower import build_text_tower, phonemizers_of
 from qwen_term_retrieval.models.weights.base_weights import build_audio_tower
-from qwen_term_retrieval.models.windows import window_grid
 from qwen_term_retrieval.progress import Progress
 
 _MAX_LOGIT_SCALE = 100.0

@@ -3,13 +3,10 @@
 retriever.py      `TermRetriever`: a model and an index, asked for terms in speech
 index.py          the vectors of a glossary, under changes and from many threads
 indexes/          what an index is made of: parts, sketches, files
-indexing.py       glossaries to indexes of one model
-embedding.py      terms to vectors and sounds, a stretch at a time
-saying.py         terms said as arrays, in processes where that pays
+indexing/         a glossary to an index of one model
 encoding.py       clips to the windows that a search scores
 scoring.py        scores of windows against a bank, block by block
-second_look.py    what is proposed, and what is believed
-spelling_look.py  a decoder's word on terms that claim the same place
+looks/            windows and sounds of a chunk to terms that are believed
 stream.py         long and live audio, in overlapping chunks
 hearing.py        what is heard in chunks: each term where it is surest, and each time that it is said
 recordings/       recordings as people give them, one after another
@@ -18,7 +15,6 @@ calibration.py    the threshold between heard and not heard
 verifier_fitting.py  a verifier of a model's own searches
 explaining.py     why a term was found in a clip, or was not
 matches.py        what a search answers
-fingerprint.py    which model an index belongs to
 """
 
 from qwen_term_retrieval.retrieval.calibration import Calibration, calibrate

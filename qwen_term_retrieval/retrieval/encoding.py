@@ -28,7 +28,7 @@ from qwen_term_retrieval.audio.sources import Recording, name_of_audio
 from qwen_term_retrieval.errors import BadAudioError
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings, Spans
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
-from qwen_term_retrieval.models.windows import window_grid
+from qwen_term_retrieval.models.spans.windows import window_grid
 from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.stream import Chunk, Chunker
 

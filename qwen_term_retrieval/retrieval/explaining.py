@@ -22,9 +22,10 @@ from qwen_term_retrieval.errors import BadAudioError, VerifierError
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.looks.first_look import NUM_CANDIDATES
+from qwen_term_retrieval.retrieval.looks.second_look import phoneme_head_of
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES, phoneme_head_of
 from qwen_term_retrieval.retrieval.stream import Chunk
 from qwen_term_retrieval.text.alphabet import BLANK
 from qwen_term_retrieval.text.glossary import Glossary

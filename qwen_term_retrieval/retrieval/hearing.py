@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from qwen_term_retrieval.models.embeddings import AudioEmbeddings
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.looks.first_look import nearest, nearest_each_time
+from qwen_term_retrieval.retrieval.looks.second_look import SecondLook
+from qwen_term_retrieval.retrieval.looks.spelling_look import NUM_SPELLED, SpellingLook
 from qwen_term_retrieval.retrieval.matches import TermMatch
-from qwen_term_retrieval.retrieval.second_look import SecondLook, nearest, nearest_each_time
-from qwen_term_retrieval.retrieval.spelling_look import NUM_SPELLED, SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, RepeatMerger
 from qwen_term_retrieval.verification.verifier import Verifier
 

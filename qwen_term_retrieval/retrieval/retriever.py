@@ -25,15 +25,10 @@ from qwen_term_retrieval.retrieval.calibration import fits_glossary
 from qwen_term_retrieval.retrieval.encoding import ChunkBar, ClipEncoder, Windows, clips_of
 from qwen_term_retrieval.retrieval.hearing import Hearer
 from qwen_term_retrieval.retrieval.index import Hold, TermIndex
-from qwen_term_retrieval.retrieval.indexing import GlossaryIndexer, Terms
+from qwen_term_retrieval.retrieval.indexing.indexer import GlossaryIndexer, Terms
+from qwen_term_retrieval.retrieval.looks.second_look import FirstStage, SecondLook, Verify, verifier_of
+from qwen_term_retrieval.retrieval.looks.spelling_look import SpellingLook
 from qwen_term_retrieval.retrieval.matches import BestOfEach, TermMatch
-from qwen_term_retrieval.retrieval.second_look import (
-    FirstStage,
-    SecondLook,
-    Verify,
-    verifier_of,
-)
-from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
 from qwen_term_retrieval.retrieval.stream import Chunk, live_pcm
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.verification.verifier import Verifier

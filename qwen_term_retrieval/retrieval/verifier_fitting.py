@@ -27,8 +27,8 @@ from qwen_term_retrieval.retrieval.calibration import (
     warn_of_few,
 )
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.looks.second_look import Looked, SecondLook
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import Looked, SecondLook
 from qwen_term_retrieval.text.glossary import Term, distinct_terms
 from qwen_term_retrieval.text.spellings import MAX_TERM_WORDS, normalize_term, spoken_spellings
 from qwen_term_retrieval.verification.evidence import FEATURES, Evidence

@@ -12,8 +12,5 @@ callbacks.py      patience, guard, throughput, memory check, in their order
 log_file.py       the log as lines of JSON
 loss_means.py     parts of a loss as means over steps and ranks
 memory.py         whether a step fits: free memory, measuring, the wording
-random_state.py   random states, taken and put back
-checkpoints.py    which is the best, and whether the run is over
-resuming.py       the newest whole checkpoint, over the data that it began with
-publishing.py     checkpoints on the Hub
+checkpoints/      what a run keeps, and how it goes on from it
 """

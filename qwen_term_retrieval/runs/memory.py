@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qwen_term_retrieval.distributed import gathered, world_size
-from qwen_term_retrieval.runs.random_state import RandomState
+from qwen_term_retrieval.runs.checkpoints.random_state import RandomState
 
 logger = logging.getLogger(__name__)
 

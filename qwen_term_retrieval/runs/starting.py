@@ -13,7 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from qwen_term_retrieval.distributed import deferred, gathered, on_every_rank
 from qwen_term_retrieval.runs.arguments import RunArguments
-from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback
 
 logger = logging.getLogger(__name__)

@@ -25,11 +25,11 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from qwen_term_retrieval.runs.callbacks import RunCallbacks
-from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.best import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.publishing import Publisher
+from qwen_term_retrieval.runs.checkpoints.resuming import check_resumable, check_same_data, keep_identity
 from qwen_term_retrieval.runs.loader import EpochLoader
 from qwen_term_retrieval.runs.log_file import LogFile
-from qwen_term_retrieval.runs.publishing import Publisher
-from qwen_term_retrieval.runs.resuming import check_resumable, check_same_data, keep_identity
 
 
 class RunTrainer(Trainer):

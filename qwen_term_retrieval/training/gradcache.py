@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from qwen_term_retrieval.losses.objective import Embeddings
-from qwen_term_retrieval.runs.random_state import RandomState
+from qwen_term_retrieval.runs.checkpoints.random_state import RandomState
 
 
 def gradcache_step(

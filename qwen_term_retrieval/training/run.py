@@ -23,7 +23,7 @@ from qwen_term_retrieval.packs.loading import load_rows, split_of
 from qwen_term_retrieval.retrieval.calibration import CalibrationError, calibrate
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier
-from qwen_term_retrieval.runs.resuming import check_same_data
+from qwen_term_retrieval.runs.checkpoints.resuming import check_same_data
 from qwen_term_retrieval.runs.starting import claim_output_dir, configure_logging, heading, show_loss_behind_the_bar
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.text.glossary import Glossary

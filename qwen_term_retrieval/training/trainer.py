@@ -36,10 +36,10 @@ from qwen_term_retrieval.models.flops import StepFlops
 from qwen_term_retrieval.models.model_card import model_card
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.runs.callbacks import RunCallbacks
-from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.best import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.publishing import Publisher
 from qwen_term_retrieval.runs.loader import EpochLoader
 from qwen_term_retrieval.runs.loss_means import LossMeans
-from qwen_term_retrieval.runs.publishing import Publisher
 from qwen_term_retrieval.runs.sampling import GlobalBatchSampler, batch_sampler
 from qwen_term_retrieval.runs.trainer import RunTrainer
 from qwen_term_retrieval.runs.unsupported import refuse_launch

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from benchmarks.real_speech.ablation_report import hits, read_runs, table_of_runs
+from benchmarks.real_speech.ablations.report import hits, read_runs, table_of_runs
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.models.attention_pooling import AttentionPooling
-from qwen_term_retrieval.models.pooling import pool_pyramid
+from qwen_term_retrieval.models.spans.attention_pooling import AttentionPooling
+from qwen_term_retrieval.models.spans.pooling import pool_pyramid
 
 HIDDEN, HEADS = 8, 4
 

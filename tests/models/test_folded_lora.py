@@ -7,8 +7,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from qwen_term_retrieval.audio.collate import pad_pcm
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndexError
+from qwen_term_retrieval.retrieval.indexing.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
 CLIPS = [(np.random.default_rng(seed).standard_normal(16_000 * seed) * 3000).astype(np.int16) for seed in (1, 2)]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.models.pooling import pool_pyramid, pool_runs
-from qwen_term_retrieval.models.windows import window_grid
+from qwen_term_retrieval.models.spans.pooling import pool_pyramid, pool_runs
+from qwen_term_retrieval.models.spans.windows import window_grid
 
 SEGMENTS = (1, 2, 4)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 from tests.processes.trainer import make_trainer
 
 # Of the life, not of the run; the Trainer's `train_loss` is the mean since it went on.

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from qwen_term_retrieval.distributed import end_ranks, rank, world_size
 from qwen_term_retrieval.models.flops import peak_flops
 from qwen_term_retrieval.pretraining.audio.first_head import begin_at_frequencies
-from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 from tests.doubles.tiny_nest import tiny_nest, tiny_trainer
 from tests.processes.text_trainer import KillAt, forked
 

@@ -29,7 +29,7 @@ from qwen_term_retrieval.pretraining.text.architectures import build_model
 from qwen_term_retrieval.pretraining.text.arguments import TextModelArguments, TextPretrainingArguments
 from qwen_term_retrieval.pretraining.text.run import open_prepared
 from qwen_term_retrieval.pretraining.text.trainer import TextPretrainingTrainer
-from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
+from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 from qwen_term_retrieval.trainer_callbacks import TokenThroughputCallback
 
 RANKS = (1, 2, 3)

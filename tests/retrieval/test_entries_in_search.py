@@ -32,7 +32,7 @@ def test_a_term_is_found_by_the_pronunciation_that_its_entry_gives(listening_mod
 
 
 def test_the_sounds_of_a_search_are_those_of_the_entry(hearing_model):
-    from qwen_term_retrieval.retrieval.second_look import SecondLook
+    from qwen_term_retrieval.retrieval.looks.second_look import SecondLook
 
     retriever = TermRetriever.from_pretrained(hearing_model)
     retriever.index([{"term": "Adolphe's horn", "pronunciations": [f"/{IPA}/"]}, "IL-6"], show_progress=False)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from qwen_term_retrieval.retrieval.embedding import Embedded
 from qwen_term_retrieval.retrieval.index import TermIndex, TermIndexError
 from qwen_term_retrieval.retrieval.indexes import building
 from qwen_term_retrieval.retrieval.indexes.folder import damages_of
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
-from qwen_term_retrieval.retrieval.saying import say
+from qwen_term_retrieval.retrieval.indexing.embedding import Embedded
+from qwen_term_retrieval.retrieval.indexing.saying import say
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.spellings import term_id
 from qwen_term_retrieval.text.ways import Ways

@@ -11,10 +11,11 @@ import torch
 
 from qwen_term_retrieval import progress
 from qwen_term_retrieval.errors import BadAudioError
-from qwen_term_retrieval.models.windows import window_grid
-from qwen_term_retrieval.retrieval import embedding, encoding, indexing
+from qwen_term_retrieval.models.spans.windows import window_grid
+from qwen_term_retrieval.retrieval import encoding
 from qwen_term_retrieval.retrieval.calibration import calibrate
 from qwen_term_retrieval.retrieval.index import TermIndexError
+from qwen_term_retrieval.retrieval.indexing import embedding, indexer
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
 
 TERMS = ["atrial fibrillation", "pneumonia", "kubernetes", "saxophone", "linear algebra"]
@@ -329,7 +330,7 @@ def test_glossaries_share_one_loaded_model(retriever, say):
 
 def test_an_index_made_in_a_folder_is_the_one_made_in_memory(retriever, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(embedding, "STRETCH_TERMS", 2)
-    monkeypatch.setattr(indexing, "STRETCH_TERMS", 2)
+    monkeypatch.setattr(indexer, "STRETCH_TERMS", 2)
     monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
     in_memory = retriever.term_index
     with caplog.at_level(logging.INFO):

@@ -7,9 +7,9 @@ import signal
 import numpy as np
 import pytest
 
-from qwen_term_retrieval.retrieval import saying
 from qwen_term_retrieval.retrieval.indexes.terms import TermTable
-from qwen_term_retrieval.retrieval.saying import Said, say, say_in_stretches
+from qwen_term_retrieval.retrieval.indexing import saying
+from qwen_term_retrieval.retrieval.indexing.saying import Said, say, say_in_stretches
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.text.spellings import term_id

@@ -10,12 +10,12 @@ import torch
 
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.evaluation.evaluator import RetrievalEvaluator
-from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
 from qwen_term_retrieval.retrieval.indexes.folder import read_meta, write_meta
+from qwen_term_retrieval.retrieval.indexing.fingerprint import model_fingerprint
+from qwen_term_retrieval.retrieval.looks.second_look import SecondLook, pronunciations_of_terms
 from qwen_term_retrieval.retrieval.recordings.searching import search_recordings
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import SecondLook, pronunciations_of_terms
 from qwen_term_retrieval.retrieval.verifier_fitting import calibrate_verifier, close_bank
 from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term

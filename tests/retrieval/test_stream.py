@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_term_retrieval.errors import BadAudioError
-from qwen_term_retrieval.models.windows import window_grid
+from qwen_term_retrieval.models.spans.windows import window_grid
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.stream import Chunker, RepeatMerger, live_pcm
 

@@ -11,18 +11,18 @@ from transformers import PretrainedConfig, PreTrainedModel, Trainer
 
 from qwen_term_retrieval.runs.arguments import RunArguments
 from qwen_term_retrieval.runs.callbacks import RunCallbacks
-from qwen_term_retrieval.runs.checkpoints import Checkpoints
-from qwen_term_retrieval.runs.loader import EpochLoader
-from qwen_term_retrieval.runs.loss_means import LossMeans
-from qwen_term_retrieval.runs.publishing import Publisher
-from qwen_term_retrieval.runs.recipes import parse_recipe
-from qwen_term_retrieval.runs.resuming import (
+from qwen_term_retrieval.runs.checkpoints.best import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.publishing import Publisher
+from qwen_term_retrieval.runs.checkpoints.resuming import (
     check_resumable,
     check_same_data,
     keep_identity,
     last_whole_checkpoint,
     rows_identity,
 )
+from qwen_term_retrieval.runs.loader import EpochLoader
+from qwen_term_retrieval.runs.loss_means import LossMeans
+from qwen_term_retrieval.runs.recipes import parse_recipe
 from qwen_term_retrieval.runs.sampling import batch_sampler
 
 

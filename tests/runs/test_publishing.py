@@ -197,7 +197,7 @@ def test_a_hub_that_fails_costs_the_push_and_not_the_run(tmp_path):
         import json, logging, sys
         from pathlib import Path
         from tests.doubles.tiny_trainer import make_tiny_trainer
-        from qwen_term_retrieval.runs.publishing import HubPushError
+        from qwen_term_retrieval.runs.checkpoints.publishing import HubPushError
 
         logging.basicConfig(stream=sys.stdout)
         output = sys.argv[1] + "/run"

@@ -10,7 +10,7 @@ from qwen_term_retrieval.corpora.utterance import Utterance
 from qwen_term_retrieval.packs.appending import append_corpus
 from qwen_term_retrieval.packs.loading import load_rows
 from qwen_term_retrieval.packs.packing import pack_corpus
-from qwen_term_retrieval.runs.resuming import FILE_NAME, changes, check_same_data
+from qwen_term_retrieval.runs.checkpoints.resuming import FILE_NAME, changes, check_same_data
 from qwen_term_retrieval.text.glossary import Glossary
 from qwen_term_retrieval.training import run
 from qwen_term_retrieval.training.arguments import DataArguments, ModelArguments, TermRetrievalArguments

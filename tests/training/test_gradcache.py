@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from qwen_term_retrieval.losses.objective import Embeddings, Objective
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel
-from qwen_term_retrieval.runs.random_state import RandomState
+from qwen_term_retrieval.runs.checkpoints.random_state import RandomState
 from qwen_term_retrieval.training.arguments import TermRetrievalArguments
 from qwen_term_retrieval.training.gradcache import gradcache_step, split_inputs
 from qwen_term_retrieval.training.trainer import TermRetrievalTrainer

@@ -15,8 +15,8 @@ from transformers import PrinterCallback, ProgressCallback
 from qwen_term_retrieval import TermRetriever, resolve_checkpoint
 from qwen_term_retrieval.models import TermRetrievalModel
 from qwen_term_retrieval.models.model_card import model_card
+from qwen_term_retrieval.runs.checkpoints.resuming import last_whole_checkpoint
 from qwen_term_retrieval.runs.recipes import parse_recipe
-from qwen_term_retrieval.runs.resuming import last_whole_checkpoint
 from qwen_term_retrieval.runs.starting import prepare_output_dir, show_loss_behind_the_bar
 from qwen_term_retrieval.storage.packages import cache_root
 from qwen_term_retrieval.trainer_callbacks import ProgressLineCallback

@@ -15,8 +15,8 @@ from benchmarks.real_speech.baselines import Matcher
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.errors import VerifierError
 from qwen_term_retrieval.retrieval.explaining import hear_sounds
+from qwen_term_retrieval.retrieval.looks.second_look import phoneme_head_of
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import phoneme_head_of
 from qwen_term_retrieval.verification.alignment import Pairs, forward_scores
 from qwen_term_retrieval.verification.evidence import Candidates, gather_evidence
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank

@@ -24,7 +24,7 @@ from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.retrieval.encoding import ClipEncoder
 from qwen_term_retrieval.retrieval.explaining import hear_sounds
-from qwen_term_retrieval.retrieval.second_look import phoneme_head_of
+from qwen_term_retrieval.retrieval.looks.second_look import phoneme_head_of
 from qwen_term_retrieval.verification.alignment import Pairs, best_paths
 from qwen_term_retrieval.verification.pronunciations import PronunciationBank
 

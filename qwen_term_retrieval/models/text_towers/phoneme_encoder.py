@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qwen_term_retrieval.models.pooling import pool_pyramid, pool_runs
+from qwen_term_retrieval.models.spans.pooling import pool_pyramid, pool_runs
 from qwen_term_retrieval.text.phonetics import INSTALL_HINT, PhonemizerError
 from qwen_term_retrieval.text.pronouncing import Pronouncer
 from qwen_term_retrieval.text.ways import Ways

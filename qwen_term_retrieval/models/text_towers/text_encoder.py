@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 from qwen_term_retrieval.models.attention_backend import attention_refused_by_name
 from qwen_term_retrieval.models.configuration import TEXT_POOLINGS
 from qwen_term_retrieval.models.lora import base_state
-from qwen_term_retrieval.models.pooling import pool_pyramid
+from qwen_term_retrieval.models.spans.pooling import pool_pyramid
 from qwen_term_retrieval.models.text_towers.text_cache import TextCache
 from qwen_term_retrieval.models.weights.checkpoints import load_tensors, resolve_checkpoint
 from qwen_term_retrieval.text.spoken import as_written

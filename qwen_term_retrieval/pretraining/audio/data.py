@@ -32,7 +32,7 @@ from qwen_term_retrieval.packs.clip_reader import ClipReader
 from qwen_term_retrieval.pretraining.audio.configuration import NestConfig
 from qwen_term_retrieval.pretraining.audio.masking import BlockMask
 from qwen_term_retrieval.pretraining.audio.model import MIN_SAMPLES, draw_mask
-from qwen_term_retrieval.runs.resuming import rows_identity
+from qwen_term_retrieval.runs.checkpoints.resuming import rows_identity
 from qwen_term_retrieval.runs.sampling import Visit
 
 logger = logging.getLogger(__name__)

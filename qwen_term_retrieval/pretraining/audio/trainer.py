@@ -31,10 +31,10 @@ from qwen_term_retrieval.pretraining.audio.model import NestForPreTraining
 from qwen_term_retrieval.pretraining.audio.model_card import nest_model_card
 from qwen_term_retrieval.pretraining.audio.step_memory import check_memory
 from qwen_term_retrieval.runs.callbacks import RunCallbacks
-from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.best import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.publishing import Publisher
 from qwen_term_retrieval.runs.loader import EpochLoader
 from qwen_term_retrieval.runs.log_file import LogFile
-from qwen_term_retrieval.runs.publishing import Publisher
 from qwen_term_retrieval.runs.sampling import GlobalBatchSampler, batch_sampler
 from qwen_term_retrieval.runs.trainer import RunTrainer
 from qwen_term_retrieval.runs.unsupported import refuse_launch

@@ -36,10 +36,10 @@ from qwen_term_retrieval.pretraining.text.model_card import text_model_card
 from qwen_term_retrieval.pretraining.text.order import PairOrder, PairSampler
 from qwen_term_retrieval.pretraining.text.step_memory import check_memory
 from qwen_term_retrieval.runs.callbacks import RunCallbacks
-from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.best import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.publishing import MODEL_FILES, Publisher
 from qwen_term_retrieval.runs.loader import EpochLoader
 from qwen_term_retrieval.runs.log_file import LogFile
-from qwen_term_retrieval.runs.publishing import MODEL_FILES, Publisher
 from qwen_term_retrieval.runs.trainer import RunTrainer
 from qwen_term_retrieval.runs.unsupported import refuse_launch
 from qwen_term_retrieval.storage.atomic import atomic_file

@@ -28,7 +28,7 @@ import torch
 import xxhash
 
 from qwen_term_retrieval.augmentation.visits import Augmentation
-from qwen_term_retrieval.runs.resuming import rows_identity
+from qwen_term_retrieval.runs.checkpoints.resuming import rows_identity
 from qwen_term_retrieval.runs.sampling import Visit
 from qwen_term_retrieval.text.glossary import Glossary, Term, distinct_terms
 from qwen_term_retrieval.text.pronouncing import Pronouncer, check_glossary

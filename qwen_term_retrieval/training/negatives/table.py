@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen_term_retrieval.runs.resuming import changes
+from qwen_term_retrieval.runs.checkpoints.resuming import changes
 from qwen_term_retrieval.storage.atomic import atomic_file
 
 

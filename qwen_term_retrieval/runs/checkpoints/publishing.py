@@ -26,7 +26,7 @@ from huggingface_hub.utils import httpx
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from qwen_term_retrieval.runs.checkpoints import Checkpoints
+from qwen_term_retrieval.runs.checkpoints.best import Checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from qwen_term_retrieval.models.pooling import pool_pyramid
+from qwen_term_retrieval.models.spans.pooling import pool_pyramid
 
 # Scores are kept within ± this: weights that differ by more than e^16 would be lost in one prefix sum.
 _MAX_SCORE = 8.0

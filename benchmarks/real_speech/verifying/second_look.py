@@ -1,6 +1,6 @@
 """What the second look is worth on real speech, by who proposes: recall, and what a probability promises.
 
-    python -m benchmarks.real_speech.second_look --model outputs/laptop_head [--test-set ktuberling] [--spelling]
+    python -m benchmarks.real_speech.verifying.second_look --model default [--test-set ktuberling] [--spelling]
 
 Clips of at most four words; banks: their own texts, with 10,000 and with 100,000 others. Nothing is fitted here:
 verifier and threshold are the model's, of clips that are no test clips. It writes `second_look_SET.{json,md,png}` into
@@ -20,15 +20,15 @@ import torch
 
 from benchmarks.markdown import table
 from benchmarks.real_speech.__main__ import Benchmark, ranks_by_windows
-from benchmarks.real_speech.belief import judge_belief
 from benchmarks.real_speech.judged_sets import TEST_SETS
 from benchmarks.real_speech.term_banks import HARD
-from benchmarks.real_speech.verified import answers_in_banks, index_of, ranks_of
+from benchmarks.real_speech.verifying.answers import answers_in_banks, index_of, ranks_of
+from benchmarks.real_speech.verifying.belief import judge_belief
 from benchmarks.results_json import RESULTS, write_results
 from qwen_term_retrieval.evaluation.ranking import recall_at_k
+from qwen_term_retrieval.retrieval.looks.second_look import FIRST_STAGES, SecondLook
+from qwen_term_retrieval.retrieval.looks.spelling_look import SpellingLook
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, SecondLook
-from qwen_term_retrieval.retrieval.spelling_look import SpellingLook
 
 
 def judge(bench: Benchmark, *, spelling: bool) -> dict[str, Any]:

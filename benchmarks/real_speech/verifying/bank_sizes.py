@@ -1,6 +1,6 @@
 """Which way in finds more, and how fast, among a thousand to a million terms: windows, sounds, or both.
 
-    python -m benchmarks.real_speech.bank_sizes [--model default] [--test-set ktuberling]
+    python -m benchmarks.real_speech.verifying.bank_sizes [--model default] [--test-set ktuberling]
 
 Clips of at most four words of each set of real speech; banks: their own texts, with so many other real terms (word
 lists, then runs of words that WordNet quotes). Every way in is followed by the second look of the model, unless the
@@ -23,13 +23,14 @@ from benchmarks.markdown import table
 from benchmarks.real_speech.__main__ import Benchmark
 from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS
 from benchmarks.real_speech.term_banks import make_banks
-from benchmarks.real_speech.verified import index_of, ranks_of
+from benchmarks.real_speech.verifying.answers import index_of, ranks_of
 from benchmarks.results_json import RESULTS, write_results
 from benchmarks.verification.terms import real_terms
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.evaluation.ranking import recall_at_k
+from qwen_term_retrieval.retrieval.looks.first_look import NUM_CANDIDATES
+from qwen_term_retrieval.retrieval.looks.second_look import FIRST_STAGES, SecondLook
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import FIRST_STAGES, NUM_CANDIDATES, SecondLook
 
 BANKS = {"+1k": 1_000, "+10k": 10_000, "+100k": 100_000, "+1M": 1_000_000}
 # Word lists hold spellings that `distinct_terms` takes for one.

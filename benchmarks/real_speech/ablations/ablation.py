@@ -1,8 +1,8 @@
 """What each part of a training buys on real speech: one change at a time, several seeds, one small budget.
 
-    python -m benchmarks.real_speech.ablation                     # every variant that has no result yet, then the table
-    python -m benchmarks.real_speech.ablation --variants base mined --seeds 0 1 2
-    python -m benchmarks.real_speech.ablation --report            # the table of what is there
+    python -m benchmarks.real_speech.ablations.ablation       # every variant that has no result yet, the table
+    python -m benchmarks.real_speech.ablations.ablation --variants base mined --seeds 0 1 2
+    python -m benchmarks.real_speech.ablations.ablation --report   # the table of what is there
 
 Every run sees the same number of clips: `STEPS` steps of `BATCH`, from `NUM_TEXTS` synthetic clips of the `laptop`
 corpus (`python -m benchmarks.real_speech.laptop` makes it), with a Whisper-base tower and the phoneme tower. The budget
@@ -30,7 +30,7 @@ import datasets
 import numpy as np
 import torch
 
-from benchmarks.real_speech.ablation_report import table_of_runs
+from benchmarks.real_speech.ablations.report import table_of_runs
 from benchmarks.real_speech.asterisk import read_prompts, utterances
 from benchmarks.real_speech.judged_sets import SHORT_WORDS, is_test_text
 from benchmarks.real_speech.laptop import BANK, PACK

@@ -1,7 +1,7 @@
 """What a faster-learning prototype did otherwise, one difference at a time: which of it makes a better first stage.
 
-    python -m benchmarks.real_speech.first_stage                  # every run that has no result yet, then the table
-    python -m benchmarks.real_speech.first_stage --report         # the table of what is there
+    python -m benchmarks.real_speech.ablations.first_stage           # every run that has no result yet, the table
+    python -m benchmarks.real_speech.ablations.first_stage --report  # the table of what is there
 
 A prototype of November 2026 ranked the right term first more often than the model of the recipes after as much
 training. It differed in seven things, and each is built here on top of the library's model, trained alone with three
@@ -26,8 +26,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.real_speech.ablation import TOWER, WINDOWS, distractors, run_variants, small_run, test_ranks
-from benchmarks.real_speech.ablation_report import table_of_runs
+from benchmarks.real_speech.ablations.ablation import TOWER, WINDOWS, distractors, run_variants, small_run, test_ranks
+from benchmarks.real_speech.ablations.report import table_of_runs
 from benchmarks.real_speech.asterisk import asterisk_texts
 from benchmarks.real_speech.judged_sets import is_test_text
 from qwen_term_retrieval.models import TermRetrievalConfig, TermRetrievalModel

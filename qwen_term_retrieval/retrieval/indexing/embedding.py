@@ -19,8 +19,8 @@ from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.phoneme_encoder import PhonemeEncoder
 from qwen_term_retrieval.progress import Progress
 from qwen_term_retrieval.retrieval.indexes.sounds import Speaker
-from qwen_term_retrieval.retrieval.saying import say_in_stretches
-from qwen_term_retrieval.retrieval.second_look import pronunciations_of_terms, warn_of_mute
+from qwen_term_retrieval.retrieval.indexing.saying import say_in_stretches
+from qwen_term_retrieval.retrieval.looks.second_look import pronunciations_of_terms, warn_of_mute
 from qwen_term_retrieval.text.alphabet import Alphabet
 from qwen_term_retrieval.text.glossary import Term
 from qwen_term_retrieval.text.ways import Ways

@@ -2,7 +2,7 @@
 
     python scripts/prepare_text.py data/text_sounds --corpus sounds --vocab_size 384 --valid 0.02
     accelerate launch scripts/pretrain_text.py --recipe text_sounds
-    python -m benchmarks.real_speech.text_towers
+    python -m benchmarks.real_speech.ablations.text_towers
 
 The budget, sets, banks and seeds are those of `ablation.py`.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.real_speech.ablation import BUDGET, Variant, run, run_variants
-from benchmarks.real_speech.ablation_report import table_of_runs
+from benchmarks.real_speech.ablations.ablation import BUDGET, Variant, run, run_variants
+from benchmarks.real_speech.ablations.report import table_of_runs
 
 WORK = Path("outputs/text_towers")
 TEXT_SOUNDS = {"text_tower": "outputs/text_sounds", "text_tower_config": {"pooling": "pyramid"}}

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.looks.second_look import SecondLook
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import SecondLook
 from qwen_term_retrieval.retrieval.verifier_fitting import judged_searches
 from qwen_term_retrieval.verification.fitting import JudgedCandidates, probabilities_of
 from qwen_term_retrieval.verification.verifier import Verifier

@@ -10,12 +10,12 @@ from typing import Any
 
 from qwen_term_retrieval.models.retrieval_model import TermRetrievalModel
 from qwen_term_retrieval.models.text_towers.tower import speaker_of
-from qwen_term_retrieval.retrieval.embedding import STRETCH_TERMS, TermEmbedder
-from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import Hold, TermIndex
 from qwen_term_retrieval.retrieval.indexes.building import build_index
 from qwen_term_retrieval.retrieval.indexes.folder import check_target
-from qwen_term_retrieval.retrieval.second_look import SecondLook
+from qwen_term_retrieval.retrieval.indexing.embedding import STRETCH_TERMS, TermEmbedder
+from qwen_term_retrieval.retrieval.indexing.fingerprint import model_fingerprint
+from qwen_term_retrieval.retrieval.looks.second_look import SecondLook
 from qwen_term_retrieval.text.glossary import Glossary, Term
 from qwen_term_retrieval.text.pronouncing import check_glossary, speakable
 

@@ -1,6 +1,6 @@
 """How often a term is told that nobody said, an hour of speech without terms, and how many of those said are found.
 
-    python -m benchmarks.real_speech.false_alarms --model qwen_term_retrieval/shipped/base
+    python -m benchmarks.real_speech.verifying.false_alarms --model qwen_term_retrieval/shipped/base
 
 Terms are said in the clips of at most four words of a test set (`judged_sets.py`); its bank are their texts and 10,000
 others. Speech without terms: the studio's prompts of more than four words, and an hour of volunteers who describe

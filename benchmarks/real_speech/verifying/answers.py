@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
 from qwen_term_retrieval.evaluation.ranked_pairs import rank_in_matches
-from qwen_term_retrieval.retrieval.embedding import TermEmbedder
-from qwen_term_retrieval.retrieval.fingerprint import model_fingerprint
 from qwen_term_retrieval.retrieval.index import TermIndex
+from qwen_term_retrieval.retrieval.indexing.embedding import TermEmbedder
+from qwen_term_retrieval.retrieval.indexing.fingerprint import model_fingerprint
+from qwen_term_retrieval.retrieval.looks.first_look import NUM_CANDIDATES
 from qwen_term_retrieval.retrieval.matches import TermMatch
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
-from qwen_term_retrieval.retrieval.second_look import NUM_CANDIDATES
 from qwen_term_retrieval.text.glossary import Term
 
 
