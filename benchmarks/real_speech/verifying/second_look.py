@@ -1,6 +1,6 @@
 """What the second look is worth on real speech, by who proposes: recall, and what a probability promises.
 
-    python -m benchmarks.real_speech.verifying.second_look --model default [--test-set ktuberling] [--spelling]
+    python -m benchmarks.real_speech.verifying.second_look --model outputs/mine [--test-set ktuberling] [--spelling]
 
 Clips of at most four words; banks: their own texts, with 10,000 and with 100,000 others. Nothing is fitted here:
 verifier and threshold are the model's, of clips that are no test clips. It writes `second_look_SET.{json,md,png}` into
