@@ -1,4 +1,4 @@
-"""Corpora that take days of two cores to make, and what they are worth.
+"""Corpora that take many hours of two cores to make, and what they are worth.
 
 near_human   20,000 clips and more by 300 voices of Kokoro
 curve        recall on recordings of people against clips and voices

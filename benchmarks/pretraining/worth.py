@@ -131,7 +131,7 @@ class Speech:
 
 
 def real_speech(work: Path) -> Speech:
-    from benchmarks.real_speech import ablation
+    from benchmarks.real_speech.ablations import ablation
     from benchmarks.real_speech.laptop import ENGLISH
 
     real = _no_longer_than(LONGEST_PRETRAINING_SECONDS, ablation.volunteers_rows(work))

@@ -6,5 +6,6 @@ opening.py       opening packs of millions of pairs, and the first batch after a
 loaders.py       real tokens a second out of a loader, and the share of padding, beside `datasets`
 peers.py         litdata and MosaicML streaming over the same pairs, in an environment of theirs
 steps.py         real tokens a second of whole training steps, beside the Trainer of transformers; on a GPU MFU
+hour.py          one hour on two cores: what a model learns in it
 sparse_pack.py   packs of any number of pairs that take no room on disk
 """

@@ -2,7 +2,7 @@
 
 What is said: terms of WordNet, medicine, computing and geography, everyday phrases, numbers and letters; one clip in
 ten says its term inside a sentence, with known start and end. Who says it: flite's four voices, espeak-ng in many
-accents, variants and pitches, and 300 voices of Kokoro, its 26 English ones and mixtures of two of them, for as many
+accents, variants and pitches, and 300 voices of Kokoro, 26 of its English ones and mixtures of two of them, for as many
 clips as `num_kokoro` asks (about 1.1 s of one core each).
 Texts follow from `seed`, and a text's voice, speed and sentence from the text, so the speech cache serves a second run,
 and most of it a run with other sizes or other excluded texts.

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
+OF_THE_TOP = ("qwen_term_retrieval.builders", "qwen_term_retrieval.trainer_callbacks")
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("qwen_term_retrieval", "builders", "trainer_callbacks", "pyproject.toml", "setup.cfg", "README.md", "LICENSE")
 MODULES = (
@@ -16,6 +18,13 @@ MODULES = (
     "qwen_term_retrieval.trainer_callbacks",
     "qwen_term_retrieval.cli",
 )
+
+
+def test_the_wheel_has_every_room():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    listed = settings["packages"]
+    rooms = {path.parent.relative_to(REPOSITORY) for path in (REPOSITORY / "qwen_term_retrieval").rglob("__init__.py")}
+    assert {".".join(room.parts) for room in rooms} == {name for name in listed if not name.startswith(OF_THE_TOP)}
 
 
 def test_the_wheel_installs_alone_and_holds_the_top_level_folders(tmp_path):

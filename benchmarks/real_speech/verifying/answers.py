@@ -39,11 +39,18 @@ def answers_in_banks(
     clips: Sequence[NDArray[np.int16]],
 ) -> dict[str, list[list[TermMatch]]]:
     """What is found in each clip among the terms of each bank, whatever its confidence."""
+    parts = parts_of(index, banks)
+    found = retriever.nearest_in(list(parts.values()), list(clips), top_k=NUM_CANDIDATES, sampling_rate=SAMPLING_RATE)
+    return dict(zip(banks, found, strict=True))
+
+
+def parts_of(index: TermIndex, banks: Mapping[str, NDArray[np.int64]]) -> dict[str, TermIndex]:
+    """An index of each bank."""
     # Not by place: of two rows that a glossary takes for one term, the index has the first.
     place_of = {term.term_id: place for place, term in enumerate(index.terms)}
-    parts = [index.select([place_of[row] for row in rows.tolist() if row in place_of]) for rows in banks.values()]
-    found = retriever.nearest_in(parts, list(clips), top_k=NUM_CANDIDATES, sampling_rate=SAMPLING_RATE)
-    return dict(zip(banks, found, strict=True))
+    return {
+        name: index.select([place_of[row] for row in rows.tolist() if row in place_of]) for name, rows in banks.items()
+    }
 
 
 def ranks_of(

@@ -2,9 +2,9 @@
 
     python -m benchmarks.real_speech.verifying.bank_sizes [--model default] [--test-set ktuberling]
 
-Clips of at most four words of each set of real speech; banks: their own texts, with so many other real terms (word
-lists, then runs of words that WordNet quotes). Every way in is followed by the second look of the model, unless the
-row says that windows alone answer. Times are of whole
+Clips of at most four words of each set of real speech. Banks up to +100k are those of the other benchmarks, WordNet and
+medical words; of +1M the rest are places, terms of computing and stretches of two to ten words that WordNet quotes.
+What a way in proposes is listened to again, unless the row says that windows alone answer. Times are of whole
 searches, encoder included, one clip at a time.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 from benchmarks.markdown import table
 from benchmarks.real_speech.__main__ import Benchmark
 from benchmarks.real_speech.judged_sets import SHORT_WORDS, TEST_SETS
-from benchmarks.real_speech.term_banks import make_banks
-from benchmarks.real_speech.verifying.answers import index_of, ranks_of
+from benchmarks.real_speech.term_banks import TermBanks, distinct_terms, make_banks
+from benchmarks.real_speech.verifying.answers import index_of, parts_of, ranks_of
 from benchmarks.results_json import RESULTS, write_results
 from benchmarks.verification.terms import real_terms
 from qwen_term_retrieval.audio.decoding import SAMPLING_RATE
@@ -31,26 +32,33 @@ from qwen_term_retrieval.evaluation.ranking import recall_at_k
 from qwen_term_retrieval.retrieval.looks.first_look import NUM_CANDIDATES
 from qwen_term_retrieval.retrieval.looks.second_look import FIRST_STAGES, SecondLook
 from qwen_term_retrieval.retrieval.retriever import TermRetriever
+from qwen_term_retrieval.text.wordlists import medical_terms, wordnet_terms
 
-BANKS = {"+1k": 1_000, "+10k": 10_000, "+100k": 100_000, "+1M": 1_000_000}
-# Word lists hold spellings that `distinct_terms` takes for one.
-_SPARE = 1.02
+SIZES = {"+1k": 1_000, "+10k": 10_000, "+100k": 100_000}
+MILLION = 1_000_000
+BANKS = (*SIZES, "+1M")
+
+
+def banks_of(texts: Sequence[str]) -> TermBanks:
+    """The clips' own texts among so many others; a smaller bank lies within a larger."""
+    usual = make_banks(texts, [*wordnet_terms(), *medical_terms()], SIZES, hard=False)
+    # Word lists hold spellings that `distinct_terms` takes for one.
+    more = distinct_terms(real_terms(round(MILLION * 1.02)), unlike=usual.terms)
+    terms = [*usual.terms, *more][: usual.num_own + MILLION]
+    return TermBanks(terms, {**usual.rows, "+1M": np.arange(len(terms))}, usual.num_own)
 
 
 def judge(bench: Benchmark, retriever: TermRetriever) -> dict[str, Any]:
     """Recall and milliseconds of each way in, in each bank."""
     short = np.flatnonzero(bench.is_short)
     clips = [bench.clips[row] for row in short]
-    others = real_terms(round(max(BANKS.values()) * _SPARE))
-    banks = make_banks(bench.texts, others, BANKS, hard=False)
-    gold = [banks.gold_rows(bench.texts)[row] for row in short]
+    banks = banks_of(bench.texts)
+    gold_of_all = banks.gold_rows(bench.texts)
+    gold = [gold_of_all[row] for row in short]
     started = time.perf_counter()
     index = index_of(retriever, banks.terms)
     found: dict[str, Any] = {"n": len(clips), "terms": len(index), "s to index": round(time.perf_counter() - started)}
-    place_of = {term.term_id: place for place, term in enumerate(index.terms)}
-    for bank, rows in banks.rows.items():
-        # Of two rows that a glossary takes for one term, the index has the first.
-        part = index.select([place_of[row] for row in rows.tolist() if row in place_of])
+    for bank, part in parts_of(index, banks.rows).items():
         for way in ("windows alone", *FIRST_STAGES):
             retriever.second_look = None if way == "windows alone" else SecondLook(retriever.model, way)  # type: ignore[arg-type]
             answers, seconds = [], []
@@ -72,7 +80,7 @@ def report(name: str, found: dict[str, Any]) -> str:
     """A row of each way in, a column of each bank."""
     rows = [
         [way, *("{R@1:.3f} / {R@10:.3f}, {ms:.0f} ms".format(**found[bank][way]) for bank in BANKS)]
-        for way in found[next(iter(BANKS))]
+        for way in found[BANKS[0]]
     ]
     head = f"**{name}: {found['speakers']}, n = {found['n']}**, R@1 / R@10, median of a whole search"
     return f"{head}\n\n{table(['proposed by', *BANKS], rows)}"
