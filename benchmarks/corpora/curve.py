@@ -111,8 +111,8 @@ def run(point: Point, seed: int, work: Path) -> dict[str, Any]:
     }
 
 
-def report(results: Path) -> str:
-    """Write `near_human_curve.{json,md,png}`; return the table."""
+def report(results: Path, out: Path = RESULTS) -> str:
+    """Write `near_human_curve.{json,md,png}` into `out`; return the table."""
     runs: dict[Point, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(results.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def report(results: Path) -> str:
     points = {point: _numbers(runs[point]) for point in POINTS if point in runs}
     rows = [{"clips": point.clips, "voices": point.voices, **numbers} for point, numbers in points.items()]
     packages = ("torch", "transformers", "datasets", "numpy", "espeakng-loader", "onnxruntime")
-    write_results(RESULTS / "near_human_curve.json", {"about": _ABOUT, "points": rows}, packages=packages)
+    write_results(out / "near_human_curve.json", {"about": _ABOUT, "points": rows}, packages=packages)
     header = ["clips", "voices", "volunteers", "PER", "studio", "PER", "seeds"]
     lines = [
         [
@@ -135,8 +135,8 @@ def report(results: Path) -> str:
         for point, numbers in points.items()
     ]
     markdown = f"{_ABOUT}\n\n{table(header, lines)}"
-    (RESULTS / "near_human_curve.md").write_text(markdown, encoding="utf-8")
-    draw(points, RESULTS / "near_human_curve.png")
+    (out / "near_human_curve.md").write_text(markdown, encoding="utf-8")
+    draw(points, out / "near_human_curve.png")
     return markdown
 
 

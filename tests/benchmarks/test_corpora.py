@@ -1,11 +1,12 @@
-"""What the near-human corpus says, and who says it."""
+"""What the near-human corpus says, and who says it; and the curve of what it is worth."""
 
 import functools
+import json
 from collections import defaultdict
 
 import pytest
 
-from benchmarks.corpora import near_human
+from benchmarks.corpora import curve, near_human
 from benchmarks.real_speech.judged_sets import is_test_text
 from qwen_term_retrieval.storage.packages import PackageError
 from qwen_term_retrieval.synthesis.laptop import HELD_OUT_VOICES
@@ -65,3 +66,28 @@ def test_terms_that_sound_alike_are_said_by_one_voice_at_one_speed(rows):
 def test_a_term_is_said_once(rows):
     terms = [normalize_term(row.request.text) for row in rows if row.is_term]
     assert len(terms) == len(set(terms))
+
+
+def test_the_curve_is_the_mean_of_its_seeds(tmp_path):
+    (tmp_path / "results").mkdir()
+    for seed, ranks in enumerate(([1, 3, 40], [1, 1, 2])):
+        found = {
+            "clips": 2_500,
+            "voices": curve.ALL,
+            "seed": seed,
+            "ranks": {test: {"+10k": ranks} for test in ("volunteers", "studio")},
+            "phoneme_error_rate": {"volunteers": 0.4, "studio": 0.2 + 0.1 * seed},
+        }
+        (tmp_path / "results" / f"{seed}.json").write_text(json.dumps(found))
+    table = curve.report(tmp_path / "results", tmp_path)
+    assert "0.500 (0.33–0.67) / 0.833" in table
+    assert "0.250" in table
+    assert (tmp_path / "near_human_curve.png").stat().st_size > 10_000
+    (point,) = json.loads((tmp_path / "near_human_curve.json").read_text())["points"]
+    assert (point["clips"], point["volunteers"]["R@1"]) == (2_500, [0.3333, 0.6667])
+
+
+def test_a_curve_without_a_result_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="no result"):
+        curve.report(tmp_path, tmp_path)
+    assert not list(tmp_path.iterdir())
