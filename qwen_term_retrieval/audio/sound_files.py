@@ -169,6 +169,8 @@ def reason(error: Exception) -> str:
 
 
 def _checked(file: _Opened) -> _Opened:
+    if file.channels < 1:
+        raise BadAudioError("its header says that it has no channel")
     if file.channels > MAX_CHANNELS:
         raise BadAudioError(f"its header says {file.channels} channels; the limit is {MAX_CHANNELS}")
     if not RATES[0] <= file.samplerate <= RATES[1]:

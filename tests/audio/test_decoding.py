@@ -332,6 +332,14 @@ def test_mutated_recordings_are_decoded_or_refused_and_never_crash_or_grow(every
     assert num_samples <= 1600 * len(raw)
 
 
+def test_a_container_whose_header_says_no_channel_is_refused(every_format):
+    pytest.importorskip("av")
+    broken = bytearray(every_format["CAF ALAC_16"][:148])
+    broken[52] = 0
+    with pytest.raises(BadAudioError, match="no channel"):
+        decode(bytes(broken))
+
+
 def test_a_stretch_of_a_recording_is_what_the_whole_holds_there(tmp_path):
     pcm = np.random.default_rng(3).integers(-9_000, 9_000, 40 * 22_050).astype(np.int16)
     soundfile.write(tmp_path / "long.flac", pcm, 22_050)
