@@ -72,7 +72,7 @@ def is_mixture(speaker: str) -> bool:
 
 
 def _rows() -> Iterator[CorpusRow]:
-    rng = random.Random("near-human")
+    rng = random.Random("0/near-human")
     examples = wordlists.wordnet_examples()
     exclude = asterisk_texts()
     sources = texts_of_kinds(examples, seed=0)
@@ -130,7 +130,7 @@ def _speech(examples: list[str], rng: random.Random) -> str:
 
 def _alike_pairs() -> list[tuple[str, str]]:
     """Terms that sound alike, each in one pair at most, of a sample of the word lists; in an order of chance."""
-    rng = random.Random("alike")
+    rng = random.Random("0/alike")
     lists = [wordlists.wordnet_terms(max_words=2), wordlists.medical_terms(), wordlists.place_names(max_words=2)]
     sample = [word for terms in lists for word in rng.sample(terms, min(_ALIKE_POOL // len(lists), len(terms)))]
     words = list(dict.fromkeys(word for word in sample if not is_test_text(word)))
