@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HINT = "pip install 'qwen_term_retrieval[av]' reads m4a, mp4, webm, mkv, wma and 3gp too"
+# Of a recording in all.
 _MOST_SILENCE_SECONDS = 24 * 3600
 # Clocks in milliseconds put frames of 21.33 ms up to this far from where they belong.
 _JITTER_SECONDS = 0.1
@@ -71,17 +72,21 @@ class Container:
     def _frames(self) -> Iterator[np.ndarray]:
         import av
 
-        stream, num_read = self._stream, 0
+        stream, num_read, silent_seconds = self._stream, 0, 0.0
         begin = (self._container.start_time or 0) / 1_000_000
         # Floats of any layout as they are, channel beside channel.
         to_floats = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
         try:
             for decoded in self._container.decode(stream):
                 if decoded.time is not None:
-                    missing = decoded.time - begin - num_read / self.samplerate
-                    for silence in self._silence(missing if missing > _JITTER_SECONDS or not num_read else 0.0):
-                        num_read += len(silence)
-                        yield silence
+                    missing = max(0.0, decoded.time - begin - num_read / self.samplerate)
+                    if missing > _JITTER_SECONDS or not num_read:
+                        silent_seconds += missing
+                        if silent_seconds > _MOST_SILENCE_SECONDS:
+                            raise BadAudioError(f"corrupt: its clock leaps, last by {missing:.0f} s")
+                        for silence in self._silence(missing):
+                            num_read += len(silence)
+                            yield silence
                 for frame in to_floats.resample(decoded):
                     samples = np.ascontiguousarray(frame.to_ndarray().T, np.float32)
                     num_read += len(samples)
@@ -93,9 +98,7 @@ class Container:
             raise BadAudioError(f"cut short: {num_read} of the {expected} samples that its header says")
 
     def _silence(self, seconds: float) -> Iterator[np.ndarray]:
-        if seconds > _MOST_SILENCE_SECONDS:
-            raise BadAudioError(f"corrupt: its clock leaps by {seconds:.0f} s")
-        num_frames = max(0, round(seconds * self.samplerate))
+        num_frames = round(seconds * self.samplerate)
         for first in range(0, num_frames, self.samplerate):
             yield np.zeros((min(self.samplerate, num_frames - first), self.channels), np.float32)
 

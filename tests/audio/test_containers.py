@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import soxr
 
+from qwen_term_retrieval.audio import containers
 from qwen_term_retrieval.audio.decoding import clip_pcm, pcm_blocks
 from qwen_term_retrieval.audio.sound_files import probe
 from qwen_term_retrieval.audio.sources import Recording
@@ -104,6 +105,20 @@ def test_times_are_those_that_a_player_shows(tmp_path, spoken):
     heard = clip_pcm(path)
     assert not heard[:24_000].any()
     np.testing.assert_allclose(heard[24_000 : 24_000 + len(spoken)], spoken, atol=1)
+
+
+def test_a_clock_that_leaps_is_refused_though_each_leap_is_a_short_one(tmp_path, spoken, monkeypatch):
+    path = tmp_path / "leaps.mkv"
+    with av.open(path, "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        for second in (0, 3, 6):
+            frame = av.AudioFrame.from_ndarray(spoken[None, :16_000], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, second * 16_000
+            container.mux(stream.encode(frame))
+    assert len(clip_pcm(path)) == 7 * 16_000
+    monkeypatch.setattr(containers, "_MOST_SILENCE_SECONDS", 3)
+    with pytest.raises(BadAudioError, match="its clock leaps, last by 2 s"):
+        clip_pcm(path)
 
 
 def test_a_track_is_chosen_and_those_there_are_are_named(tmp_path, spoken, caplog):
