@@ -1,8 +1,8 @@
-"""Near-human speech: 20,000 training clips and more by Kokoro, made over many hours, a block at a time.
+"""Near-human speech: 20,000 training clips by Kokoro, made over many hours, a block at a time.
 
     python -m benchmarks.corpora.near_human                        # outputs/near-human and packs/near-human
     python -m benchmarks.corpora.near_human --num_clips 5000       # its first 5,000; a later call goes on from them
-    python -m benchmarks.corpora.near_human --num_clips 40000 --workers 16
+    python -m benchmarks.corpora.near_human --workers 16           # a process of one thread each
 
 Two seconds of one core a clip. What is rendered lies in the speech cache: a run that was stopped or killed goes on
 where it was. The clips of a small corpus are the first of a large one, and `number` says which.
@@ -153,6 +153,7 @@ def make(num_clips: int, workers: int) -> None:
         and (there := json.loads((CORPUS / REPORT_NAME).read_text())["made_from"]["num_clips"]) > num_clips
     ):
         raise SystemExit(f"{CORPUS} has {there} clips, and you asked for {num_clips}: ask for as many, or delete it")
+    logging.info("choosing what %d clips say: about half a minute", num_clips)
     rows = near_human_rows(num_clips)
     for first in range(0, len(rows), BLOCK):
         block = [row.request for row in rows[first : first + BLOCK]]

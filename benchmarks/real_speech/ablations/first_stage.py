@@ -95,25 +95,11 @@ def norm_head(model: TermRetrievalModel) -> None:
 class GatedBlock(ConvBlock):
     """A residual convolution whose other half gates it."""
 
+    activation = staticmethod(F.glu)
+
     def __init__(self, hidden_size: int, kernel_size: int, dropout: float):
         super().__init__(hidden_size, kernel_size, dropout)
         self.conv = nn.Conv1d(hidden_size, 2 * hidden_size, kernel_size, padding="same")
-
-    def forward(self, hidden_RSH: torch.Tensor, mask_RS1: torch.Tensor) -> torch.Tensor:
-        update_RSH = self.conv((self.norm(hidden_RSH) * mask_RS1).transpose(1, 2)).transpose(1, 2)
-        return hidden_RSH + self.dropout(F.glu(update_RSH, dim=-1))
-
-    def after(
-        self,
-        said_RH: torch.Tensor,
-        hidden_CH: torch.Tensor,
-        neighbours_UK: torch.Tensor,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        kernel = neighbours_UK.shape[1]
-        rows_UK = neighbours_UK * kernel + torch.arange(kernel)
-        update_UH = F.glu(F.embedding_bag(rows_UK, said_RH, mode="sum") + self.conv.bias, dim=-1)
-        return torch.add(update_UH, hidden_CH[neighbours_UK[:, (kernel - 1) // 2]], out=out)
 
 
 def gate_text(model: TermRetrievalModel) -> None:

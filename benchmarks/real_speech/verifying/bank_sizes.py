@@ -55,6 +55,7 @@ def judge(bench: Benchmark, retriever: TermRetriever) -> dict[str, Any]:
     banks = banks_of(bench.texts)
     gold_of_all = banks.gold_rows(bench.texts)
     gold = [gold_of_all[row] for row in short]
+    print(f"{bench.test_set.name}: indexing {len(banks.terms):,} terms, about five minutes", flush=True)
     started = time.perf_counter()
     index = index_of(retriever, banks.terms)
     found: dict[str, Any] = {"n": len(clips), "terms": len(index), "s to index": round(time.perf_counter() - started)}

@@ -85,6 +85,8 @@ class PhonemeEncoderConfig:
 class ConvBlock(nn.Module):
     """A residual convolution over a padded batch, of which no row depends on the others."""
 
+    activation = staticmethod(F.gelu)
+
     def __init__(self, hidden_size: int, kernel_size: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
@@ -94,7 +96,7 @@ class ConvBlock(nn.Module):
     def forward(self, hidden_RLH: torch.Tensor, mask_RL1: torch.Tensor) -> torch.Tensor:
         # Padding is zeroed before each convolution, so that a term's vector does not depend on its batch mates.
         update_RLH = self.conv((self.norm(hidden_RLH) * mask_RL1).transpose(1, 2)).transpose(1, 2)
-        return hidden_RLH + self.dropout(F.gelu(update_RLH))
+        return hidden_RLH + self.dropout(self.activation(update_RLH))
 
     def said(self, hidden_CH: torch.Tensor) -> torch.Tensor:
         """The products of the block in evaluation: row c · K + k is what context c says as the k-th of a neighbourhood.
@@ -127,7 +129,7 @@ class ConvBlock(nn.Module):
         """
         kernel, bias_H = neighbours_UK.shape[1], cast(torch.Tensor, self.conv.bias)
         rows_UK = neighbours_UK * kernel + torch.arange(kernel, device=neighbours_UK.device)
-        update_UH = F.gelu(F.embedding_bag(rows_UK, said_RH, mode="sum").add_(bias_H))
+        update_UH = self.activation(F.embedding_bag(rows_UK, said_RH, mode="sum").add_(bias_H))
         return torch.add(update_UH, hidden_CH.index_select(0, neighbours_UK[:, (kernel - 1) // 2]), out=out)
 
 
