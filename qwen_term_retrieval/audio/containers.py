@@ -74,8 +74,8 @@ class Container:
 
         stream, num_read, silent_seconds = self._stream, 0, 0.0
         begin = (self._container.start_time or 0) / 1_000_000
-        # Floats of any layout as they are, channel beside channel.
-        to_floats = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        # Floats of any layout as they are, in one plane: of more than eight PyAV reads beyond the last.
+        to_floats = av.AudioResampler(format="flt", layout=stream.layout, rate=stream.rate)
         try:
             for decoded in self._container.decode(stream):
                 if decoded.time is not None:
@@ -88,7 +88,7 @@ class Container:
                             num_read += len(silence)
                             yield silence
                 for frame in to_floats.resample(decoded):
-                    samples = np.ascontiguousarray(frame.to_ndarray().T, np.float32)
+                    samples = frame.to_ndarray().reshape(-1, self.channels)
                     num_read += len(samples)
                     yield samples
         except (av.FFmpegError, ValueError) as error:

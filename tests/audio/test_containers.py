@@ -107,6 +107,19 @@ def test_times_are_those_that_a_player_shows(tmp_path, spoken):
     np.testing.assert_allclose(heard[24_000 : 24_000 + len(spoken)], spoken, atol=1)
 
 
+def test_more_than_eight_channels_are_heard(tmp_path, spoken):
+    channels = np.zeros((16_000, 10), np.int16)
+    channels[:, 9] = spoken[:16_000]
+    path = tmp_path / "ten.mkv"
+    with av.open(path, "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="10 channels")
+        frame = av.AudioFrame.from_ndarray(channels.reshape(1, -1), format="s16", layout="10 channels")
+        frame.sample_rate, frame.pts = 16_000, 0
+        container.mux(stream.encode(frame))
+    np.testing.assert_allclose(clip_pcm(Recording(path, channel=9)), spoken[:16_000], atol=1)
+    np.testing.assert_allclose(clip_pcm(path), spoken[:16_000] / 10, atol=1)
+
+
 def test_a_clock_that_leaps_is_refused_though_each_leap_is_a_short_one(tmp_path, spoken, monkeypatch):
     path = tmp_path / "leaps.mkv"
     with av.open(path, "w", format="matroska") as container:
